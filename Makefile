@@ -1,0 +1,38 @@
+# Everything runs in .venv; `make` alone lists the targets.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: help setup demo test check lint types format clean
+
+help:  ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
+
+.venv/ready: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet --editable '.[dev]'
+	touch $@
+
+setup: .venv/ready  ## make .venv and install everything into it
+
+demo: .venv/ready  ## cluster 1,797 handwritten digits (a minute)
+	$(BIN)/deepcluster fit digits --out runs/demo --overwrite
+
+test: .venv/ready  ## run the tests (slow ones too with SLOW=1)
+	$(BIN)/pytest $(if $(SLOW),,-m "not slow")
+
+lint: .venv/ready  ## ruff: rules and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/ready  ## mypy, strict
+	$(BIN)/mypy
+
+check: lint types test  ## what a change must pass
+
+format: .venv/ready  ## let ruff mend what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## remove .venv and caches
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,64 @@
+"""Cluster unlabelled images, and get a backbone pretrained on them.
+
+>>> from deepcluster import DeepCluster
+>>> clusters = DeepCluster(n_clusters=10, random_state=0).fit_predict(images)  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from deepcluster.commands import evaluate_run, export_run, fit_source, predict_source
+    from deepcluster.config import Config, load_recipe, override
+    from deepcluster.estimator import DeepCluster
+    from deepcluster.images import ImageStore, open_images
+    from deepcluster.kmeans import KMeans, kmeans
+    from deepcluster.run import RunDir
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Config": "config",
+    "DeepCluster": "estimator",
+    "ImageStore": "images",
+    "KMeans": "kmeans",
+    "RunDir": "run",
+    "evaluate_run": "commands",
+    "export_run": "commands",
+    "fit_source": "commands",
+    "kmeans": "kmeans",
+    "load_recipe": "config",
+    "open_images": "images",
+    "override": "config",
+    "predict_source": "commands",
+}
+
+__all__ = [
+    "Config",
+    "DeepCluster",
+    "ImageStore",
+    "KMeans",
+    "RunDir",
+    "__version__",
+    "evaluate_run",
+    "export_run",
+    "fit_source",
+    "kmeans",
+    "load_recipe",
+    "open_images",
+    "override",
+    "predict_source",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name when it is first asked for, so that the import itself is fast."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'deepcluster' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"deepcluster.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

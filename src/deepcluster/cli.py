@@ -1,0 +1,416 @@
+"""The command line: one short function a verb, each calling one library function.
+
+Results go to stdout, progress and log to stderr. Exit codes: 0 done, 1 failed, 2 usage, 3 no
+usable images, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import cyclopts
+from cyclopts import App, Group, Parameter
+from rich.console import Console
+from rich.table import Table
+
+from deepcluster import __version__
+from deepcluster.config import Config, ConfigError, flatten, load_recipe, recipe_names
+from deepcluster.methods import METHODS
+from deepcluster.run import RunDir, RunError
+
+if TYPE_CHECKING:
+    from deepcluster.terminal import TerminalProgress
+
+DONE, FAILED, USAGE, NO_IMAGES, INTERRUPTED = 0, 1, 2, 3, 130
+
+EVERYDAY = Group("Everyday flags", sort_key=0)
+SETTINGS = Group("Settings", help="In recipes and config.toml under the same names.", sort_key=1)
+
+
+def read_recipe(app: App, commands: tuple[str, ...], arguments: cyclopts.ArgumentCollection) -> None:
+    """Fill in what the command line leaves open: from --config, then from --recipe."""
+    by_name = {argument.name: argument for argument in arguments}
+    if "--recipe" not in by_name:
+        return
+    for flag in ("--config", "--recipe"):
+        tokens = by_name[flag].tokens
+        name = tokens[0].value if tokens else ""
+        if not name:
+            continue
+        if flag == "--config" and not name.endswith(".toml"):
+            raise ConfigError(f"--config takes a .toml file, not {name!r}")
+        for key, value in flatten(load_recipe(name)).items():
+            argument = by_name.get("--" + key.replace("_", "-"))
+            if argument is None:
+                raise ConfigError(f"{name}: there is no setting {key!r}")
+            if not argument.tokens:
+                text = str(value).lower() if isinstance(value, bool) else str(value)
+                argument.append(cyclopts.Token(keyword=key, value=text, source=name))
+
+
+app = App(
+    name="deepcluster",
+    help="Cluster unlabelled images, and get a backbone pretrained on them.",
+    help_format="plaintext",
+    version=__version__,
+    config=read_recipe,
+)
+
+SourceArguments = Annotated[str, Parameter(name="SOURCE")]
+AsJson = Annotated[
+    bool, Parameter(name="--json", negative="", help="Print the result as JSON.", group=EVERYDAY)
+]
+
+
+@app.command(help_epilogue=f"Methods: {', '.join(METHODS)}.")
+def fit(
+    *source: str,
+    recipe: Annotated[
+        str,
+        Parameter(group=EVERYDAY, help=f"A named set of settings: {', '.join(recipe_names())}."),
+    ] = "default",
+    config: Annotated[str | None, Parameter(group=EVERYDAY)] = None,
+    out: Annotated[Path | None, Parameter(group=EVERYDAY)] = None,
+    labels: Annotated[str | None, Parameter(group=EVERYDAY)] = None,
+    resume: Annotated[bool, Parameter(negative="", group=EVERYDAY)] = False,
+    overwrite: Annotated[bool, Parameter(negative="", group=EVERYDAY)] = False,
+    dry_run: Annotated[bool, Parameter(negative="", group=EVERYDAY)] = False,
+    report: Annotated[bool, Parameter(group=EVERYDAY)] = True,
+    as_json: AsJson = False,
+    settings: Annotated[Config, Parameter(name="*", group=SETTINGS)] = Config(),  # noqa: B008
+) -> None:
+    """Train on images and cluster them; leaves a run folder.
+
+    Parameters
+    ----------
+    source
+        A folder of images, a .txt of paths, Parquet files, .npy or .npz arrays, or one of: digits
+        mnist fashion-mnist kmnist cifar10 cifar100 svhn stl10 imagenette (downloaded but for digits).
+    config
+        A TOML file with settings, on top of the recipe.
+    out
+        The run folder; by default runs/<source>-<time>.
+    labels
+        For measuring only: "folders" (sub-folders are classes) or a CSV file with columns path,label.
+    resume
+        Go on with the fit in --out.
+    overwrite
+        Replace the run in --out.
+    dry_run
+        Say what would be done, how much memory and time it takes, and do nothing.
+    report
+        Write the report at the end.
+    """
+    from deepcluster import commands
+
+    images = _one_or_many(source)
+    if dry_run:
+        plan = commands.plan_source(images, settings, labels=labels)
+        return _print_plan(plan, as_json)
+    with _progress(as_json) as progress:
+        run = commands.fit_source(
+            images,
+            settings,
+            out=out,
+            labels=labels,
+            resume=resume,
+            overwrite=overwrite,
+            report=report,
+            progress=progress,
+            command=commands.command_line(),
+        )
+    _print_run(run, as_json)
+
+
+@app.command
+def predict(
+    run: Path,
+    *source: str,
+    out: Path | None = None,
+    into: Path | None = None,
+    how: Literal["copy", "link", "move"] = "copy",
+    device: str = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Say which cluster images belong to.
+
+    Parameters
+    ----------
+    run
+        A run folder.
+    source
+        Images, as for fit.
+    out
+        Write a CSV file (id, path, cluster, name, distance, confidence) in place of stdout.
+    into
+        Put the images into a folder a cluster under this one.
+    how
+        Copy, hard-link or move them there.
+    device
+        Where the net runs.
+    """
+    from deepcluster import commands
+
+    opened = RunDir.open(run)
+    with _progress(as_json) as progress:
+        found = commands.predict_source(
+            opened, _one_or_many(source), device=device, progress=progress
+        )
+    if out is not None:
+        found.write_csv(out)
+    if into is not None:
+        counts = commands.sort_into(found, into, how=how)
+        _print_rows(["folder", "images"], list(counts.items()), as_json)
+    elif out is None:
+        rows = found.rows()
+        if as_json:
+            _print_json(rows)
+        else:
+            found.write_csv(Path("/dev/stdout"))
+
+
+@app.command
+def embed(run: Path, *source: str, out: Path, device: str = "auto") -> None:
+    """Write features of images as a .npy array, a row an image.
+
+    Parameters
+    ----------
+    run
+        A run folder.
+    source
+        Images, as for fit.
+    out
+        The .npy file; the ids go beside it, as .ids.txt.
+    device
+        Where the net runs.
+    """
+    from deepcluster import commands
+
+    with _progress(False) as progress:
+        found = commands.predict_source(
+            RunDir.open(run), _one_or_many(source), device=device, progress=progress
+        )
+    commands.write_embeddings(found, out)
+    Console().print(f"{out}: {found.embeddings.shape[0]} × {found.embeddings.shape[1]} float32")
+
+
+@app.command
+def evaluate(
+    run: Path,
+    *source: str,
+    labels: str | None = None,
+    device: str = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Measure a run, on its own images or on others that have labels.
+
+    Parameters
+    ----------
+    run
+        A run folder.
+    source
+        Other images, as for fit; none: the run's own.
+    labels
+        "folders" or a CSV file with columns path,label.
+    device
+        Where the net runs.
+    """
+    from deepcluster import commands
+
+    with _progress(as_json) as progress:
+        scores = commands.evaluate_run(
+            RunDir.open(run),
+            _one_or_many(source) if source else None,
+            labels=labels,
+            device=device,
+            progress=progress,
+        )
+    _print_rows(["score", "value"], [(k, round(v, 4)) for k, v in scores.items()], as_json)
+
+
+@app.command
+def export(run: Path, *, to: Literal["timm", "onnx", "torchscript"], out: Path | None = None) -> None:
+    """Write the backbone for other programs.
+
+    Parameters
+    ----------
+    run
+        A run folder.
+    to
+        A folder that timm reads, an ONNX file or a TorchScript file.
+    out
+        Where to write; by default a name under the run folder.
+    """
+    from deepcluster import commands
+
+    opened = RunDir.open(run)
+    names = {"timm": "timm", "onnx": "model.onnx", "torchscript": "model.pt"}
+    target = out or opened.path / "export" / names[to]
+    Console().print(str(commands.export_run(opened, to, target)))
+
+
+@app.command
+def info(run: Path, *, as_json: AsJson = False) -> None:
+    """Say what a run is: source, settings, scores, time.
+
+    Parameters
+    ----------
+    run
+        A run folder.
+    """
+    opened = RunDir.open(run, finished=False)
+    _print_run(opened, as_json)
+
+
+@app.command
+def report(run: Path) -> None:
+    """Write the report of a run again: pages to look at, name and mend the clusters.
+
+    Parameters
+    ----------
+    run
+        A run folder.
+    """
+    from deepcluster.report import write_report
+
+    with _progress(False) as progress:
+        page = write_report(RunDir.open(run), progress=progress.note)
+    Console().print(str(page))
+
+
+@app.command
+def apply(run: Path, labels: Path) -> None:
+    """Write names, merges and moves from the report's labels.csv into the run.
+
+    Parameters
+    ----------
+    run
+        A run folder.
+    labels
+        The labels.csv that the report gave.
+    """
+    from deepcluster.report import apply_labels
+
+    Console().print(str(apply_labels(RunDir.open(run), labels)))
+
+
+# -- printing ---------------------------------------------------------------------------------
+
+
+def _one_or_many(source: tuple[str, ...]) -> str | list[str]:
+    if not source:
+        raise ConfigError("which images? Give a folder, files, or a name such as digits")
+    return source[0] if len(source) == 1 else list(source)
+
+
+def _print_json(value: Any) -> None:
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def _print_rows(head: list[str], rows: list[tuple[Any, ...]], as_json: bool) -> None:
+    if as_json:
+        return _print_json({str(row[0]): row[1] for row in rows})
+    table = Table(*head)
+    for row in rows:
+        table.add_row(*map(str, row))
+    Console().print(table)
+
+
+def _print_plan(plan: Any, as_json: bool) -> None:
+    facts = {
+        "source": plan.name,
+        "images": plan.images,
+        "clusters": plan.config.clusters,
+        "size": plan.config.size,
+        "backbone": plan.config.backbone,
+        "epochs": plan.config.epochs,
+        "device": plan.config.device,
+        "memory_gb": round(plan.cost.memory / 1e9, 2),
+        "seconds": round(plan.cost.seconds),
+    }
+    _print_rows(["dry run", "nothing was done"], list(facts.items()), as_json)
+
+
+def _print_run(run: RunDir, as_json: bool) -> None:
+    facts = run.read_info()
+    if as_json:
+        return _print_json({**facts, "run": str(run.path)})
+    console = Console()
+    counts, scores = facts["counts"], facts.get("scores", {})
+    console.print(
+        f"{facts['name']}: {counts['images']:,} images, {counts['clusters']} clusters, "
+        f"{facts['status']}"
+        + (f" in {facts['seconds']:.0f} s" if "seconds" in facts else "")
+        + (f", {counts['skipped']} left out" if counts["skipped"] else "")
+    )
+    history = run.read_metrics()
+    last = [line["nmi_previous"] for line in history if line.get("nmi_previous") is not None]
+    if scores.get("fit"):
+        table = Table("", "NMI", "ARI", "ACC", "NMI to the previous epoch")
+        for name, title in (("fit", "deepcluster"), ("pixels", "k-means on the pixels")):
+            if name in scores:
+                figures = [f"{scores[name][key]:.3f}" for key in ("nmi", "ari", "acc")]
+                stable = f"{last[-1]:.3f}" if last and name == "fit" else ""
+                table.add_row(title, *figures, stable)
+        console.print(table)
+    elif last:
+        console.print(f"NMI to the previous epoch: {last[-1]:.3f}")
+    console.print(f"run folder: {run.path}", soft_wrap=True)
+    if run.pictures.is_dir():
+        console.print(f"pictures:   {run.pictures}", soft_wrap=True)
+    if (run.report / "index.html").is_file():
+        console.print(f"report:     {run.report / 'index.html'}", soft_wrap=True)
+
+
+@contextmanager
+def _progress(quiet: bool) -> Iterator[TerminalProgress]:
+    from deepcluster.terminal import TerminalProgress
+
+    with TerminalProgress(quiet=quiet) as progress:
+        yield progress
+
+
+# -- entry ------------------------------------------------------------------------------------
+
+
+def _interrupt(signum: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def run_app(arguments: list[str] | None = None) -> int:
+    """Run a command line and return its exit code."""
+    errors = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        app(arguments, exit_on_error=False, print_error=True)
+    except (cyclopts.CycloptsError, tomllib.TOMLDecodeError):
+        return USAGE
+    except SystemExit as leaving:
+        return int(leaving.code or 0)
+    except (ConfigError, RunError) as error:
+        errors.print(f"deepcluster: {error}")
+        return USAGE
+    except KeyboardInterrupt:
+        errors.print("deepcluster: interrupted")
+        return INTERRUPTED
+    except Exception as error:
+        from deepcluster.images import NoImagesError, SourceError
+
+        errors.print(f"deepcluster: {error}" if str(error) else f"deepcluster: {error!r}")
+        if isinstance(error, NoImagesError):
+            return NO_IMAGES
+        return USAGE if isinstance(error, SourceError) else FAILED
+    return DONE
+
+
+def main() -> None:
+    """Entry point of the ``deepcluster`` command."""
+    sys.exit(run_app())
+

@@ -1,0 +1,610 @@
+"""What each verb of the command line does, as functions to call from Python as well.
+
+The way through :func:`fit_source`: source -> ImageStore -> resolved settings -> loop -> run folder.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import os
+import platform
+import shlex
+import shutil
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import deepcluster
+from deepcluster import metrics
+from deepcluster.config import Config, ConfigError, flatten
+from deepcluster.features import FittedModel
+from deepcluster.images import ImageStore, open_images, scan_images
+from deepcluster.plan import Cost, estimate, pick_device, resolve
+from deepcluster.pictures import write_pictures
+from deepcluster.report import write_report
+from deepcluster.run import RunDir, RunError
+from deepcluster.train import FitResult, Progress, epoch_sentence, fit
+
+Source = Any
+SMALL_TILE, LARGE_TILE, FEW_IMAGES = 64, 96, 20_000  # sides of the thumbnails, in pixels
+
+
+class Logged(Progress):
+    """Passes on what it is told, and keeps epochs and notes in a file.
+
+    Args:
+        progress: told everything.
+        log: the file to add to.
+    """
+
+    def __init__(self, progress: Progress, log: Path) -> None:
+        self.progress, self.log = progress, log
+        self.phase, self.advance = progress.phase, progress.advance  # type: ignore[method-assign]
+
+    def epoch(self, line: dict[str, Any]) -> None:
+        """A line for the epoch."""
+        self._write(epoch_sentence(line))
+        self.progress.epoch(line)
+
+    def note(self, text: str) -> None:
+        """A sentence."""
+        self._write(text)
+        self.progress.note(text)
+
+    def _write(self, text: str) -> None:
+        with self.log.open("a", encoding="utf-8") as file:
+            file.write(f"{datetime.now():%H:%M:%S} {text}\n")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a fit would do: the answer to ``--dry-run``."""
+
+    name: str
+    images: int
+    config: Config
+    cost: Cost
+
+
+def default_out(name: str) -> Path:
+    """``runs/<source>-<time>``."""
+    return Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
+
+
+def plan_source(source: Source, config: Config, *, labels: str | None = None) -> Plan:
+    """Look at a source and say what a fit of it would do; decodes nothing, writes nothing."""
+    scan = scan_images(source, data=config.data, size=config.size, labels=labels)
+    channels = 1 if config.data.channels == "grey" else scan.channels
+    resolved = resolve(config, n=scan.count, size=scan.size, channels=channels)
+    cost = estimate(
+        resolved,
+        n=scan.count,
+        channels=channels,
+        store_bytes=scan.bytes_needed if scan.in_memory else 0,
+    )
+    return Plan(scan.name, scan.count, resolved, cost)
+
+
+def fit_source(
+    source: Source,
+    config: Config | None = None,
+    *,
+    out: str | Path | None = None,
+    labels: str | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    report: bool = False,
+    progress: Progress | None = None,
+    command: Sequence[str] = (),
+) -> RunDir:
+    """Fit on a source and leave a run folder.
+
+    Args:
+        source: whatever ``open_images`` takes.
+        config: settings; None is the default recipe.
+        out: the run folder; None is :func:`default_out`.
+        labels: for measuring only: ``"folders"``, or a CSV file with columns ``path,label``.
+        resume: go on with the fit in `out`, with the settings it was started with.
+        overwrite: replace the run in `out`.
+        report: write the report as well.
+        progress: told what happens.
+        command: the command line, for run.json.
+
+    Returns:
+        The finished run.
+
+    Raises:
+        NoImagesError: nothing in the source can be used.
+        RunError: `out` cannot be used.
+        ConfigError: settings that do not exist or do not go together.
+    """
+    progress = progress or Progress()
+    asked = config or Config()
+    started, clock = datetime.now().astimezone(), time.perf_counter()
+    run = None
+    if resume:
+        run, asked = _reopen(out, asked)
+        if run.read_info()["status"] == "done":
+            progress.note(f"{run.path} has ended already: nothing to do")
+            return run
+    elif out is not None:
+        run = RunDir.create(out, overwrite=overwrite)
+    store = open_images(
+        source,
+        data=asked.data,
+        size=asked.size,
+        labels=labels,
+        progress=_phase_of(progress, "decoding"),
+    )
+    if run is None:
+        run = RunDir.create(default_out(store.name))
+    progress = Logged(progress, run.log)
+    resolved = resolve(asked, n=len(store), size=store.size, channels=store.channels)
+    info: dict[str, Any] = {
+        "status": "running",
+        "name": store.name,
+        "command": list(command),
+        "started": started.isoformat(timespec="seconds"),
+        "seed": resolved.seed,
+        "versions": versions(),
+        "hardware": hardware(resolved),
+        "images": store.fingerprint(),
+        "counts": {
+            "images": len(store),
+            "skipped": len(store.skipped),
+            "clusters": resolved.clusters,
+            "classes": len(store.label_names) if store.labels is not None else 0,
+        },
+        "notes": notes(asked, resolved, store),
+    }
+    if resume:
+        before = run.read_info()
+        if before["images"] != info["images"]:
+            raise RunError(
+                f"{run.path} was fitted on other images than the source holds now: "
+                "give the same source, or start anew in another folder"
+            )
+        info |= {name: before[name] for name in ("started", "command")}
+    run.write_config(resolved)
+    run.write_skipped(store.skipped)
+    run.write_info(info)
+    for sentence in info["notes"]:
+        progress.note(sentence)
+    stored = 0 if isinstance(store.pixels, np.memmap) else store.pixels.nbytes
+    cost = estimate(resolved, n=len(store), channels=store.channels, store_bytes=stored)
+    progress.note(f"expected: {_span(cost.seconds)}, at most {cost.memory / 1e9:.1f} GB of memory")
+    try:
+        result = fit(store, resolved, run=run, resume=resume, progress=progress)
+        _write_result(run, store, result, progress)
+    except BaseException as error:
+        stopped = isinstance(error, KeyboardInterrupt)
+        run.write_info({**info, "status": "interrupted" if stopped else "failed"})
+        if stopped:
+            done = len(run.read_metrics())
+            again = shlex.join(["deepcluster", "fit", *_words(source), "--out", str(run.path)])
+            progress.note(f"stopped after {done} epochs, saved. To go on: {again} --resume")
+        raise
+    run.write_info(
+        {
+            **info,
+            "status": "done",
+            "seconds": round(time.perf_counter() - clock, 3),
+            "timings": result.timings,
+            "scores": result.scores,
+        }
+    )
+    write_pictures(run)
+    if report:
+        write_report(run, progress=progress.note)
+    return run
+
+
+def _reopen(out: str | Path | None, asked: Config) -> tuple[RunDir, Config]:
+    """The run to go on with and its settings; settings asked for that differ are refused."""
+    if out is None:
+        raise ConfigError("--resume needs --out: the folder of the run to go on with")
+    run = RunDir.open(out, finished=False)
+    saved = run.read_config()
+    default, wanted, kept = (
+        flatten(dataclasses.asdict(config)) for config in (Config(), asked, saved)
+    )
+    differing = [
+        name
+        for name, value in wanted.items()
+        if value not in (default[name], kept[name]) and name != "device"
+    ]
+    if differing:
+        raise ConfigError(
+            f"{run.path} was started with other settings ({', '.join(differing)}): "
+            "--resume goes on with its own; leave those flags out, or start anew in another folder"
+        )
+    return run, saved
+
+
+def _write_result(run: RunDir, store: ImageStore, result: FitResult, progress: Progress) -> None:
+    progress.phase("writing the run folder", len(store))
+    n = len(store)
+    classes: list[str | None] = [None] * n
+    if store.labels is not None:
+        classes = [store.label_names[k] if k >= 0 else None for k in store.labels.tolist()]
+    np.save(run.embeddings, result.embeddings, allow_pickle=False)
+    run.write_items(
+        {
+            "id": store.ids,
+            "path": store.paths,
+            "label": classes,
+            "cluster": result.labels,
+            "name": [None] * n,
+            "by": ["model"] * n,
+            "distance": result.distances,
+            "confidence": result.confidence,
+            "x": result.places[:, 0],
+            "y": result.places[:, 1],
+        }
+    )
+    result.model.save(run.model)
+    tile = min(store.pixels.shape[1], LARGE_TILE if n <= FEW_IMAGES else SMALL_TILE)
+    run.write_thumbnails(store.pixels, tile=tile)
+    progress.advance(n)
+
+
+def _words(source: Source) -> list[str]:
+    """A source as it is typed on the command line; arrays cannot be typed."""
+    parts = source if isinstance(source, list | tuple) else [source]
+    return [str(part) for part in parts] if all(isinstance(p, str | Path) for p in parts) else ["…"]
+
+
+def notes(asked: Config, resolved: Config, store: ImageStore) -> list[str]:
+    """Plain sentences about choices the user did not make and should know of."""
+    sentences = []
+    if asked.clusters == "auto":
+        sentences.append(
+            f"clusters: {resolved.clusters}, a guess from the number of images; "
+            "if you know better, say --clusters K"
+        )
+    if store.skipped:
+        sentences.append(f"{len(store.skipped)} images were left out: see skipped.csv")
+    sentences.append(
+        f"{len(store)} images at {resolved.size} pixels, {resolved.backbone}, "
+        f"{resolved.epochs} epochs on {resolved.device} in {resolved.train.precision}"
+    )
+    return sentences
+
+
+def versions() -> dict[str, str]:
+    """Versions of what computes."""
+    import sklearn
+    import timm
+    import torchvision
+
+    return {
+        "deepcluster": deepcluster.__version__,
+        "python": platform.python_version(),
+        **{m.__name__: m.__version__ for m in (torch, torchvision, timm, sklearn, np)},
+    }
+
+
+def hardware(config: Config) -> dict[str, Any]:
+    """What the fit runs on."""
+    facts: dict[str, Any] = {
+        "device": config.device,
+        "machine": platform.machine(),
+        "system": platform.system(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "cpu": _cpu_name(),
+    }
+    if config.device.startswith("cuda"):
+        facts["gpu"] = torch.cuda.get_device_name(config.device)
+    return facts
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if "model name" in line)
+    except (OSError, StopIteration):
+        return platform.processor()
+
+
+# -- verbs on a finished run ------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Clusters of images; every column is in the order of the images."""
+
+    store: ImageStore
+    embeddings: np.ndarray  # (n, d) float32
+    labels: np.ndarray  # (n,) int64
+    names: list[str | None]  # of the clusters, where a person gave one
+    distances: np.ndarray  # (n,) float32
+    confidence: np.ndarray  # (n,) float32
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A dict an image."""
+        return [
+            {
+                "id": self.store.ids[i],
+                "path": self.store.paths[i],
+                "cluster": int(self.labels[i]),
+                "name": self.names[i],
+                "distance": round(float(self.distances[i]), 6),
+                "confidence": round(float(self.confidence[i]), 6),
+            }
+            for i in range(len(self.store))
+        ]
+
+    def write_csv(self, path: Path) -> None:
+        """A row an image."""
+        with path.open("w", newline="", encoding="utf-8") as file:
+            columns = ["id", "path", "cluster", "name", "distance", "confidence"]
+            writer = csv.DictWriter(file, columns)
+            writer.writeheader()
+            writer.writerows(self.rows())
+
+
+def predict_source(
+    run: RunDir,
+    source: Source,
+    *,
+    labels: str | None = None,
+    device: str = "auto",
+    progress: Progress | None = None,
+) -> Predictions:
+    """Clusters and features of images with the model of a run.
+
+    Args:
+        run: a finished run.
+        source: whatever ``open_images`` takes.
+        labels: for measuring, as in :func:`fit_source`.
+        device: where the net runs.
+        progress: told what happens.
+    """
+    progress = progress or Progress()
+    config = run.read_config()
+    store = open_images(
+        source,
+        data=config.data,
+        size=config.size,
+        labels=labels,
+        progress=_phase_of(progress, "decoding"),
+    )
+    model = FittedModel.load(run.model)
+    place = pick_device(device)
+    dtype = getattr(torch, config.train.precision)
+    if str(place) != config.device:  # the precision was chosen for the device of the fit
+        dtype = torch.float32
+    progress.phase("features", len(store))
+    embeddings = model.embed(store, device=place, dtype=dtype, advance=progress.advance)
+    labels_, distances, confidence = model.assign(embeddings)
+    said = run.read_clusters()
+    merged = {int(old): int(new) for old, new in said["merged"].items()}
+    final = np.array([merged.get(k, k) for k in labels_.tolist()], dtype=np.int64)
+    return Predictions(
+        store=store,
+        embeddings=embeddings.numpy(),
+        labels=final,
+        names=[said["names"].get(str(k)) for k in final.tolist()],
+        distances=distances.numpy(),
+        confidence=confidence.numpy(),
+    )
+
+
+def write_embeddings(found: Predictions, out: Path) -> None:
+    """Write the features as .npy and the ids, a line each, beside it as .ids.txt."""
+    np.save(out, found.embeddings, allow_pickle=False)
+    out.with_suffix(".ids.txt").write_text(
+        "".join(f"{name}\n" for name in found.store.ids), encoding="utf-8"
+    )
+
+
+def sort_into(
+    predictions: Predictions, folder: Path, *, how: Literal["copy", "link", "move"] = "copy"
+) -> dict[str, int]:
+    """Put images into a folder a cluster.
+
+    Images that have no file of their own (arrays, Parquet) are written as PNG at the size the net
+    sees. A name that is taken already gets a number; nothing is overwritten.
+
+    Args:
+        predictions: from :func:`predict_source`.
+        folder: where the folders go; made if need be.
+        how: copy, hard-link (same disk only) or move the files.
+
+    Returns:
+        Folder name -> images put there.
+    """
+    counts: dict[str, int] = {}
+    for i, (label, name) in enumerate(
+        zip(predictions.labels.tolist(), predictions.names, strict=True)
+    ):
+        place = f"{label:03d}" + (f"-{_safe(name)}" if name else "")
+        (folder / place).mkdir(parents=True, exist_ok=True)
+        path = predictions.store.paths[i]
+        if path is None:
+            _save_png(predictions.store[i], _free(folder / place / _safe(f"{predictions.store.ids[i]}.png")))
+        else:
+            target = _free(folder / place / Path(path).name)
+            if how == "copy":
+                shutil.copy2(path, target)
+            elif how == "link":
+                os.link(path, target)
+            else:
+                shutil.move(path, target)
+        counts[place] = counts.get(place, 0) + 1
+    return dict(sorted(counts.items()))
+
+
+def _safe(name: str) -> str:
+    """A name without what a file system or a path would read as more than a name."""
+    cleaned = "".join("_" if c in '/\\:*?"<>|' or ord(c) < 32 else c for c in name).strip(" .")
+    return cleaned[:100] or "_"
+
+
+def _free(path: Path) -> Path:
+    """`path`, or the first of `name-1`, `name-2` … that does not exist."""
+    candidate, number = path, 0
+    while candidate.exists():
+        number += 1
+        candidate = path.with_name(f"{path.stem}-{number}{path.suffix}")
+    return candidate
+
+
+def _save_png(pixels: np.ndarray, path: Path) -> None:
+    from PIL import Image
+
+    Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(path)
+
+
+def evaluate_run(
+    run: RunDir,
+    source: Source | None = None,
+    *,
+    labels: str | None = None,
+    device: str = "auto",
+    progress: Progress | None = None,
+) -> dict[str, float]:
+    """Scores of a run, on its own images or on others.
+
+    Args:
+        run: a finished run.
+        source: other images; None takes the run's own.
+        labels: where the source's labels are, as in :func:`fit_source`.
+        device: where the net runs.
+        progress: told what happens.
+
+    Returns:
+        The scores of METRICS that can be had: those that need labels only where there are labels.
+        With a source, kNN and the linear probe learn from the run's own images and are measured on
+        the source's.
+    """
+    items = run.read_items()
+    known = items["label"].to_pylist()
+    names = sorted({name for name in known if name is not None})
+    own = (
+        np.array([names.index(x) if x is not None else -1 for x in known]) if names else None
+    )
+    if source is None:
+        return metrics.evaluate(
+            run.read_embeddings(), items["cluster"].to_numpy(), own, rng=np.random.default_rng(0)
+        )
+    found = predict_source(run, source, labels=labels, device=device, progress=progress)
+    truth = found.store.labels
+    if truth is None:
+        return metrics.evaluate(
+            found.embeddings, found.labels, None, rng=np.random.default_rng(0)
+        )
+    position = {name: k for k, name in enumerate(names)}
+    matched = np.array(
+        [position.get(found.store.label_names[k], -1) if k >= 0 else -1 for k in truth.tolist()]
+    )
+    return metrics.evaluate(
+        found.embeddings,
+        found.labels,
+        truth if own is None else matched,
+        train=None if own is None else (run.read_embeddings(), own),
+        rng=np.random.default_rng(0),
+    )
+
+
+class Deployed(nn.Module):
+    """The net as other programs want it: pixels in [0, 1] in, features out.
+
+    Args:
+        model: a fitted model.
+    """
+
+    def __init__(self, model: FittedModel) -> None:
+        super().__init__()
+        self.backbone = model.backbone.eval()
+        self.mean: Tensor
+        self.std: Tensor
+        self.register_buffer("mean", torch.tensor(model.preprocessing.mean).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(model.preprocessing.std).view(1, -1, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """``(b, c, size, size)`` in [0, 1] -> ``(b, d)``, rows of length 1."""
+        features = self.backbone((images - self.mean) / self.std)
+        return nn.functional.normalize(features)
+
+
+def export_run(run: RunDir, to: Literal["timm", "onnx", "torchscript"], out: Path) -> Path:
+    """Write the backbone for other programs.
+
+    Args:
+        run: a finished run.
+        to: ``timm``: a folder for ``timm.create_model("local-dir:…")``. ``onnx`` and
+            ``torchscript``: one file that takes images in [0, 1] and gives features of length 1.
+        out: folder or file to write; must not exist.
+
+    Returns:
+        `out`.
+
+    Raises:
+        RunError: `out` exists.
+        ConfigError: a package that the format needs is not installed.
+    """
+    if out.exists():
+        raise RunError(f"{out} exists already: choose another place with --out")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if to == "timm":
+        shutil.copytree(run.model, out)
+        return out
+    model = FittedModel.load(run.model)
+    deployed = Deployed(model).eval()
+    example = torch.zeros(2, model.channels, model.preprocessing.size, model.preprocessing.size)
+    if to == "torchscript":
+        torch.jit.save(torch.jit.trace(deployed, example), str(out))
+        return out
+    try:
+        import onnx  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(
+            "ONNX needs two more packages: pip install 'deepcluster[onnx]'"
+        ) from error
+    torch.onnx.export(
+        deployed,
+        (example,),
+        out,
+        input_names=["images"],
+        output_names=["features"],
+        dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
+        dynamo=True,
+        verbose=False,
+    )
+    return out
+
+
+def _phase_of(progress: Progress, name: str) -> Callable[[int, int], None]:
+    """A Progress as the callback (done, total) that ``open_images`` takes."""
+    done_before = -1
+
+    def tell(done: int, total: int) -> None:
+        nonlocal done_before
+        if done_before < 0:
+            progress.phase(name, total)
+            done_before = 0
+        progress.advance(done - done_before)
+        done_before = done
+
+    return tell
+
+
+def _span(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+
+
+def command_line() -> list[str]:
+    """The command as it was typed."""
+    return ["deepcluster", *sys.argv[1:]]

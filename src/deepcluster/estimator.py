@@ -1,0 +1,127 @@
+"""DeepCluster, the scikit-learn-style front: images in, clusters out, nothing on disk."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+from sklearn.base import BaseEstimator, ClusterMixin, TransformerMixin
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted
+from torch import nn
+
+from deepcluster.config import Config, load_recipe, override
+from deepcluster.images import ImageStore, open_images
+from deepcluster.plan import pick_device, resolve
+from deepcluster.train import fit
+
+
+class DeepCluster(ClusterMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
+    """Train a net on unlabelled images and cluster them with it.
+
+    Args:
+        n_clusters: clusters to end with; ``"auto"`` guesses from the number of images.
+        recipe: a named set of settings, or the path of a .toml file.
+        backbone: name of a net (see ``Config.backbone``), or an ``nn.Module`` that turns
+            ``(b, c, size, size)`` into ``(b, d)``; it is trained in place.
+        epochs: passes over the images.
+        size: side of the training images in pixels.
+        device: auto, cpu, cuda, mps …
+        settings: any other setting, by its dotted name: ``{"train.lr": 0.1}``.
+        random_state: seed of everything random; an int gives the same bits again.
+
+    Attributes:
+        labels_: ``(n,)`` int64, the cluster of each image.
+        cluster_centers_: ``(n_clusters, d)`` float32, mean embedding of each cluster.
+        embeddings_: ``(n, d)`` float32, rows of length 1.
+        confidence_: ``(n,)`` float32 in [0, 1].
+        history_: a dict an epoch, as in metrics.jsonl.
+        n_iter_: epochs done.
+        skipped_: (path, reason) of the images that were left out.
+        config_: the resolved settings.
+        model_: the fitted model; ``model_.backbone`` is the net.
+    """
+
+    def __init__(
+        self,
+        *,
+        n_clusters: int | Literal["auto"] = "auto",
+        recipe: str = "default",
+        backbone: str | nn.Module = "auto",
+        epochs: int | Literal["auto"] = "auto",
+        size: int | Literal["auto"] = "auto",
+        device: str = "auto",
+        settings: Mapping[str, Any] | None = None,
+        random_state: int | np.random.RandomState | None = None,
+    ) -> None:
+        self.n_clusters = n_clusters
+        self.recipe = recipe
+        self.backbone = backbone
+        self.epochs = epochs
+        self.size = size
+        self.device = device
+        self.settings = settings
+        self.random_state = random_state
+
+    def fit(self, images: Any, y: Any = None) -> DeepCluster:
+        """Train on the images and cluster them.
+
+        Args:
+            images: arrays ``(n, h, w)``, ``(n, h, w, c)`` or ``(n, c, h, w)``, tensors, PIL images,
+                a Dataset, a folder, or anything else that ``open_images`` takes.
+            y: never looked at.
+
+        Returns:
+            self
+        """
+        own_net = isinstance(self.backbone, nn.Module)
+        asked = override(Config(), load_recipe(self.recipe))
+        asked = override(asked, dict(self.settings or {}))
+        given = {"epochs": self.epochs, "size": self.size, "device": self.device}
+        given |= {"clusters": self.n_clusters} | ({} if own_net else {"backbone": self.backbone})
+        asked = override(asked, {name: value for name, value in given.items() if value != "auto"})
+        if isinstance(self.random_state, int):
+            seed = self.random_state
+        else:
+            seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        store = self._open(images, asked)
+        config = resolve(
+            dataclasses.replace(asked, seed=seed),
+            n=len(store),
+            size=store.size,
+            channels=store.channels,
+        )
+        result = fit(store, config, backbone=self.backbone if own_net else None)
+        self.config_ = result.config
+        self.model_ = result.model
+        self.labels_ = result.labels
+        self.embeddings_ = result.embeddings
+        self.confidence_ = result.confidence
+        self.history_ = result.history
+        self.n_iter_ = len(result.history)
+        self.skipped_ = store.skipped
+        self.cluster_centers_ = np.stack(
+            [self.embeddings_[self.labels_ == k].mean(0) for k in range(int(config.clusters))]
+        )
+        return self
+
+    def _open(self, images: Any, config: Config) -> ImageStore:
+        if isinstance(images, ImageStore):
+            return images
+        return open_images(images, data=config.data, size=config.size)
+
+    def transform(self, images: Any) -> np.ndarray:
+        """Embeddings of images, ``(n, d)`` float32, rows of length 1."""
+        check_is_fitted(self, "model_")
+        store = self._open(images, self.config_)
+        embeddings = self.model_.embed(store, device=pick_device(self.device))
+        return embeddings.numpy()
+
+    def predict(self, images: Any) -> np.ndarray:
+        """Clusters of images, ``(n,)`` int64."""
+        import torch
+
+        embeddings = torch.from_numpy(self.transform(images))
+        return self.model_.assign(embeddings)[0].numpy()

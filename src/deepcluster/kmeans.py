@@ -1,0 +1,644 @@
+"""k-means: Lloyd's algorithm on any device, in blocks, and its scikit-learn estimator.
+
+Lloyd, "Least squares quantization in PCM" (1982); seeding after Arthur and Vassilvitskii, "k-means++"
+(2007); with ``metric="cosine"`` the spherical k-means of Dhillon and Modha (2001). Written by hand
+because no library runs it on CPU, GPU and MPS alike, out of core, and says how often it had to
+repair an empty cluster. scikit-learn and faiss are its references in the tests.
+
+- Memory: at most `chunk_size` x k scores exist at once. Rows in memory are copied once as float32
+  (centred or normalised); a memory-mapped array, or one that would fill more than half of a GPU, is
+  read block by block in every pass instead.
+- Accuracy: rows and centres are shifted by the mean before ||x||^2 - 2xc + ||c||^2 is formed in
+  float32, so a common offset costs no digits; sums over a cluster are float64; distances that are
+  returned come from x - c itself and are never negative. On a GPU the product follows torch's own
+  float32 matmul precision.
+- Empty clusters: the centre moves to the row that lies farthest from its own centre, which leaves
+  that row's cluster (scikit-learn's rule); the next empty one takes the next farthest, different
+  row. Rows that lie on their centre, and a cluster's only row, are never taken; with more clusters
+  than distinct rows some clusters therefore stay empty. Each move is counted.
+- Same seed, same bits on a CPU. On a GPU float64 sums are added in any order.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+import numpy as np
+import torch
+from sklearn.base import (
+    BaseEstimator,
+    ClassNamePrefixFeaturesOutMixin,
+    ClusterMixin,
+    TransformerMixin,
+)
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted, validate_data
+from torch import Tensor
+from torch.nn import functional as F
+
+Metric = Literal["l2", "cosine"]
+
+ONE_BY_ONE = 256  # k-means++ draws this many centres one at a time, later ones in blocks
+
+
+@dataclass(frozen=True)
+class KMeansResult:
+    """What :func:`kmeans` found; tensors on the device that computed them."""
+
+    centers: Tensor
+    """``(k, d)`` float32; unit length for cosine."""
+    labels: Tensor
+    """``(n,)`` int64, from 0: ``assign(x, centers)``, so a repaired cluster may still be empty."""
+    distances: Tensor
+    """``(n,)`` float32: Euclidean distance to the centre, or 1 - cosine."""
+    inertia: float
+    """Sum over all rows of the squared Euclidean distance, or of 1 - cosine."""
+    n_iter: int
+    """Iterations of the best start."""
+    n_repaired: int
+    """Centres of empty clusters that were moved, summed over the iterations of the best start."""
+    converged: bool
+    """Whether it stopped before `max_iter`: labels unchanged, or centres moved less than `tol`."""
+
+
+@torch.no_grad()
+def kmeans(
+    x: Tensor | np.ndarray,
+    k: int,
+    *,
+    metric: Metric = "l2",
+    init: str | Tensor | np.ndarray = "k-means++",
+    max_iter: int = 20,
+    tol: float = 1e-4,
+    n_init: int = 1,
+    max_points_per_centre: int = 0,
+    chunk_size: int | None = None,
+    generator: torch.Generator,
+    device: torch.device | str | None = None,
+) -> KMeansResult:
+    """Cluster the rows of `x` into `k` clusters.
+
+    Args:
+        x: ``(n, d)``, any float or integer type; a tensor, an array or a memory-mapped array.
+        k: number of clusters, at most n.
+        metric: ``"l2"``, or ``"cosine"`` for spherical k-means: rows and centres of unit length.
+        init: ``"k-means++"`` (see :func:`_plus_plus`), ``"random"`` for k different rows, or
+            ``(k, d)`` centres to start from.
+        max_iter: iterations at most.
+        tol: stop when the summed squared shift of the centres is at most `tol` times the mean
+            variance of a feature (scikit-learn's rule).
+        n_init: random starts, of which the one with the smallest inertia wins; 1 if `init` is given
+            as centres.
+        max_points_per_centre: fit on a random subset of at most this many rows per cluster; 0 fits
+            on all. Labels and distances are for all rows either way.
+        chunk_size: rows scored at a time; None chooses by k, d and the device.
+        generator: a CPU generator, the only source of randomness.
+        device: where to compute; None is where `x` is.
+
+    Raises:
+        ValueError: `x` is empty, not a matrix or holds NaN or infinity; k > n; a setting that
+            cannot be.
+    """
+    x = _matrix(x)
+    n, d = x.shape
+    if k < 1:
+        raise ValueError(f"k = {k} clusters: k must be at least 1")
+    if k > n:
+        raise ValueError(
+            f"k = {k} clusters need at least as many rows, but there are only n_samples = {n}: "
+            "lower k or give more rows"
+        )
+    if max_iter < 1 or n_init < 1 or tol < 0 or max_points_per_centre < 0:
+        raise ValueError(
+            f"max_iter = {max_iter} and n_init = {n_init} must be at least 1, tol = {tol} and "
+            f"max_points_per_centre = {max_points_per_centre} at least 0"
+        )
+    if isinstance(init, str):
+        if init not in ("k-means++", "random"):
+            raise ValueError(f"init = {init!r}: give 'k-means++', 'random' or centres ({k}, {d})")
+    else:
+        init = _matrix(init)
+        if init.shape != (k, d):
+            raise ValueError(f"init has shape {tuple(init.shape)}, expected (k, d) = ({k}, {d})")
+        n_init = 1
+
+    fitted = x
+    if max_points_per_centre and n > k * max_points_per_centre:
+        chosen = torch.randperm(n, generator=generator)[: k * max_points_per_centre].sort().values
+        fitted = x[chosen.to(x.device) if isinstance(x, Tensor) else chosen.numpy()]
+    rows = _Rows(fitted, metric, k, chunk_size, device)
+    stop = tol * rows.variance() if tol else 0.0
+    best: tuple[Tensor, int, int, bool] | None = None
+    least = math.inf
+    for _ in range(n_init):
+        if not isinstance(init, str):
+            start = rows.place(init)
+        elif init == "random":
+            start = rows.take(torch.randperm(rows.n, generator=generator)[:k])
+        else:
+            start = _plus_plus(rows, k, generator)
+        found = _lloyd(rows, start, max_iter, stop)
+        # With one start there is nothing to compare.
+        inertia = 0.0 if n_init == 1 else _inertia(_measure(rows, found[0])[1], metric)
+        if best is None or inertia < least:
+            best, least = found, inertia
+    assert best is not None
+    centers, n_iter, n_repaired, converged = best
+    centers = rows.unplace(centers)
+    del rows  # frees its copy of the rows before assign makes one
+    labels, distances = assign(x, centers, metric=metric, chunk_size=chunk_size, device=device)
+    return KMeansResult(
+        centers, labels, distances, _inertia(distances, metric), n_iter, n_repaired, converged
+    )
+
+
+@torch.no_grad()
+def assign(
+    x: Tensor | np.ndarray,
+    centers: Tensor | np.ndarray,
+    *,
+    metric: Metric = "l2",
+    chunk_size: int | None = None,
+    device: torch.device | str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The nearest centre of each row, the first one on a tie.
+
+    Args:
+        x: ``(n, d)``, as for :func:`kmeans`.
+        centers: ``(k, d)``.
+        metric: as the centres were found with.
+        chunk_size: rows scored at a time; None chooses.
+        device: where to compute; None is where `x` is.
+
+    Returns:
+        labels ``(n,)`` int64 and distances ``(n,)`` float32: Euclidean, or 1 - cosine (a zero row
+        has cosine 0 with everything).
+
+    Raises:
+        ValueError: `x` is empty or holds NaN or infinity, or its width is not the centres'.
+    """
+    x, centers = _matrix(x), _matrix(centers)
+    if x.shape[1] != centers.shape[1]:
+        raise ValueError(
+            f"rows have {x.shape[1]} features, centres have {centers.shape[1]}: give both alike"
+        )
+    rows = _Rows(x, metric, len(centers), chunk_size, device, shift=_mean(centers))
+    return _measure(rows, rows.place(centers))
+
+
+def _matrix(x: Any) -> Any:
+    """`x` as a tensor or array of two dimensions with something in it."""
+    x = x.detach() if isinstance(x, Tensor) else np.asanyarray(x)
+    if x.ndim != 2 or 0 in x.shape:
+        raise ValueError(
+            f"found an input of shape {tuple(x.shape)}, expected (n, d) with at least one row and "
+            "one feature"
+        )
+    return x
+
+
+def _mean(centers: Any) -> Tensor:
+    """Mean of the centres, ``(d,)`` float64, on the CPU."""
+    known = centers.cpu() if isinstance(centers, Tensor) else torch.from_numpy(np.array(centers))
+    return known.double().mean(0)
+
+
+def _inertia(distances: Tensor, metric: Metric) -> float:
+    exact = distances.cpu().double()
+    return float((exact if metric == "cosine" else exact.square()).sum())
+
+
+class _Rows:
+    """The rows of a matrix as the engine wants them: float32, on the device, a block at a time.
+
+    For L2 they are shifted by the mean (any shift will do; near the mean least digits are lost),
+    for cosine they have unit length.
+    """
+
+    def __init__(
+        self,
+        x: Any,  # (n, d) tensor or array
+        metric: Metric,
+        k: int,
+        chunk_size: int | None,
+        device: torch.device | str | None,
+        shift: Tensor | None = None,  # (d,) float64
+    ) -> None:
+        if metric not in ("l2", "cosine"):
+            raise ValueError(f"metric = {metric!r}: give 'l2' or 'cosine'")
+        if chunk_size is not None and chunk_size < 1:
+            raise ValueError(f"chunk_size = {chunk_size} must be at least 1, or None")
+        self.x, self.metric = x, metric
+        self.n, self.d = x.shape
+        if device is None:
+            device = x.device if isinstance(x, Tensor) else "cpu"
+        self.device = torch.device(device)
+        # On a CPU a block's scores should stay in the cache: the pass over them then costs little.
+        scores = 2**20 if self.device.type == "cpu" else 2**26
+        self.chunk_size = chunk_size or min(max(scores // max(k, self.d), 256), self.n)
+        self.kept: Tensor | None = None
+        self.shift = torch.zeros(self.d, dtype=torch.float64)
+        self.dtype = torch.float32  # in which the shift is taken off
+        if metric == "l2":
+            self._find_shift(shift)
+        else:
+            self._refuse_nan()
+        if not self._stream():
+            kept = torch.empty(self.n, self.d, device=self.device)
+            for a, b in self.ranges():
+                kept[a:b] = self._prepare(self._raw(a, b))
+            self.kept = kept
+
+    def _stream(self) -> bool:
+        if isinstance(self.x, Tensor):
+            if self.x.device == self.device:
+                return False
+        elif _is_memory_mapped(self.x):
+            return True
+        if self.device.type != "cuda":
+            return False
+        return self.n * self.d * 4 > torch.cuda.mem_get_info(self.device)[0] // 2
+
+    def _find_shift(self, shift: Tensor | None) -> None:
+        total = torch.zeros(self.d, dtype=torch.float64)
+        for a, b in self.ranges():
+            block = self._raw(a, b)
+            self.dtype = block.dtype
+            total += block.sum(0).cpu().double()
+        if not total.isfinite().all():
+            self._explain_nan()
+        self.shift = total / self.n if shift is None else shift
+        self._shift = self.shift.to(self.dtype).to(self.device)
+
+    def _refuse_nan(self) -> None:
+        for a, b in self.ranges():
+            if not self._raw(a, b).sum().isfinite():
+                self._explain_nan()
+
+    def _explain_nan(self) -> None:
+        bad = 0
+        for a, b in self.ranges():
+            bad += int((~self._raw(a, b).isfinite().all(1)).sum())
+        if bad:
+            raise ValueError(
+                f"{bad} of {self.n} rows hold NaN or infinity: leave those rows out or repair them"
+            )
+        raise ValueError("values are too large to add up: divide the input by a constant")
+
+    def ranges(self) -> Iterator[tuple[int, int]]:
+        """First and last + 1 row of each block."""
+        for a in range(0, self.n, self.chunk_size):
+            yield a, min(a + self.chunk_size, self.n)
+
+    def _raw(self, a: int, b: int) -> Tensor:
+        return self._to_float(self.x[a:b])
+
+    def _to_float(self, x: Any) -> Tensor:
+        """On the device; float64 stays (but on MPS, which has none), all else becomes float32."""
+        if not isinstance(x, Tensor):
+            # torch warns of arrays it may not write to: those are copied.
+            dtype = np.float64 if x.dtype == np.float64 else np.float32
+            x = torch.from_numpy(np.require(x, dtype, ["C", "W"]))
+        wide = x.dtype == torch.float64 and self.device.type != "mps"
+        return x.to(device=self.device, dtype=torch.float64 if wide else torch.float32)
+
+    def _prepare(self, x: Tensor) -> Tensor:
+        if self.metric == "cosine":
+            return F.normalize(x.float(), dim=1)
+        return (x - self._shift.to(x.dtype)).float()
+
+    def block(self, a: int, b: int) -> Tensor:
+        """Rows a to b, ``(b - a, d)``."""
+        return self._prepare(self._raw(a, b)) if self.kept is None else self.kept[a:b]
+
+    def take(self, indices: Tensor) -> Tensor:
+        """The rows with these indices, ``(len(indices), d)``."""
+        if self.kept is not None:
+            return self.kept[indices.to(self.device)]
+        picked = indices.to(self.x.device) if isinstance(self.x, Tensor) else indices.cpu().numpy()
+        return self._prepare(self._to_float(self.x[picked]))
+
+    def place(self, centers: Any) -> Tensor:
+        """Centres ``(k, d)``, given in the space of `x`, shifted or normalised like the rows."""
+        placed = self._prepare(self._to_float(centers))
+        if not placed.isfinite().all():
+            raise ValueError("the centres hold NaN or infinity: give finite ones")
+        return placed
+
+    def unplace(self, centers: Tensor) -> Tensor:
+        """The inverse of :meth:`place`; cosine centres stay of unit length."""
+        return (centers.cpu().double() + self.shift).float().to(self.device)
+
+    def variance(self) -> float:
+        """Mean over the features of their variance."""
+        total = torch.zeros(self.d, dtype=torch.float64)
+        squares = 0.0
+        for a, b in self.ranges():
+            block = self.block(a, b)
+            total += block.sum(0).cpu().double()
+            squares += float(block.square().sum())
+        return max(squares / self.n - float((total / self.n).square().sum()), 0.0) / self.d
+
+
+def _is_memory_mapped(x: Any) -> bool:
+    while isinstance(x, np.ndarray):  # a view of a memory-mapped array may be a plain one
+        x = x.base
+    return isinstance(x, mmap.mmap)
+
+
+def _offsets(centers: Tensor, metric: Metric) -> Tensor:
+    """What is added to -2xc: ||c||^2, ``(k,)``; 0 for cosine, whose centres are all as long."""
+    if metric == "cosine":
+        return torch.zeros(len(centers), device=centers.device)
+    return centers.square().sum(1)
+
+
+def _argmin(scores: Tensor) -> Tensor:
+    # On a CPU, NumPy's argmin over rows is vectorised and torch's is not: at d = 128 they take 4 %
+    # and 35 % of the time of the product.
+    if scores.device.type == "cpu":
+        return torch.from_numpy(scores.numpy().argmin(1))
+    return scores.argmin(1)
+
+
+def _nearest(rows: _Rows, centers: Tensor) -> Iterator[tuple[int, int, Tensor, Tensor]]:
+    """For each block: its first and last + 1 row, the rows, and the nearest centre of each."""
+    offsets = _offsets(centers, rows.metric)
+    scores = torch.empty(rows.chunk_size, len(centers), device=rows.device)
+    for a, b in rows.ranges():
+        x = rows.block(a, b)
+        torch.addmm(offsets, x, centers.T, alpha=-2, out=scores[: b - a])
+        yield a, b, x, _argmin(scores[: b - a])
+
+
+def _measure(rows: _Rows, centers: Tensor) -> tuple[Tensor, Tensor]:
+    """Labels ``(n,)`` and distances ``(n,)`` to placed centres."""
+    labels = torch.empty(rows.n, dtype=torch.int64, device=rows.device)
+    distances = torch.empty(rows.n, device=rows.device)
+    for a, b, x, nearest in _nearest(rows, centers):
+        labels[a:b] = nearest
+        distances[a:b] = _distance(x, centers[nearest], rows.metric)
+    return labels, distances
+
+
+def _distance(x: Tensor, own: Tensor, metric: Metric) -> Tensor:
+    """Distance of each row to its own centre, ``(n,)``; the difference itself cancels nothing."""
+    if metric == "cosine":
+        return (1 - (x * own).sum(1)).clamp_(min=0)
+    return (x - own).square().sum(1).sqrt()
+
+
+def _lloyd(
+    rows: _Rows, centers: Tensor, max_iter: int, stop: float
+) -> tuple[Tensor, int, int, bool]:
+    """Iterate from `centers`; returns centres, iterations, repairs, and whether it converged."""
+    k = len(centers)
+    labels = torch.full((rows.n,), -1, dtype=torch.int64, device=rows.device)
+    # MPS has no float64: there the sums of a block are float32, and their sum is on the CPU.
+    home = torch.device("cpu") if rows.device.type == "mps" else rows.device
+    n_repaired = 0
+    for iteration in range(1, max_iter + 1):
+        sums = torch.zeros(k, rows.d, dtype=torch.float64, device=home)
+        changed = torch.zeros((), dtype=torch.bool, device=rows.device)
+        for a, b, x, nearest in _nearest(rows, centers):
+            changed |= (labels[a:b] != nearest).any()
+            labels[a:b] = nearest
+            _add_rows(sums, x, nearest)
+        counts = torch.bincount(labels.to(home), minlength=k)
+        moved = 0
+        if bool((counts == 0).any()):
+            moved = _repair(rows, centers, labels, sums, counts)
+            n_repaired += moved
+        before, centers = centers, _means(sums, counts, centers, rows.metric)
+        if not changed and not moved:
+            return centers, iteration, n_repaired, True
+        shift = float((centers - before).square().sum())
+        if not moved and shift <= stop:
+            return centers, iteration, n_repaired, True
+    return centers, max_iter, n_repaired, False
+
+
+def _add_rows(sums: Tensor, x: Tensor, labels: Tensor) -> None:
+    """Add each row of a block to the sum ``(k, d)`` of its cluster."""
+    if sums.device == x.device:
+        # Expanded scatter_add_ is, on a CPU, several times as fast as index_add_ for float64.
+        sums.scatter_add_(0, labels[:, None].expand_as(x), x.double())
+    else:
+        part = torch.zeros(sums.shape, device=x.device).index_add_(0, labels, x)
+        sums += part.to(sums.device).double()
+
+
+def _means(sums: Tensor, counts: Tensor, centers: Tensor, metric: Metric) -> Tensor:
+    """New centres ``(k, d)``; one without rows, or whose unit rows cancel, stays where it is."""
+    size = counts.clamp(min=1).double()[:, None]
+    new = sums / size
+    known = counts > 0
+    if metric == "cosine":
+        length = new.norm(dim=1)
+        known = known & (length > 1e-6)
+        new = new / length.clamp(min=1e-6)[:, None]
+    return torch.where(known[:, None].to(centers.device), new.float().to(centers.device), centers)
+
+
+def _repair(rows: _Rows, centers: Tensor, labels: Tensor, sums: Tensor, counts: Tensor) -> int:
+    """Move the farthest rows into the empty clusters, in `sums` and `counts`; returns how many."""
+    distances = torch.empty(rows.n, device=rows.device)
+    for a, b in rows.ranges():
+        distances[a:b] = _distance(rows.block(a, b), centers[labels[a:b]], rows.metric)
+    farthest, order = distances.cpu().sort(descending=True, stable=True)
+    empty = (counts == 0).nonzero()[:, 0].tolist()
+    filled = 0
+    last: Tensor | None = None
+    for distance, index in zip(farthest, order, strict=True):
+        if filled == len(empty) or distance <= 0:
+            break
+        donor = labels[index]
+        row = rows.take(index[None])[0].to(sums)
+        if counts[donor] < 2 or (last is not None and torch.equal(row, last)):
+            continue
+        sums[donor] -= row
+        counts[donor] -= 1
+        sums[empty[filled]] = row
+        counts[empty[filled]] = 1
+        filled += 1
+        last = row
+    return filled
+
+
+def _plus_plus(rows: _Rows, k: int, generator: torch.Generator) -> Tensor:
+    """Start centres ``(k, d)``: rows drawn with probability proportional to D^2.
+
+    D is the distance to the nearest centre drawn so far. The first 256 are drawn one at a time,
+    each the best of 2 + ln k draws (greedy k-means++, as in scikit-learn). Further ones come in
+    blocks of an eighth of those drawn before: about 8 ln(k / 256) more passes over the data instead
+    of k - 256.
+    """
+    trials = 2 + int(math.log(k))
+    first = torch.randint(rows.n, (1,), generator=generator)
+    drawn = [first]
+    nearest = torch.full((rows.n,), math.inf, device=rows.device)
+    _approach(rows, first, nearest)
+    count = 1
+    while count < k:
+        weights = nearest.cpu().double().cumsum(0)
+        total = float(weights[-1])
+        if total <= 0:  # fewer distinct rows than clusters
+            free = torch.ones(rows.n, dtype=torch.bool)
+            free[torch.cat(drawn)] = False
+            rest = free.nonzero()[:, 0]
+            drawn.append(rest[torch.randperm(len(rest), generator=generator)[: k - count]])
+            break
+        greedy = count < ONE_BY_ONE
+        block = trials if greedy else min(count // 8, k - count)
+        targets = torch.rand(block, dtype=torch.float64, generator=generator) * total
+        picked = torch.searchsorted(weights, targets, right=True).clamp_(max=rows.n - 1).unique()
+        if greedy:
+            picked = _best(rows, picked, nearest)
+        _approach(rows, picked, nearest)
+        drawn.append(picked)
+        count += len(picked)
+    return rows.take(torch.cat(drawn))
+
+
+def _squares(rows: _Rows, indices: Tensor) -> Iterator[tuple[int, int, Tensor]]:
+    """For each block its range and the squared distances to the rows `indices`, ``(b - a, m)``."""
+    centers = rows.take(indices)
+    offsets = centers.square().sum(1)
+    for a, b in rows.ranges():
+        x = rows.block(a, b)
+        squares = torch.addmm(offsets, x, centers.T, alpha=-2)
+        yield a, b, squares.add_(x.square().sum(1, keepdim=True)).clamp_(min=0)
+
+
+def _approach(rows: _Rows, indices: Tensor, nearest: Tensor) -> None:
+    """Lower `nearest` ``(n,)`` to the squared distance to the rows `indices` where it is less."""
+    for a, b, squares in _squares(rows, indices):
+        torch.minimum(nearest[a:b], squares.amin(1), out=nearest[a:b])
+    nearest[indices.to(nearest.device)] = 0  # rounding must not draw a row twice
+
+
+def _best(rows: _Rows, candidates: Tensor, nearest: Tensor) -> Tensor:
+    """The one candidate ``(1,)`` that leaves the least sum of squared distances."""
+    potential = torch.zeros(len(candidates), dtype=torch.float64)
+    for a, b, squares in _squares(rows, candidates):
+        potential += torch.minimum(squares, nearest[a:b, None]).sum(0).cpu().double()
+    return candidates[potential.argmin()][None]
+
+
+class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, BaseEstimator):
+    """:func:`kmeans` as a scikit-learn estimator: numpy in, numpy out.
+
+    Args:
+        n_clusters: number of clusters.
+        init: ``"k-means++"``, ``"random"`` or ``(n_clusters, n_features)`` centres.
+        n_init: random starts, of which the best is kept.
+        max_iter: iterations at most.
+        tol: tolerance of the centres' shift, relative to the variance.
+        metric: ``"l2"`` or ``"cosine"``.
+        max_points_per_centre: fit on a random subset of this many rows per cluster; 0 is all.
+        chunk_size: rows scored at a time; None chooses.
+        device: where to compute; None is the CPU.
+        random_state: an int, a numpy RandomState or None, as everywhere in scikit-learn.
+
+    Attributes (after ``fit``): ``labels_``, ``cluster_centers_``, ``inertia_``, ``n_iter_``,
+    ``n_repaired_``, ``n_features_in_``. Centres and distances are float32.
+    """
+
+    def __init__(
+        self,
+        n_clusters: int = 8,
+        *,
+        init: str | np.ndarray = "k-means++",
+        n_init: int = 1,
+        max_iter: int = 300,
+        tol: float = 1e-4,
+        metric: Metric = "l2",
+        max_points_per_centre: int = 0,
+        chunk_size: int | None = None,
+        device: str | None = None,
+        random_state: int | np.random.RandomState | None = None,
+    ) -> None:
+        self.n_clusters = n_clusters
+        self.init = init
+        self.n_init = n_init
+        self.max_iter = max_iter
+        self.tol = tol
+        self.metric = metric
+        self.max_points_per_centre = max_points_per_centre
+        self.chunk_size = chunk_size
+        self.device = device
+        self.random_state = random_state
+
+    def fit(self, X: np.ndarray, y: None = None) -> KMeans:
+        """Cluster the rows of `X`, ``(n, d)``; `y` is ignored."""
+        X = validate_data(self, X, dtype=[np.float32, np.float64])
+        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        result = kmeans(
+            X,
+            self.n_clusters,
+            metric=self.metric,
+            init=self.init,
+            max_iter=self.max_iter,
+            tol=self.tol,
+            n_init=self.n_init,
+            max_points_per_centre=self.max_points_per_centre,
+            chunk_size=self.chunk_size,
+            generator=torch.Generator().manual_seed(seed),
+            device=self.device,
+        )
+        self.cluster_centers_ = result.centers.cpu().numpy()
+        self.labels_ = result.labels.cpu().numpy()
+        self.inertia_ = result.inertia
+        self.n_iter_ = result.n_iter
+        self.n_repaired_ = result.n_repaired
+        return self
+
+    def predict(self, X: np.ndarray) -> np.ndarray:
+        """The cluster of each row of `X`, ``(n,)`` int64."""
+        return cast(np.ndarray, self._assign(X)[0].cpu().numpy())
+
+    def transform(self, X: np.ndarray) -> np.ndarray:
+        """The distance of each row of `X` to each centre, ``(n, k)`` float32."""
+        check_is_fitted(self)
+        X = validate_data(self, X, dtype=[np.float32, np.float64], reset=False)
+        centers = self.cluster_centers_
+        rows = _Rows(
+            X, self.metric, len(centers), self.chunk_size, self.device, shift=_mean(centers)
+        )
+        placed = rows.place(centers)
+        out = np.empty((rows.n, len(centers)), dtype=np.float32)
+        for a, b in rows.ranges():
+            x = rows.block(a, b)
+            if self.metric == "cosine":
+                out[a:b] = (1 - x @ placed.T).clamp_(min=0).cpu().numpy()
+            else:
+                out[a:b] = torch.cdist(x, placed).cpu().numpy()
+        return out
+
+    def score(self, X: np.ndarray, y: None = None) -> float:
+        """Minus the inertia of `X` under the fitted centres: larger is better."""
+        return -_inertia(self._assign(X)[1], self.metric)
+
+    def _assign(self, X: np.ndarray) -> tuple[Tensor, Tensor]:
+        check_is_fitted(self)
+        X = validate_data(self, X, dtype=[np.float32, np.float64], reset=False)
+        return assign(
+            X,
+            self.cluster_centers_,
+            metric=self.metric,
+            chunk_size=self.chunk_size,
+            device=self.device,
+        )
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.transformer_tags.preserves_dtype = []  # distances are float32, whatever came in
+        return tags
+
+    @property
+    def _n_features_out(self) -> int:
+        return len(self.cluster_centers_)

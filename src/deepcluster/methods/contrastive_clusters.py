@@ -1,0 +1,154 @@
+"""Contrast, cluster, self-label: the default method.
+
+Where DeepCluster trains from the first step on clusters of a net that knows nothing, this begins
+with what no cluster is needed for, and lets clusters teach only once they are worth something:
+
+1. Contrast: two views of an image belong together, all other images of the batch do not (NT-Xent;
+   Chen et al., "SimCLR", ICML 2020).
+2. Cluster: from a share `label_from` of the fit on, the neighbour graph of the projections is cut
+   into the k clusters asked for (``graph.py``), every few epochs. Projections come from a bank that
+   the training pass fills, so no pass over the images is spent on it (as in DeepCluster-v2).
+3. Self-label: a cosine head of k classes learns those clusters on random views, while the contrast
+   goes on. The labels keep their numbers from one clustering to the next (best matching), so the
+   head is never drawn anew. It ends steadier than its teacher, and its k directions are the final
+   clusters (Asano et al., "Self-labelling", ICLR 2020, and SCAN, ECCV 2020, end in the same way).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor, nn
+
+from deepcluster.config import Config
+from deepcluster.graph import Prototypes, cluster_graph
+from deepcluster.methods import Snapshot
+
+
+class ContrastiveClusters(nn.Module):
+    """The contract is :class:`deepcluster.methods.Method`."""
+
+    views = 2
+    small_views = 0
+
+    def __init__(self, config: Config, backbone: nn.Module, n: int) -> None:
+        super().__init__()
+        self.settings = config.contrastive_clusters
+        assert isinstance(config.clusters, int)
+        assert isinstance(config.epochs, int)
+        self.k, self.epochs = config.clusters, config.epochs
+        self.backbone = backbone
+        d, out = int(backbone.num_features), self.settings.dimensions  # type: ignore[arg-type]
+        self.projector = nn.Sequential(
+            nn.Linear(d, 2 * d, bias=False),
+            nn.BatchNorm1d(2 * d),
+            nn.ReLU(inplace=True),
+            nn.Linear(2 * d, out),
+        )
+        self.head = nn.Linear(d, self.k, bias=False)
+        self.bank: Tensor
+        self.feature_bank: Tensor
+        self.labels: Tensor
+        self.register_buffer("bank", torch.zeros(n, out))
+        self.register_buffer("feature_bank", torch.zeros(n, d))
+        self.register_buffer("labels", torch.full((n,), -1))
+
+    @property
+    def labelling(self) -> bool:
+        """Whether there are clusters to learn yet."""
+        return bool(self.labels[0] >= 0)
+
+    def start_epoch(
+        self,
+        epoch: int,
+        extract: Callable[[], Tensor],
+        optimizer: torch.optim.Optimizer,
+        generator: torch.Generator,
+    ) -> Snapshot | None:
+        """New clusters of the bank, once it is time and every few epochs from then on."""
+        first = max(1, round(self.settings.label_from * self.epochs))
+        if epoch < first or (epoch - first) % self.settings.recluster_every:
+            return None
+        bank = F.normalize(self.bank)
+        found = cluster_graph(bank, self.k, generator=generator).assign(bank)[0]
+        if self.labelling:
+            found = match_labels(found, self.labels, self.k)
+        else:
+            means = torch.zeros_like(self.head.weight).index_add_(0, found, self.feature_bank)
+            with torch.no_grad():
+                self.head.weight.copy_(F.normalize(means))
+        self.labels.copy_(found)
+        return Snapshot(found.cpu(), self.k, bank.cpu())
+
+    def order(self, generator: torch.Generator) -> Tensor:
+        """A permutation of all images."""
+        return torch.randperm(len(self.bank), generator=generator)
+
+    def groups(self) -> list[dict[str, Any]]:
+        """Backbone, projector and head; the last layers are no matrices for Muon."""
+        last = [*self.projector[-1].parameters(), *self.head.parameters()]
+        return [
+            {"params": [p for p in self.backbone.parameters() if p.requires_grad]},
+            {"params": list(self.projector[:-1].parameters())},
+            {"params": last, "matrices": False},
+        ]
+
+    def loss(self, views: list[Tensor], index: Tensor) -> Tensor:
+        """The contrast and, once there are labels, the cross-entropy of both views."""
+        features = self.backbone(torch.cat(views))  # (2b, d)
+        z = F.normalize(self.projector(features).float())
+        features = F.normalize(features.float())
+        self.bank[index] = sum(z.detach().chunk(2))
+        self.feature_bank[index] = sum(features.detach().chunk(2))
+        loss = nt_xent(z, self.settings.temperature)
+        if self.labelling:
+            logits = features @ F.normalize(self.head.weight).T / self.settings.head_temperature
+            targets = self.labels[index].repeat(2)
+            smoothing = self.settings.label_smoothing
+            loss = loss + F.cross_entropy(logits, targets, label_smoothing=smoothing)
+        return loss
+
+    def prototypes(self) -> Prototypes | None:
+        """The head's directions, one a cluster; None if the fit was too short to get there."""
+        if not self.labelling:
+            return None
+        centers = F.normalize(self.head.weight.detach()).cpu()
+        return Prototypes(centers, torch.arange(self.k))
+
+
+def nt_xent(z: Tensor, temperature: float) -> Tensor:
+    """Cross-entropy of finding an image's other view among all others of the batch.
+
+    SimCLR, equation 1.
+
+    Args:
+        z: ``(2b, d)`` rows of length 1; row i and row b + i are views of one image.
+        temperature: of the softmax.
+    """
+    b = len(z) // 2
+    scores = z @ z.T / temperature  # (2b, 2b)
+    scores.fill_diagonal_(-torch.inf)
+    other = torch.arange(2 * b, device=z.device).roll(b)
+    return F.cross_entropy(scores, other)
+
+
+def match_labels(labels: Tensor, before: Tensor, k: int) -> Tensor:
+    """Renumber clusters so that as many images as possible keep their number.
+
+    Args:
+        labels: ``(n,)`` int64 below `k`.
+        before: ``(n,)`` int64 below `k`, the numbering to keep.
+        k: number of clusters.
+
+    Returns:
+        ``(n,)`` int64, `labels` under a permutation of the numbers.
+    """
+    shared = torch.bincount(labels * k + before, minlength=k * k).view(k, k)
+    rows, columns = linear_sum_assignment(shared.cpu().numpy(), maximize=True)
+    number = torch.empty(k, dtype=torch.int64)
+    number[torch.from_numpy(rows)] = torch.from_numpy(columns)
+    return number.to(labels.device)[labels]

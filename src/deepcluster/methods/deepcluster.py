@@ -1,0 +1,176 @@
+"""DeepCluster: k-means on the net's own features makes the labels that train it.
+
+Caron, Bojanowski, Joulin, Douze, "Deep Clustering for Unsupervised Learning of Visual Features",
+ECCV 2018. Once an epoch: features of all images, PCA-whitened and L2-normalised, k-means, then
+cross-entropy against the clusters through a linear head that is drawn anew.
+
+Where this differs from the authors' code, and why:
+
+- Images are drawn uniformly over pseudo-labels (paper, section 3.3). In the authors' code the
+  sampler's indices mean the images' order while the loader's mean the order by cluster, so the
+  labels stay as skewed as the clusters are.
+- The alternative the paper calls equivalent, weighting the loss by the inverse size of the cluster,
+  uses sizes over all images and divides by the sum of the weights, so the loss before the first
+  step is ln k. Two public ports divide by the batch size and train with a loss of 1/k of that.
+- Empty clusters are filled by the k-means engine, so the head keeps its size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from deepcluster.config import Config
+from deepcluster.kmeans import kmeans
+from deepcluster.methods import Snapshot
+from deepcluster.pca import fit_pca, normalise
+
+HEAD_STD = 0.01  # of the head's first weights, as in the authors' code
+FAISS_SEED = 1234  # faiss's own default, which some ports leave in place at every clustering
+
+
+class DeepCluster(nn.Module):
+    """The method of 2018; the contract is :class:`deepcluster.methods.Method`."""
+
+    views = 1
+    small_views = 0
+
+    def __init__(self, config: Config, backbone: nn.Module, n: int) -> None:
+        super().__init__()
+        self.config = config
+        settings = config.deepcluster
+        self.settings = settings
+        assert settings.pseudo_clusters != "auto"
+        self.k = min(settings.pseudo_clusters, n)
+        self.backbone = backbone
+        self.head = nn.Linear(int(backbone.num_features), self.k)  # type: ignore[arg-type]
+        self._draw_head()
+        self.labels: Tensor
+        self.class_weights: Tensor
+        self.register_buffer("labels", torch.zeros(n, dtype=torch.int64))
+        self.register_buffer("class_weights", torch.ones(self.k))
+
+    def _draw_head(self, generator: torch.Generator | None = None) -> None:
+        weight = torch.empty(self.head.weight.shape).normal_(0, HEAD_STD, generator=generator)
+        with torch.no_grad():
+            self.head.weight.copy_(weight)
+            self.head.bias.zero_()
+
+    def start_epoch(
+        self,
+        epoch: int,
+        extract: Callable[[], Tensor],
+        optimizer: torch.optim.Optimizer,
+        generator: torch.Generator,
+    ) -> Snapshot | None:
+        """Features, PCA, k-means, new pseudo-labels and a new head."""
+        settings = self.settings
+        if epoch % settings.recluster_every:
+            return None
+        features = extract()  # (n, d)
+        if settings.pca:
+            features = fit_pca(features, settings.pca, whiten=settings.whiten).apply(features)
+        features = normalise(features)
+        kmeans_settings = self.config.kmeans
+        result = kmeans(
+            features,
+            self.k,
+            init=kmeans_settings.init,
+            max_iter=kmeans_settings.iterations,
+            tol=kmeans_settings.tolerance,
+            n_init=kmeans_settings.restarts,
+            max_points_per_centre=kmeans_settings.max_points_per_centre,
+            generator=torch.Generator().manual_seed(FAISS_SEED)
+            if settings.fixed_kmeans_seed
+            else generator,
+            device=self.labels.device,
+        )
+        self.labels.copy_(result.labels)
+        self.class_weights.copy_(inverse_size_weights(self.labels, self.k))
+        if settings.reset_head:
+            self._draw_head(generator)
+            for parameter in self.head.parameters():
+                optimizer.state.pop(parameter, None)
+        return Snapshot(result.labels.cpu(), self.k, features)
+
+    def order(self, generator: torch.Generator) -> Tensor:
+        """Uniform over pseudo-labels, or a permutation of all images."""
+        if self.settings.balance == "sampler":
+            return uniform_order(self.labels.cpu(), generator)
+        return torch.randperm(len(self.labels), generator=generator)
+
+    def groups(self) -> list[dict[str, Any]]:
+        """The backbone, and the head with its own rate and momentum."""
+        settings, train = self.settings, self.config.train
+        head_lr = train.lr if settings.head_lr == "auto" else settings.head_lr
+        return [
+            {"params": [p for p in self.backbone.parameters() if p.requires_grad]},
+            {
+                "params": list(self.head.parameters()),
+                "lr": head_lr,
+                "momentum": settings.head_momentum,
+            },
+        ]
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Scores of the pseudo-labels, ``(b, c, h, w)`` -> ``(b, k)``."""
+        activation: nn.Module = getattr(self.backbone, "feature_activation", nn.Identity())
+        return self.head(activation(self.backbone(images)))  # type: ignore[no-any-return]
+
+    def prototypes(self) -> None:
+        """None: the final clusters are found in the features."""
+
+    def loss(self, views: list[Tensor], index: Tensor) -> Tensor:
+        """Cross-entropy against the pseudo-labels."""
+        weight = self.class_weights if self.settings.balance == "weights" else None
+        return F.cross_entropy(self.logits(views[0]).float(), self.labels[index], weight)
+
+
+def uniform_order(labels: Tensor, generator: torch.Generator) -> Tensor:
+    """An epoch of images drawn uniformly over the labels (paper, section 3.3).
+
+    Every label that occurs gives n / (number of labels) images, give or take one: without
+    repetition where it has that many, else each of its images as often as any other, give or take
+    one.
+
+    Args:
+        labels: ``(n,)`` int64, a label an image.
+        generator: on the CPU.
+
+    Returns:
+        ``(n,)`` int64 indices into `labels`, shuffled.
+    """
+    n = len(labels)
+    sizes = torch.bincount(labels)
+    sizes = sizes[sizes > 0]
+    quotas = torch.full((len(sizes),), n // len(sizes))
+    quotas[torch.randperm(len(sizes), generator=generator)[: n % len(sizes)]] += 1
+    drawn = []
+    members_of = torch.argsort(labels, stable=True).split(sizes.tolist())
+    for members, quota in zip(members_of, quotas.tolist(), strict=True):
+        rounds = -(-quota // len(members))
+        shuffled = [
+            members[torch.randperm(len(members), generator=generator)] for _ in range(rounds)
+        ]
+        drawn.append(torch.cat([members[:0], *shuffled])[:quota])
+    order = torch.cat(drawn)
+    return order[torch.randperm(n, generator=generator)]
+
+
+def inverse_size_weights(labels: Tensor, k: int) -> Tensor:
+    """Weights of the loss, inverse to the clusters' sizes; a mean of one over the images.
+
+    Args:
+        labels: ``(n,)`` int64 below `k`.
+        k: number of labels.
+
+    Returns:
+        ``(k,)`` float32, zero for a label that does not occur.
+    """
+    sizes = torch.bincount(labels, minlength=k).float()
+    present = int((sizes > 0).sum())
+    return torch.where(sizes > 0, len(labels) / (present * sizes.clamp(min=1)), 0)

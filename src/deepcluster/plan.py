@@ -1,0 +1,186 @@
+"""What a fit will do and what it will cost, before it does it.
+
+:func:`resolve` fills every setting left at ``"auto"`` from the images' number, size and colour and
+from the device: never from the name of the data, never from labels. :func:`estimate` times a few
+steps on random pixels and counts the bytes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from dataclasses import dataclass
+
+import torch
+
+from deepcluster.augment import Views, resolve_views
+from deepcluster.backbones import auto_backbone, build_backbone
+from deepcluster.config import Config, ConfigError
+from deepcluster.methods import load_method
+
+DEFAULT_LR = {"sgd": 0.05, "adamw": 2e-3, "muon": 0.02}
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of that name; ``auto`` takes CUDA, then MPS, then the CPU.
+
+    Raises:
+        ConfigError: there is no such device here.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(
+            f"device {name!r} cannot be used here: choose auto or cpu ({error})"
+        ) from error
+    return device
+
+
+def fast_bfloat16(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 matrices faster than float32 ones."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        instructions = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+        return any(getattr(torch.cpu, name, lambda: False)() for name in instructions)
+    return False
+
+
+def guess_clusters(n: int) -> int:
+    """A number of clusters to begin with where none was asked for: a quarter of √n, 2 to 100."""
+    return min(max(2, round(math.sqrt(n) / 4)), 100, n)
+
+
+def resolve(config: Config, *, n: int, size: int, channels: int) -> Config:
+    """The settings with every ``"auto"`` filled in.
+
+    Args:
+        config: settings as asked for.
+        n: number of images.
+        size: side of the training images in pixels.
+        channels: 1 or 3.
+
+    Raises:
+        ConfigError: settings that cannot hold together.
+    """
+    load_method(config.method)
+    device = pick_device(config.device)
+    clusters = guess_clusters(n) if config.clusters == "auto" else config.clusters
+    if not 1 <= clusters <= n:
+        raise ConfigError(
+            f"{clusters} clusters cannot be made of {n} images: "
+            f"give --clusters a number from 1 to {n}"
+        )
+    backbone = config.backbone
+    if backbone == "auto":
+        backbone = auto_backbone(size, channels, n, device.type)
+    train, deepcluster = config.train, config.deepcluster
+    precision = train.precision
+    if precision == "auto":
+        precision = "bfloat16" if fast_bfloat16(device) else "float32"
+    batch_size = train.batch_size
+    if batch_size == "auto":
+        batch_size = 256 if n >= 10_000 else 128
+    lr = DEFAULT_LR[train.optimizer] if train.lr == "auto" else train.lr
+    pseudo_clusters = deepcluster.pseudo_clusters
+    if pseudo_clusters == "auto":
+        pseudo_clusters = max(clusters, min(10 * clusters, n // 20))
+    return dataclasses.replace(
+        config,
+        clusters=clusters,
+        epochs=max(10, min(100, 200_000 // n)) if config.epochs == "auto" else config.epochs,
+        device=str(device),
+        size=size,
+        backbone=backbone,
+        views=resolve_views(config.views, size, channels),
+        data=dataclasses.replace(config.data, channels="grey" if channels == 1 else "rgb"),
+        train=dataclasses.replace(
+            train,
+            batch_size=min(batch_size, n),
+            lr=lr,
+            precision=precision,
+        ),
+        deepcluster_v2=dataclasses.replace(
+            config.deepcluster_v2,
+            prototypes=pseudo_clusters
+            if config.deepcluster_v2.prototypes == "auto"
+            else config.deepcluster_v2.prototypes,
+        ),
+        deepcluster=dataclasses.replace(
+            deepcluster,
+            pseudo_clusters=min(pseudo_clusters, n),
+            head_lr=lr if deepcluster.head_lr == "auto" else deepcluster.head_lr,
+        ),
+    )
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a fit is expected to take."""
+
+    memory: int  # bytes at the peak
+    seconds: float
+
+
+def estimate(config: Config, *, n: int, channels: int, store_bytes: int) -> Cost:
+    """Memory and time of a fit, from a few timed steps on random pixels.
+
+    Args:
+        config: resolved settings.
+        n: number of images.
+        channels: 1 or 3.
+        store_bytes: bytes of the decoded images that stay in memory.
+    """
+    assert isinstance(config.size, int)
+    assert isinstance(config.epochs, int)
+    assert isinstance(config.train.batch_size, int)
+    device = torch.device(config.device)
+    dtype = getattr(torch, config.train.precision)
+    generator = torch.Generator(device).manual_seed(0)
+    side = round(config.size * config.data.margin)
+    batch = config.train.batch_size
+    with torch.random.fork_rng(devices=[]):
+        backbone = build_backbone(
+            config.backbone, channels=channels, size=config.size, sobel=config.sobel
+        )
+        probe = dataclasses.replace(
+            config,
+            deepcluster=dataclasses.replace(config.deepcluster, pseudo_clusters=batch),
+        )
+        method = load_method(config.method)(probe, backbone, batch)
+        method.to(device, memory_format=torch.channels_last)  # type: ignore[attr-defined]
+    views = Views(config.views, config.size)
+    images = torch.randint(
+        256, (batch, channels, side, side), dtype=torch.uint8, device=device, generator=generator
+    )
+    index = torch.arange(batch, device=device)
+
+    def step() -> float:
+        start = time.perf_counter()
+        made = [
+            views(images, generator).contiguous(memory_format=torch.channels_last)
+            for _ in range(method.views)
+        ]
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            loss = method.loss(made, index)
+        loss.backward()  # type: ignore[no-untyped-call]
+        float(loss)  # waits for the device
+        return time.perf_counter() - start
+
+    step()  # the first one builds kernels
+    seconds_an_image = min(step() for _ in range(2)) / batch
+    features = n * int(backbone.num_features) * 4  # type: ignore[arg-type]
+    parameters = sum(p.numel() for p in method.parameters()) * 4  # type: ignore[attr-defined]
+    activations = batch * method.views * config.size**2 * 2_000  # a bound that held when measured
+    return Cost(
+        # features: as extracted, after PCA, and while they are clustered
+        memory=store_bytes + 3 * features + 6 * parameters + activations + 500_000_000,
+        # a feature pass and k-means an epoch cost about half a training pass
+        seconds=1.5 * seconds_an_image * n * config.epochs,
+    )

@@ -1,0 +1,252 @@
+"""A person's ``labels.csv``, back into the run.
+
+The file has a row an image: ``id, path, cluster, name, by``. It comes out of the report's page, but
+may have been through a spreadsheet or be written by hand, so nothing of it is believed unchecked,
+and nothing is written unless all of it can be.
+
+A row that puts an image into another cluster than the run does is a move, by a person. If a whole
+cluster goes into one other, and no row of it says ``by`` person, the two are merged: new images of
+the one will then count as the other (``clusters.json``). Cluster -1 holds images that a person took
+out of their cluster without giving another.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from deepcluster.run import RunDir, RunError
+
+NO_CLUSTER = -1
+"""Cluster of the images that a person took out of theirs."""
+
+MAX_NAME = 200  # characters
+LISTED = 10  # ids or lines named in an error
+
+
+@dataclass(frozen=True)
+class AppliedLabels:
+    """What :func:`apply_labels` did."""
+
+    renamed: int  # clusters whose name is new, changed or gone
+    moved: int  # images in another cluster than before, merged ones not counted
+    taken_out: int  # of those, into no cluster (-1)
+    merged: dict[int, int]  # cluster -> the one it is now part of
+    left_alone: int  # images of the run that the file does not mention
+    names: dict[int, str]  # names of all clusters that have one
+
+
+@dataclass(frozen=True)
+class _Row:
+    line: int
+    position: int  # row of the image in the run's table
+    cluster: int
+    name: str | None  # None: the file has no such column
+    by_person: bool
+
+
+def apply_labels(run: RunDir, labels_csv: Path) -> AppliedLabels:
+    """Write a person's names, merges and moves into the run's table and ``clusters.json``.
+
+    Args:
+        run: a finished run.
+        labels_csv: the file that the report's page downloads, or one with at least the columns
+            ``id`` and ``cluster``. Images that it does not mention stay as they are.
+
+    Returns:
+        What changed. Applying the same file twice changes nothing more.
+
+    Raises:
+        RunError: the file is missing or malformed, or names images that the run does not have;
+            nothing was written.
+    """
+    items = run.read_items()
+    columns = {name: items[name].to_pylist() for name in items.column_names}
+    before = items["cluster"].to_numpy()
+    positions = {id_: i for i, id_ in enumerate(columns["id"])}
+    limit = max(int(before.max(initial=0)) + 1, 0) + len(before)  # a new cluster for each, at most
+    rows = list(_read_rows(labels_csv, positions, limit))
+
+    after = before.copy()
+    person = np.array([by == "person" for by in columns["by"]])
+    for row in rows:
+        after[row.position] = row.cluster
+        person[row.position] |= row.by_person
+    said_by_person = np.zeros(len(before), bool)
+    said_by_person[[row.position for row in rows if row.by_person]] = True
+    merged = _find_merges(before, after, said_by_person)
+    changed = after != before
+    target = np.array([merged.get(int(c), int(c)) for c in before])
+    moved = changed & (said_by_person | (after != target))
+    person |= moved
+
+    said = run.read_clusters()
+    old_names = {int(k): str(v) for k, v in said["names"].items()}
+    names = _names_after(old_names, rows, labels_csv)
+    all_merged = {int(k): int(v) for k, v in said["merged"].items()} | merged
+    present = set(np.unique(after).tolist())
+    all_merged = {old: _root(all_merged, old) for old in all_merged if old not in present}
+    names = {k: v for k, v in names.items() if k not in all_merged}
+
+    columns["cluster"] = after
+    columns["name"] = [names.get(int(c)) for c in after]
+    columns["by"] = ["person" if p else "model" for p in person]
+    for measure in ("distance", "confidence"):  # the model's, of a cluster the image has left
+        values = np.array(columns[measure], np.float32)
+        values[moved] = np.nan
+        columns[measure] = values
+    run.write_items(columns)
+    run.write_clusters(
+        {
+            "names": {str(k): names[k] for k in sorted(names)},
+            "merged": {str(k): all_merged[k] for k in sorted(all_merged)},
+        }
+    )
+    touched = (old_names.keys() | names.keys()) - all_merged.keys()
+    return AppliedLabels(
+        renamed=sum(old_names.get(k) != names.get(k) for k in touched),
+        moved=int(moved.sum()),
+        taken_out=int((moved & (after == NO_CLUSTER)).sum()),
+        merged=merged,
+        left_alone=len(before) - len(rows),
+        names=names,
+    )
+
+
+def _find_merges(before: np.ndarray, after: np.ndarray, moved: np.ndarray) -> dict[int, int]:
+    """Clusters that went into one other as a whole, apart from images `moved` one by one."""
+    merged = {}
+    for cluster in np.unique(before).tolist():
+        rest = np.unique(after[(before == cluster) & ~moved])
+        if cluster != NO_CLUSTER and len(rest) == 1 and rest[0] not in (cluster, NO_CLUSTER):
+            merged[cluster] = int(rest[0])
+    return {old: new for old, new in merged.items() if old not in merged.values()}
+
+
+def _root(merged: dict[int, int], cluster: int) -> int:
+    """The cluster that `cluster` is part of in the end; a cycle is cut where it closes."""
+    seen = {cluster}
+    while (following := merged.get(cluster, cluster)) not in seen:
+        cluster = following
+        seen.add(cluster)
+    return cluster
+
+
+def _names_after(old: dict[int, str], rows: list[_Row], path: Path) -> dict[int, str]:
+    """Names of the clusters once the rows are taken over."""
+    given: dict[int, tuple[str, int]] = {}
+    for row in rows:
+        if row.name is None or row.cluster == NO_CLUSTER:
+            continue
+        name, line = given.setdefault(row.cluster, (row.name, row.line))
+        if name != row.name:
+            raise RunError(
+                f"{path} calls cluster {row.cluster} {name!r} in line {line} and {row.name!r} in "
+                f"line {row.line}: give a cluster one name; nothing was written"
+            )
+    names = old | {cluster: name for cluster, (name, _) in given.items()}
+    return {cluster: name for cluster, name in names.items() if name}
+
+
+def _read_rows(path: Path, positions: dict[str, int], limit: int) -> Iterator[_Row]:
+    """The rows of the file, each checked; the images that the run lacks are reported together."""
+    unknown: list[str] = []
+    lines: dict[int, int] = {}
+    for line, fields in _read_table(path):
+        id_ = fields["id"]
+        if id_ not in positions:
+            unknown.append(id_)
+            continue
+        position = positions[id_]
+        if position in lines:
+            raise RunError(
+                f"{path} has the image {id_!r} twice, in lines {lines[position]} and {line}: keep "
+                "one; nothing was written"
+            )
+        lines[position] = line
+        cluster, by = fields["cluster"].strip(), fields.get("by", "").strip()
+        if not (cluster.removeprefix("-").isascii() and cluster.removeprefix("-").isdigit()):
+            raise RunError(
+                f"{path}, line {line}: the cluster is {cluster!r}, expected a whole number "
+                f"(or {NO_CLUSTER} for none); nothing was written"
+            )
+        if len(cluster) > 10 or not NO_CLUSTER <= int(cluster) < limit:
+            raise RunError(
+                f"{path}, line {line}: there is no cluster {cluster[:20]}, expected {NO_CLUSTER} "
+                f"to {limit - 1}; nothing was written"
+            )
+        if by not in ("model", "person", ""):
+            raise RunError(
+                f"{path}, line {line}: by is {by!r}, expected model or person; nothing was written"
+            )
+        name = fields.get("name")
+        yield _Row(
+            line,
+            position,
+            int(cluster),
+            None if name is None else _checked_name(name, path, line),
+            by == "person",
+        )
+    if unknown:
+        shown = ", ".join(repr(id_) for id_ in unknown[:LISTED])
+        more = f" and {len(unknown) - LISTED} more" if len(unknown) > LISTED else ""
+        raise RunError(
+            f"{path} has {len(unknown)} images that the run does not know: {shown}{more}. Is it "
+            "of another run? A spreadsheet may also have changed the ids (000123 to 123): import "
+            "the column as text. Nothing was written"
+        )
+
+
+def _checked_name(name: str, path: Path, line: int) -> str:
+    name = " ".join(name.split())
+    if len(name) > MAX_NAME or any(unicodedata.category(c) == "Cc" for c in name):
+        raise RunError(
+            f"{path}, line {line}: the name {name[:40]!r} is too long (over {MAX_NAME} characters) "
+            "or has control characters; nothing was written"
+        )
+    return name
+
+
+def _read_table(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
+    """(line number, column -> value) of each row; commas or semicolons, UTF-8 with or without BOM.
+
+    Raises:
+        RunError: it is no such table.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise RunError(f"cannot read {path}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise RunError(
+            f"{path} is not UTF-8 text: save it as “CSV UTF-8”; nothing was written"
+        ) from error
+    first = text.partition("\n")[0]
+    delimiter = ";" if first.count(";") > first.count(",") else ","
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    try:
+        header = [name.strip() for name in next(reader, [])]
+        if not {"id", "cluster"} <= set(header) or len(set(header)) < len(header):
+            raise RunError(
+                f"{path} has the columns {', '.join(header)[:200] or '(none)'}; expected id, path, "
+                "cluster, name, by (at least id and cluster, each once); nothing was written"
+            )
+        for values in reader:
+            if not values:
+                continue
+            if len(values) != len(header):
+                raise RunError(
+                    f"{path}, line {reader.line_num}: {len(values)} values for {len(header)} "
+                    "columns; nothing was written"
+                )
+            yield reader.line_num, dict(zip(header, values, strict=True))
+    except csv.Error as error:
+        raise RunError(
+            f"{path}, line {reader.line_num}: {error}; nothing was written"
+        ) from error

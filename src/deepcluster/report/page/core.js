@@ -1,0 +1,474 @@
+// What all views share: the data as they come in, what a person changed, and small tools for the
+// page. Whatever comes from the run is put in as text, never as HTML.
+"use strict";
+
+const deepcluster = (() => {
+  // -- data ------------------------------------------------------------------------------------
+
+  const NO_CLUSTER = -1; // of images that were taken out of theirs
+  const received = {};
+  const waiting = {};
+
+  /** Called by the data scripts. */
+  function receive(name, value) {
+    received[name] = value;
+    if (waiting[name]) waiting[name].resolve(value);
+  }
+
+  /** The value of a data script, which is loaded once. */
+  function load(name) {
+    if (received[name]) return Promise.resolve(received[name]);
+    if (!waiting[name]) {
+      const promise = new Promise((resolve, reject) => {
+        waiting[name] = { resolve };
+        const script = document.createElement("script");
+        script.src = `data/${name}.js`;
+        script.onerror = () => reject(new Error(`data/${name}.js is missing: copy the whole folder`));
+        document.head.append(script);
+      });
+      waiting[name].promise = promise;
+    }
+    return waiting[name].promise;
+  }
+
+  const TYPES = {
+    uint8: Uint8Array, uint16: Uint16Array, uint32: Uint32Array, int32: Int32Array,
+    float32: Float32Array,
+  };
+
+  /** An array that was packed as base64 (all machines that run browsers are little-endian). */
+  function unpack({ type, base64 }) {
+    const text = atob(base64);
+    const bytes = new Uint8Array(text.length);
+    for (let i = 0; i < text.length; i++) bytes[i] = text.charCodeAt(i);
+    return new TYPES[type](bytes.buffer);
+  }
+
+  // -- the table of images ---------------------------------------------------------------------
+
+  let table = null;
+  let tableLoading = null;
+
+  /** The table of images; rows are positions in it, ids are what is kept and written. */
+  function loadTable() {
+    tableLoading ??= load("items").then((items) => {
+      const columns = {};
+      for (const name of ["label", "cluster", "byPerson", "distance", "confidence", "tile", "places"]) {
+        columns[name] = unpack(items[name]);
+      }
+      const rowOf = new Map(items.ids.map((id, row) => [id, row]));
+      const pathOf = (row) => {
+        const rest = items.paths[row];
+        return rest === null ? "" : items.prefix + (rest === 0 ? items.ids[row] : rest);
+      };
+      table = {
+        ...columns, n: items.ids.length, ids: items.ids, classes: items.classes, rowOf, pathOf,
+        rated: columns.confidence.some((value) => !Number.isNaN(value)),
+      };
+      changes.start();
+      return table;
+    });
+    return tableLoading;
+  }
+
+  /** Short name of an image for people: the last part of its path, or its id. */
+  function nameOf(row) {
+    const whole = table.pathOf(row) || table.ids[row];
+    return whole.slice(Math.max(whole.lastIndexOf("/"), whole.lastIndexOf("\\")) + 1) || whole;
+  }
+
+  // -- what a person changed -------------------------------------------------------------------
+
+  const changes = (() => {
+    const names = new Map(); // cluster -> name
+    const merged = new Map(); // cluster -> the one it is now part of
+    const moved = new Map(); // row -> cluster
+    const history = []; // what to put back, newest last
+    const listeners = new Set();
+    let current = null; // the cluster of each row, after all changes
+    let groups = null; // cluster -> its rows
+    let revision = 0;
+    let downloaded = 0;
+    let kept = true; // whether the browser keeps what is changed
+    const key = () => `deepcluster:${received.summary.id}`;
+    const seedName = (cluster) => received.summary.names[cluster] ?? "";
+
+    /** The cluster that `cluster` has become part of. */
+    function root(cluster) {
+      const seen = new Set();
+      for (;;) {
+        seen.add(cluster);
+        const next = merged.get(cluster) ?? received.summary.merged[cluster];
+        if (next === undefined || seen.has(next)) return cluster;
+        cluster = next;
+      }
+    }
+
+    function refresh() {
+      if (!table) return;
+      const roots = new Map();
+      const rootOf = (cluster) => {
+        if (!roots.has(cluster)) roots.set(cluster, root(cluster));
+        return roots.get(cluster);
+      };
+      current = new Int32Array(table.n);
+      const sizes = new Map();
+      for (let row = 0; row < table.n; row++) {
+        // Only a cluster that lost its images in an earlier merge may point elsewhere.
+        const cluster = moved.size && moved.has(row) ? moved.get(row) : table.cluster[row];
+        const now = rootOf(cluster);
+        current[row] = now;
+        sizes.set(now, (sizes.get(now) ?? 0) + 1);
+      }
+      groups = new Map();
+      for (const cluster of [...sizes.keys()].sort((a, b) => a - b)) {
+        groups.set(cluster, new Int32Array(sizes.get(cluster)));
+        sizes.set(cluster, 0);
+      }
+      for (let row = 0; row < table.n; row++) {
+        const cluster = current[row];
+        const place = sizes.get(cluster);
+        groups.get(cluster)[place] = row;
+        sizes.set(cluster, place + 1);
+      }
+    }
+
+    // Kept by id: the order of the images means nothing outside this page.
+    function toText() {
+      const byCluster = {};
+      for (const [row, cluster] of moved) (byCluster[cluster] ??= []).push(table.ids[row]);
+      return JSON.stringify({
+        names: Object.fromEntries(names), merged: Object.fromEntries(merged), moved: byCluster,
+        revision, downloaded,
+      });
+    }
+
+    function fromText(text) {
+      names.clear();
+      merged.clear();
+      moved.clear();
+      let saved = {};
+      try {
+        saved = JSON.parse(text ?? "{}") ?? {};
+      } catch {
+        // What another program wrote under our key is not ours to mend.
+      }
+      for (const [cluster, name] of Object.entries(saved.names ?? {})) {
+        if (String(name) !== seedName(cluster)) names.set(Number(cluster), String(name));
+      }
+      for (const [from, into] of Object.entries(saved.merged ?? {})) {
+        merged.set(Number(from), Number(into));
+      }
+      for (const [cluster, ids] of Object.entries(saved.moved ?? {})) {
+        for (const id of ids) {
+          const row = table.rowOf.get(id);
+          if (row !== undefined) moved.set(row, Number(cluster));
+        }
+      }
+      // The run may have taken some of it over since (`deepcluster apply`): that is done with.
+      for (const [row, cluster] of moved) {
+        if (root(cluster) === table.cluster[row] && table.byPerson[row]) moved.delete(row);
+      }
+      const inUse = new Set(table.cluster);
+      for (const cluster of moved.values()) inUse.add(cluster);
+      for (const from of merged.keys()) if (!inUse.has(from)) merged.delete(from);
+      revision = Number(saved.revision) || 0;
+      downloaded = Number(saved.downloaded) || 0;
+    }
+
+    function keep() {
+      try {
+        if (names.size + merged.size + moved.size) localStorage.setItem(key(), toText());
+        else localStorage.removeItem(key());
+        kept = true;
+      } catch {
+        kept = false; // private mode, or full: the page says so
+      }
+    }
+
+    function changed() {
+      refresh();
+      for (const listener of listeners) listener();
+    }
+
+    /** Set values in the maps as one step that can be undone. */
+    function step(description, writes) {
+      const before = writes.map(([map, at]) => [map, at, map.get(at)]);
+      for (const [map, at, value] of writes) {
+        if (value === undefined) map.delete(at);
+        else map.set(at, value);
+      }
+      history.push({ description, before });
+      if (history.length > 100) history.shift();
+      revision++;
+      keep();
+      changed();
+      return description;
+    }
+
+    return {
+      start() {
+        try {
+          fromText(localStorage.getItem(key()));
+        } catch {
+          kept = false;
+          fromText(null);
+        }
+        refresh();
+        keep();
+        window.addEventListener("storage", (event) => {
+          if (event.key !== key()) return;
+          fromText(event.newValue);
+          history.length = 0;
+          changed();
+        });
+      },
+      onChange: (listener) => listeners.add(listener),
+      rename(cluster, name) {
+        const clean = name.replace(/\s+/gu, " ").trim().slice(0, 200);
+        if (clean === this.nameOf(cluster)) return null;
+        return step(
+          clean ? `Cluster ${cluster} is now “${clean}”` : `Cluster ${cluster} has no name now`,
+          [[names, cluster, clean === seedName(cluster) ? undefined : clean]],
+        );
+      },
+      move(rows, cluster) {
+        const going = [...rows].filter((row) => current[row] !== cluster);
+        if (!going.length) return null;
+        const writes = going.map((row) => {
+          const home = root(table.cluster[row]) === cluster;
+          return [moved, row, home ? undefined : cluster];
+        });
+        const what = going.length === 1 ? "1 image" : `${count(going.length)} images`;
+        return step(
+          cluster === NO_CLUSTER ? `${what} taken out` : `${what} moved to ${this.titleOf(cluster)}`,
+          writes,
+        );
+      },
+      merge(from, into) {
+        const writes = [[merged, from, into]];
+        const name = this.nameOf(from);
+        if (name && !this.nameOf(into)) writes.push([names, into, name]);
+        return step(`${this.titleOf(from)} merged into ${this.titleOf(into)}`, writes);
+      },
+      undo() {
+        const last = history.pop();
+        if (!last) return null;
+        for (const [map, at, value] of last.before) {
+          if (value === undefined) map.delete(at);
+          else map.set(at, value);
+        }
+        revision++;
+        keep();
+        changed();
+        return `Undone: ${last.description}`;
+      },
+      discard() {
+        const writes = [];
+        for (const map of [names, merged, moved]) {
+          for (const at of map.keys()) writes.push([map, at, undefined]);
+        }
+        return step("All changes of this browser dropped", writes);
+      },
+      dropMerge: (from) => step(`Merge of cluster ${from} dropped`, [[merged, from, undefined]]),
+      dropName: (cluster) => step(`Name of cluster ${cluster} dropped`, [[names, cluster, undefined]]),
+      dropMoves: (cluster) => step(
+        "Moves dropped",
+        [...moved].filter(([, to]) => to === cluster).map(([row]) => [moved, row, undefined]),
+      ),
+      nameOf: (cluster) => names.get(cluster) ?? seedName(cluster),
+      titleOf(cluster) {
+        if (cluster === NO_CLUSTER) return "Taken out";
+        return this.nameOf(cluster) || `Cluster ${cluster}`;
+      },
+      /** A number that no cluster has or had. */
+      unused() {
+        let top = -1;
+        for (const cluster of table.cluster) top = Math.max(top, cluster);
+        for (const cluster of moved.values()) top = Math.max(top, cluster);
+        const { merged: before, names: named } = received.summary;
+        for (const cluster of [...Object.keys(before), ...Object.keys(named)]) {
+          top = Math.max(top, Number(cluster));
+        }
+        return top + 1;
+      },
+      clusterOf: (row) => current[row],
+      byPerson: (row) => moved.has(row) || Boolean(table.byPerson[row]),
+      /** Numbers of the clusters that have images, NO_CLUSTER left out. */
+      clusters: () => [...groups.keys()].filter((cluster) => cluster !== NO_CLUSTER),
+      rowsOf: (cluster) => groups.get(cluster) ?? new Int32Array(0),
+      root,
+      names, merged, moved,
+      get any() { return names.size + merged.size + moved.size > 0; },
+      get count() { return names.size + merged.size + moved.size; },
+      get pending() { return this.any && revision !== downloaded; },
+      get kept() { return kept; },
+      get canUndo() { return history.length > 0; },
+      toCsv() {
+        const quote = (text) => (/[",\r\n]|^\s|\s$/u.test(text) ? `"${text.replaceAll('"', '""')}"` : text);
+        const lines = ["id,path,cluster,name,by"];
+        for (let row = 0; row < table.n; row++) {
+          const cluster = current[row];
+          const name = cluster === NO_CLUSTER ? "" : this.nameOf(cluster);
+          const by = this.byPerson(row) ? "person" : "model";
+          lines.push(
+            [quote(table.ids[row]), quote(table.pathOf(row)), cluster, quote(name), by].join(","),
+          );
+        }
+        return lines.join("\r\n") + "\r\n";
+      },
+      markDownloaded() {
+        downloaded = revision;
+        keep();
+        for (const listener of listeners) listener();
+      },
+    };
+  })();
+
+  // -- shares ----------------------------------------------------------------------------------
+
+  /** Percentages of `sizes` as texts that add up to exactly 100 (largest remainder). */
+  function shares(sizes) {
+    const total = sizes.reduce((sum, size) => sum + size, 0);
+    const unit = sizes.length > 100 ? 100 : 10; // parts of a percent
+    const exact = sizes.map((size) => (total ? (size / total) * 100 * unit : 0));
+    const parts = exact.map(Math.floor);
+    let missing = total ? 100 * unit - parts.reduce((sum, part) => sum + part, 0) : 0;
+    const order = exact.map((_, i) => i).sort((a, b) => exact[b] - parts[b] - (exact[a] - parts[a]) || a - b);
+    for (let i = 0; missing > 0; i++, missing--) parts[order[i % order.length]]++;
+    const digits = unit === 100 ? 2 : 1;
+    return parts.map((part) => `${(part / unit).toFixed(digits)} %`);
+  }
+
+  /** Share of each cluster (and of the images taken out) as a text, by number. */
+  function clusterShares() {
+    const numbers = changes.clusters();
+    if (changes.rowsOf(NO_CLUSTER).length) numbers.push(NO_CLUSTER);
+    const texts = shares(numbers.map((cluster) => changes.rowsOf(cluster).length));
+    return new Map(numbers.map((cluster, i) => [cluster, texts[i]]));
+  }
+
+  /** Classes among `rows`, the most frequent first: [{code, name, size}]; unlabelled is code -1. */
+  function classMix(rows) {
+    const sizes = new Map();
+    for (const row of rows) sizes.set(table.label[row], (sizes.get(table.label[row]) ?? 0) + 1);
+    return [...sizes]
+      .map(([code, size]) => ({ code, size, name: code < 0 ? "no label" : table.classes[code] }))
+      .sort((a, b) => b.size - a.size || a.code - b.code);
+  }
+
+  // -- texts and elements ----------------------------------------------------------------------
+
+  const grouped = new Intl.NumberFormat("en");
+  const count = (n) => grouped.format(n);
+  const images = (n) => `${count(n)} ${n === 1 ? "image" : "images"}`;
+  const percent = (share, digits = 0) => `${(100 * share).toFixed(digits)} %`;
+
+  function duration(seconds) {
+    if (seconds < 100) return `${seconds.toFixed(seconds < 10 ? 1 : 0)} s`;
+    if (seconds < 6000) return `${Math.round(seconds / 60)} min`;
+    return `${(seconds / 3600).toFixed(1)} h`;
+  }
+
+  const SVG = new Set(["svg", "g", "path", "line", "rect", "circle", "text", "title", "polyline"]);
+
+  /** An element. Children are elements or texts; a property that starts with "on" is a listener. */
+  function h(tag, properties = {}, ...children) {
+    const element = SVG.has(tag)
+      ? document.createElementNS("http://www.w3.org/2000/svg", tag)
+      : document.createElement(tag);
+    for (const [name, value] of Object.entries(properties)) {
+      if (value === undefined || value === null || value === false) continue;
+      if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
+      else if (name === "style") Object.assign(element.style, value);
+      else if (name === "value") element.value = value;
+      else element.setAttribute(name, value === true ? "" : value);
+    }
+    element.append(...children.flat().filter((child) => child !== null && child !== undefined));
+    return element;
+  }
+
+  // -- pictures --------------------------------------------------------------------------------
+
+  /** Where the picture of a row is: sheet, and left and top in tiles. */
+  function tileOf(row) {
+    const { columns, rows, sheets } = received.summary.thumbnails;
+    const tile = table.tile[row];
+    const place = tile % (columns * rows);
+    return {
+      url: `thumbnails/${sheets[Math.floor(tile / (columns * rows))]}`,
+      left: place % columns, top: Math.floor(place / columns), columns,
+    };
+  }
+
+  /** Show a part of a sheet in an element of `size` pixels. */
+  function showTile(element, { url, left, top, columns }, size) {
+    const style = element.style;
+    style.backgroundImage = `url("${url}")`;
+    style.backgroundSize = `${columns * size}px auto`;
+    style.backgroundPosition = `${-left * size}px ${-top * size}px`;
+  }
+
+  /** The picture of a row. */
+  function picture(row, size, { link = true } = {}) {
+    const look = { width: `${size}px`, height: `${size}px` };
+    const element = link
+      ? h("a", { class: "picture", href: imageLink(row), title: nameOf(row), "aria-label": nameOf(row), style: look })
+      : h("span", { class: "picture", style: look });
+    showTile(element, tileOf(row), size);
+    return element;
+  }
+
+  const imageLink = (row) => `#/image/${encodeURIComponent(table.ids[row])}`;
+  const clusterLink = (cluster) => `#/cluster/${cluster}`;
+
+  const HUES = [
+    "#3b76c4", "#e08a1e", "#3f9b57", "#cf4b4b", "#8a63c7", "#8c6a4f", "#d573b4", "#6f7f8c",
+    "#a9a02c", "#2aa3b3",
+  ];
+
+  /** A colour for the number of a cluster or of a class, as [r, g, b]. */
+  function colourOf(number) {
+    if (number < 0) return [140, 140, 140];
+    if (number < HUES.length) {
+      const hex = HUES[number];
+      return [1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16));
+    }
+    // Golden angle: neighbours in number differ, and it never runs out.
+    const hue = (number * 137.508) % 360;
+    const light = 0.42 + 0.2 * ((number * 0.37) % 1);
+    const chroma = 0.55 * Math.min(light, 1 - light);
+    return [0, 8, 4].map((shift) => {
+      const k = (shift + hue / 30) % 12;
+      return Math.round(255 * (light - chroma * Math.max(-1, Math.min(k - 3, 9 - k, 1))));
+    });
+  }
+
+  const css = ([r, g, b]) => `rgb(${r} ${g} ${b})`;
+
+  // -- messages --------------------------------------------------------------------------------
+
+  let toastTimer = 0;
+
+  /** Say what was done, for a while, with a way back. */
+  function toast(message, { undo = true } = {}) {
+    if (!message) return;
+    const box = document.getElementById("toast");
+    const children = [h("span", {}, message)];
+    if (undo && changes.canUndo) {
+      children.push(h("button", { type: "button", onclick: () => toast(changes.undo(), { undo: false }) }, "Undo"));
+    }
+    box.replaceChildren(...children);
+    box.classList.add("shown");
+    clearTimeout(toastTimer);
+    toastTimer = setTimeout(() => box.classList.remove("shown"), 7000);
+  }
+
+  return {
+    NO_CLUSTER, receive, load, loadTable, unpack, changes, shares, clusterShares, classMix, count,
+    images, percent, duration, h, tileOf, showTile, picture, imageLink, clusterLink, nameOf,
+    colourOf, css, toast,
+    get summary() { return received.summary; },
+    get table() { return table; },
+  };
+})();

@@ -1,0 +1,350 @@
+"""RunDir -> a folder of static files.
+
+``index.html`` opens from the disk. A page opened so may not read other files, but may run scripts
+beside it: so the data are scripts too, each one call that hands over numbers as base64. What the
+first screen needs is small and comes first (``summary.js`` and the sheet of covers); the table of
+images and the neighbours follow.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from jinja2 import Environment
+
+from deepcluster.config import flatten
+from deepcluster.report.layout import Layout, lay_out
+from deepcluster.report.neighbours import (
+    Duplicates,
+    Neighbours,
+    find_duplicates,
+    find_neighbours,
+    find_outliers,
+)
+from deepcluster.report.verdict import judge
+from deepcluster.run import RunDir, RunError, Thumbnails
+
+COVERED = 24  # clusters that the first screen shows, the largest
+COVERS = 12  # images on the cover of a cluster: those nearest its centre
+COVER_TILE = 64  # largest side of a picture on a cover
+NEAR_CLUSTERS = 8  # other clusters named beside a cluster
+SKIPPED_SHOWN = 200
+
+SCRIPTS = ("core.js", "charts.js", "grid.js", "map.js", "views.js", "start.js")
+PARTS = ("index.html", "style.css", "scripts", "data", "thumbnails")
+
+Say = Callable[[str], None]
+
+
+def write_report(run: RunDir, *, progress: Say | None = None) -> Path:
+    """Write the pages of a run.
+
+    The same run folder gives the same pages. Files that others put into the folder (a downloaded
+    ``labels.csv``, say) are left alone.
+
+    Args:
+        run: a finished run.
+        progress: told in a few words what is being done.
+
+    Returns:
+        The first page, ``RUN/report/index.html``.
+
+    Raises:
+        RunError: the run lacks what the report needs.
+    """
+    say = progress or (lambda _: None)
+    items = run.read_items()
+    embeddings = _read_embeddings(run, len(items))
+    clusters = items["cluster"].to_numpy()
+    thumbnails = run.read_thumbnails()
+    if thumbnails.count != len(items):
+        raise RunError(
+            f"{run.path} has {thumbnails.count} thumbnails for {len(items)} images: it was changed "
+            "by hand or only in part copied; fit again"
+        )
+    distance = items["distance"].to_numpy()
+    centres = _means(embeddings, clusters)
+    say("nearest neighbours")
+    neighbours = find_neighbours(embeddings)
+    duplicates = find_duplicates(neighbours)
+    say("map")
+    given = np.stack([items["x"].to_numpy(), items["y"].to_numpy()], 1)
+    layout = lay_out(embeddings, clusters, given)
+    say("pages")
+    covers = _choose_covers(clusters, distance)
+
+    part = run.report.with_name(f"{run.report.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    for folder in ("data", "scripts", "thumbnails"):
+        (part / folder).mkdir(parents=True)
+    for sheet in thumbnails.sheets:
+        _link(sheet, part / "thumbnails" / sheet.name)
+    cover_layout = _write_covers(part / "data" / "covers.webp", covers, thumbnails)
+    data = part / "data"
+    summary = _summary(run, items, centres, neighbours, duplicates, layout, thumbnails)
+    summary["covers"] = {
+        **cover_layout,
+        "clusters": list(covers),
+        "items": [members.tolist() for members in covers.values()],
+    }
+    _write_data(data / "summary.js", "summary", summary)
+    _write_data(data / "items.js", "items", _items(items, layout, thumbnails))
+    _write_data(
+        data / "neighbours.js",
+        "neighbours",
+        {
+            "index": _packed(neighbours.index, np.uint32),
+            "outliers": _packed(find_outliers(neighbours), np.uint32),
+            "pairs": _packed(duplicates.pairs, np.uint32),
+            "pairDistances": _packed(duplicates.distance, np.float32),
+        },
+    )
+    _write_page(part, str(summary["title"]))
+    _take_place(part, run.report)
+    return run.report / "index.html"
+
+
+# -- what the pages are told --------------------------------------------------------------------
+
+
+def _summary(
+    run: RunDir,
+    items: pa.Table,
+    centres: dict[int, np.ndarray],
+    neighbours: Neighbours,
+    duplicates: Duplicates,
+    layout: Layout,
+    thumbnails: Thumbnails,
+) -> dict[str, Any]:
+    """All that the first screen needs, and what is said once for all images."""
+    info, metrics, said = run.read_info(), run.read_metrics(), run.read_clusters()
+    clusters = items["cluster"].to_numpy()
+    numbers, sizes = np.unique(clusters[clusters >= 0], return_counts=True)
+    counts = info.get("counts", {})
+    scores = info.get("scores", {})
+    skipped = run.read_skipped()
+    title = str(info.get("name") or run.path.resolve().name)
+    verdict = judge(sizes.tolist(), metrics, scores, asked=counts.get("clusters"))
+    if said["merged"]:  # fewer clusters than asked for are then a person's wish
+        verdict = judge(sizes.tolist(), metrics, scores)
+    labels = items["label"]
+    return {
+        "id": _run_id(items["id"].to_pylist(), info),
+        "title": title,
+        "folder": run.path.resolve().name,
+        "images": len(items),
+        "clusters": [
+            {
+                "number": int(number),
+                "size": int(size),
+                "near": _nearest_clusters(int(number), centres),
+            }
+            for number, size in zip(numbers, sizes, strict=True)
+        ],
+        "names": said["names"],
+        "merged": said["merged"],
+        "labelled": len(labels) - labels.null_count,
+        "info": {k: v for k, v in info.items() if k not in ("scores", "schema")},
+        "scores": scores,
+        "settings": flatten(dataclasses.asdict(run.read_config())),
+        "metrics": metrics,
+        "verdict": dataclasses.asdict(verdict),
+        "skipped": skipped[:SKIPPED_SHOWN],
+        "skippedTotal": len(skipped),
+        "neighbours": {
+            "k": int(neighbours.index.shape[1]),
+            "recall": neighbours.recall,
+            "variance": neighbours.kept_variance,
+        },
+        "duplicates": {"threshold": duplicates.threshold, "total": duplicates.total},
+        "map": {"laidOut": layout.laid_out},
+        "thumbnails": {
+            "tile": thumbnails.tile,
+            "columns": thumbnails.columns,
+            "rows": thumbnails.rows,
+            "count": thumbnails.count,
+            "sheets": [sheet.name for sheet in thumbnails.sheets],
+        },
+    }
+
+
+def _items(items: pa.Table, layout: Layout, thumbnails: Thumbnails) -> dict[str, Any]:
+    """The table of images, a column at a time."""
+    ids, paths = items["id"].to_pylist(), items["path"].to_pylist()
+    prefix = os.path.commonprefix([path for path in paths if path is not None])
+    prefix = prefix[: max(prefix.rfind("/"), prefix.rfind("\\")) + 1]
+    rest = [None if path is None else path[len(prefix) :] for path in paths]
+    classes = sorted({label for label in items["label"].to_pylist() if label is not None})
+    code = {label: i for i, label in enumerate(classes)}
+    tile = np.empty(len(ids), np.uint32)
+    tile[thumbnails.order] = np.arange(len(ids))
+    low, span = layout.places.min(axis=0, initial=np.inf), np.ptp(layout.places, axis=0).max()
+    places = (layout.places - low) / max(float(span), 1e-9) * 65535
+    return {
+        "ids": ids,
+        "prefix": prefix,
+        # null where there is no path, 0 where the path is the prefix and the id
+        "paths": [0 if r == id_ else r for r, id_ in zip(rest, ids, strict=True)],
+        "classes": classes,
+        "label": _packed([code.get(x, -1) for x in items["label"].to_pylist()], np.int32),
+        "cluster": _packed(items["cluster"].to_numpy(), np.int32),
+        "byPerson": _packed([by == "person" for by in items["by"].to_pylist()], np.uint8),
+        "distance": _packed(items["distance"].to_numpy(), np.float32),
+        "confidence": _packed(items["confidence"].to_numpy(), np.float32),
+        "tile": _packed(tile, np.uint32),
+        "places": _packed(np.rint(places), np.uint16),
+    }
+
+
+def _run_id(ids: list[str], info: Mapping[str, Any]) -> str:
+    """A name for the run's images and fit that stays the same when labels are applied."""
+    digest = hashlib.sha256(str(info.get("started")).encode())
+    for id_ in ids:
+        digest.update(id_.encode())
+        digest.update(b"\0")
+    return digest.hexdigest()[:20]
+
+
+def _read_embeddings(run: RunDir, n: int) -> np.ndarray:
+    if not run.embeddings.is_file():
+        raise RunError(f"{run.embeddings} is missing: copy the whole run folder, or fit again")
+    embeddings = run.read_embeddings()
+    if len(embeddings) != n:
+        raise RunError(
+            f"{run.embeddings} has {len(embeddings)} rows for {n} images: it was changed by hand; "
+            "fit again"
+        )
+    if not n:
+        raise RunError(f"{run.path} has no images: there is nothing to report")
+    return embeddings
+
+
+def _means(embeddings: np.ndarray, clusters: np.ndarray) -> dict[int, np.ndarray]:
+    """Mean feature of each cluster, ``(d,)``."""
+    return {
+        c: np.asarray(embeddings[clusters == c], np.float64).mean(axis=0)
+        for c in np.unique(clusters).tolist()
+        if c >= 0
+    }
+
+
+def _nearest_clusters(cluster: int, centres: dict[int, np.ndarray]) -> list[int]:
+    """The other clusters, that of the nearest mean first, at most NEAR_CLUSTERS."""
+    far = {c: float(np.linalg.norm(m - centres[cluster])) for c, m in centres.items()}
+    return sorted((c for c in far if c != cluster), key=far.__getitem__)[:NEAR_CLUSTERS]
+
+
+# -- covers -------------------------------------------------------------------------------------
+
+
+def _choose_covers(clusters: np.ndarray, distance: np.ndarray) -> dict[int, np.ndarray]:
+    """The items on the covers of the largest clusters: nearest the centre, unknown ones last."""
+    numbers, sizes = np.unique(clusters[clusters >= 0], return_counts=True)
+    largest = numbers[np.argsort(-sizes, kind="stable")][:COVERED]
+    order = np.lexsort((np.nan_to_num(distance, nan=np.inf), clusters))
+    starts = np.searchsorted(clusters[order], largest)
+    return {
+        int(c): order[start : start + min(size, COVERS)]
+        for c, start, size in zip(
+            largest, starts, np.sort(sizes)[::-1][:COVERED].tolist(), strict=True
+        )
+    }
+
+
+def _write_covers(
+    path: Path, covers: dict[int, np.ndarray], thumbnails: Thumbnails
+) -> dict[str, int]:
+    """One picture of all covers, a row a cluster: the first screen opens no other sheet."""
+    from PIL import Image
+
+    tile = min(thumbnails.tile, COVER_TILE)
+    chosen = np.concatenate([np.zeros(0, np.int64), *covers.values()])
+    column = np.concatenate([np.zeros(0, np.int64), *map(np.arange, map(len, covers.values()))])
+    row = np.repeat(np.arange(len(covers)), [len(members) for members in covers.values()])
+    picture = Image.new("RGB", (COVERS * tile, max(1, len(covers)) * tile))
+    position = np.empty(thumbnails.count, np.int64)
+    position[thumbnails.order] = np.arange(thumbnails.count)
+    per_sheet = thumbnails.columns * thumbnails.rows
+    sheets = position[chosen] // per_sheet
+    for number in np.unique(sheets).tolist():
+        with Image.open(thumbnails.sheets[number]) as file:
+            sheet = file.convert("RGB")
+        for i in np.flatnonzero(sheets == number).tolist():
+            place = int(position[chosen[i]]) % per_sheet
+            left = place % thumbnails.columns * thumbnails.tile
+            top = place // thumbnails.columns * thumbnails.tile
+            image = sheet.crop((left, top, left + thumbnails.tile, top + thumbnails.tile))
+            if tile < thumbnails.tile:
+                image = image.resize((tile, tile), Image.Resampling.LANCZOS)
+            picture.paste(image, (int(column[i]) * tile, int(row[i]) * tile))
+    picture.save(path, "WEBP", quality=85, method=2)
+    return {"tile": tile, "columns": COVERS}
+
+
+# -- files --------------------------------------------------------------------------------------
+
+
+def _packed(values: Any, dtype: type[np.generic]) -> dict[str, str]:
+    """An array for the page: little-endian numbers as base64."""
+    array = np.ascontiguousarray(values, np.dtype(dtype).newbyteorder("<"))
+    return {"type": np.dtype(dtype).name, "base64": base64.b64encode(array.tobytes()).decode()}
+
+
+def _write_data(path: Path, name: str, value: Any) -> None:
+    """A script that hands `value` over. ASCII only, and no ``<``: no name in it can end a tag."""
+    text = json.dumps(_finite(value), separators=(",", ":")).replace("<", "\\u003c")
+    path.write_text(f'deepcluster.receive("{name}",{text});\n', encoding="ascii")
+
+
+def _finite(value: Any) -> Any:
+    """`value` with None for the numbers that JSON does not have."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(k): _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return value
+
+
+def _write_page(folder: Path, title: str) -> None:
+    sources = resources.files("deepcluster.report") / "page"
+    template = (sources / "index.html").read_text(encoding="utf-8")
+    page = Environment(autoescape=True).from_string(template).render(title=title, scripts=SCRIPTS)
+    (folder / "index.html").write_text(page, encoding="utf-8")
+    style = (sources / "style.css").read_text(encoding="utf-8")
+    (folder / "style.css").write_text(style, encoding="utf-8")
+    for name in SCRIPTS:
+        script = (sources / name).read_text(encoding="utf-8")
+        (folder / "scripts" / name).write_text(script, encoding="utf-8")
+
+
+def _link(source: Path, target: Path) -> None:
+    """The same file under a second name; a copy where the disk cannot do that."""
+    try:
+        target.hardlink_to(source)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def _take_place(part: Path, report: Path) -> None:
+    """Move the new pages to where the old ones are, and leave whatever else is there."""
+    report.mkdir(exist_ok=True)
+    for name in PARTS:
+        old = report / name
+        if old.is_dir():
+            shutil.rmtree(old)
+        (part / name).replace(old)
+    part.rmdir()

@@ -1,0 +1,466 @@
+"""The one loop: images in, a fitted model and its clusters out.
+
+Read :func:`fit` from top to bottom. All chance in epoch `e` comes from generators seeded by the
+fit's seed and `e`, so a fit that resumes after epoch `e` needs no random state and gives the same
+bits as one that was never stopped. Labels, where the store has any, are read by :func:`score`
+alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from deepcluster import metrics
+from deepcluster.augment import Views
+from deepcluster.backbones import build_backbone
+from deepcluster.config import Config
+from deepcluster.features import FittedModel, Preprocessing, extract, to_device
+from deepcluster.graph import Prototypes, cluster_graph, layout
+from deepcluster.kmeans import kmeans
+from deepcluster.methods import Method, Snapshot, load_method
+from deepcluster.muon import Muon
+from deepcluster.pca import fit_pca, normalise
+from deepcluster.run import RunDir
+
+if TYPE_CHECKING:
+    from deepcluster.images import ImageStore
+
+EPOCH_COLUMNS = [
+    ("loss", "loss", "{:.3f}"),
+    ("ln_k", "ln k", "{:.2f}"),
+    ("nmi_previous", "NMI prev", "{:.3f}"),
+    ("changed", "moved", "{:.0%}"),
+    ("empty", "empty", "{}"),
+    ("largest", "largest", "{:.1%}"),
+    ("effective_rank", "rank", "{:.1f}"),
+    ("nmi", "NMI", "{:.3f}"),
+]
+ADAM_SHARE = 0.1  # AdamW's learning rate over Muon's, where one optimizer is both
+PIXEL_SIDE = 32  # pixels k-means, the yardstick, sees images averaged down to this side
+
+
+class Progress:
+    """What a fit tells while it runs. This one is silent; the command line has one that shows."""
+
+    def phase(self, name: str, total: int) -> None:
+        """A piece of work begins: its name, and how many images it goes through."""
+
+    def advance(self, count: int) -> None:
+        """So many images more are done."""
+
+    def epoch(self, line: dict[str, Any]) -> None:
+        """An epoch has ended; its line of metrics.jsonl."""
+
+    def note(self, text: str) -> None:
+        """A sentence the user should read."""
+
+
+def epoch_sentence(line: dict[str, Any]) -> str:
+    """A line of metrics.jsonl for people."""
+    parts = [
+        f"{title} {form.format(line[key])}"
+        for key, title, form in EPOCH_COLUMNS
+        if line.get(key) is not None
+    ]
+    return f"epoch {line['epoch'] + 1:>3}  " + "  ".join(parts)
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What a fit gives; every array is in the order of the images."""
+
+    config: Config  # resolved
+    model: FittedModel
+    embeddings: np.ndarray  # (n, d) float32, rows of length 1
+    labels: np.ndarray  # (n,) int64, the clusters
+    distances: np.ndarray  # (n,) float32
+    confidence: np.ndarray  # (n,) float32 in [0, 1]
+    places: np.ndarray  # (n, 2) float32 on the map, NaN where an image is not on it
+    history: list[dict[str, Any]]  # the lines of metrics.jsonl
+    scores: dict[str, dict[str, float]]  # of "fit" and of "pixels"
+    timings: dict[str, float]  # seconds a phase
+
+
+@dataclass
+class Clock:
+    """Seconds spent in each phase."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    _last: float = field(default_factory=time.perf_counter)
+
+    def lap(self, phase: str) -> None:
+        """Book the time since the last lap."""
+        now = time.perf_counter()
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + now - self._last
+        self._last = now
+
+
+def fit(
+    store: ImageStore,
+    config: Config,
+    *,
+    backbone: nn.Module | None = None,
+    run: RunDir | None = None,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> FitResult:
+    """Train on the images and cluster them.
+
+    Args:
+        store: the images.
+        config: settings, as :func:`deepcluster.plan.resolve` gives them.
+        backbone: a net to train in place of ``config.backbone``: ``(b, c, size, size)`` -> ``(b, d)``.
+        run: where metrics and checkpoints go; None keeps nothing on disk.
+        resume: go on from the run's last checkpoint.
+        progress: told what happens.
+
+    Returns:
+        Clusters, features, the fitted model and what was measured.
+    """
+    progress = progress or Progress()
+    clock = Clock()
+    device = torch.device(config.device)
+    dtype = getattr(torch, config.train.precision)
+    assert isinstance(config.epochs, int)
+    assert isinstance(config.train.batch_size, int)
+
+    with seeded(config.seed):
+        if backbone is None:
+            assert isinstance(config.size, int)
+            backbone = build_backbone(
+                config.backbone,
+                channels=store.channels,
+                size=config.size,
+                pretrained=config.pretrained,
+                sobel=config.sobel,
+            )
+        method: Any = load_method(config.method)(config, backbone, len(store))
+    method.to(device, memory_format=torch.channels_last)
+    optimizer = build_optimizer(method, config)
+    preprocessing = Preprocessing.measure(store)
+    views = Views(config.views, preprocessing.size)
+
+    def extract_all() -> Tensor:
+        progress.phase("features", len(store))
+        return extract(
+            method.backbone,
+            store,
+            preprocessing,
+            device=device,
+            dtype=dtype,
+            advance=progress.advance,
+        )
+
+    first, previous, history = 0, None, []
+    if resume and run is not None:
+        first, previous = load_checkpoint(last_checkpoint(run), method, optimizer)
+        run.truncate_metrics(first)
+        history = run.read_metrics()
+    elif run is not None:
+        save_checkpoint(run, 0, method, optimizer, None)
+    clock.lap("set-up")
+
+    for epoch in range(first, config.epochs):
+        generator = torch.Generator().manual_seed(mix(config.seed, epoch))
+        view_generator = torch.Generator(device).manual_seed(mix(config.seed, epoch))
+        watch = Clock()
+        method.eval()
+        snapshot: Snapshot | None = method.start_epoch(epoch, extract_all, optimizer, generator)
+        watch.lap("cluster")
+
+        with seeded(mix(config.seed, epoch)):  # dropout draws from torch's global generator
+            method.train()
+            order = method.order(generator)
+            batches = order.split(config.train.batch_size)
+            if len(batches) > 1 and len(batches[-1]) < config.train.batch_size:
+                batches = batches[:-1]  # an order is drawn anew each epoch: nothing is left out
+            progress.phase(f"epoch {epoch + 1}/{config.epochs}", len(order))
+            losses = torch.zeros((), device=device)
+            for step, index in enumerate(batches):
+                rate = schedule((epoch + step / len(batches)) / config.epochs, config)
+                for group in optimizer.param_groups:
+                    group["lr"] = group["initial_lr"] * rate
+                images = to_device(store.batch(index.numpy()), device)
+                batch = [
+                    preprocessing.normalise(views(images, view_generator)).contiguous(
+                        memory_format=torch.channels_last
+                    )
+                    for _ in range(method.views)
+                ]
+                with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                    loss = method.loss(batch, index.to(device))
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                optimizer.step()
+                losses += loss.detach()
+                progress.advance(len(index))
+            mean_loss = float(losses) / len(batches)
+        if not math.isfinite(mean_loss):
+            raise FloatingPointError(
+                f"the loss became {mean_loss} in epoch {epoch + 1}: "
+                "lower --train.lr, or set --train.precision float32"
+            )
+        watch.lap("train")
+
+        line: dict[str, Any] = {"epoch": epoch, "loss": mean_loss, "lr": config.train.lr * rate}
+        if snapshot is not None:
+            line |= describe(snapshot, previous, store.labels)
+            previous = snapshot.labels
+        watch.lap("measure")
+        line["seconds"] = {name: round(value, 3) for name, value in watch.seconds.items()}
+        history.append(line)
+        if run is not None:
+            run.append_metrics(line)
+            every = config.train.checkpoint_every
+            if (epoch + 1) % every == 0 or epoch + 1 == config.epochs:
+                save_checkpoint(run, epoch + 1, method, optimizer, previous)
+        progress.epoch(line)
+    clock.lap("train")
+
+    method.eval()
+    embeddings = normalise(extract_all())
+    clock.lap("features")
+    generator = torch.Generator().manual_seed(mix(config.seed, -1))
+    progress.phase("clusters", 1)
+    pca, prototypes = None, method.prototypes()
+    if prototypes is None:
+        pca, prototypes = final_clusters(embeddings, config, generator)
+    model = FittedModel(
+        backbone=method.backbone,
+        name=config.backbone,
+        channels=store.channels,
+        sobel=config.sobel,
+        preprocessing=preprocessing,
+        pca=pca,
+        prototypes=prototypes,
+    )
+    labels, distances, confidence = model.assign(embeddings)
+    progress.advance(1)
+    clock.lap("clusters")
+    progress.phase("map", 1)
+    places = layout(model.reduce(embeddings), generator=generator)
+    progress.advance(1)
+    clock.lap("map")
+    scores = {"fit": score(labels.numpy(), store.labels)}
+    if store.labels is not None:
+        progress.phase("k-means on the pixels, to compare", 1)
+        scores["pixels"] = score(pixel_clusters(store, config, generator), store.labels)
+        progress.advance(1)
+        clock.lap("compare")
+    return FitResult(
+        config=config,
+        model=model,
+        embeddings=embeddings.numpy(),
+        labels=labels.numpy(),
+        distances=distances.numpy(),
+        confidence=confidence.numpy(),
+        places=np.asarray(places),
+        history=history,
+        scores=scores,
+        timings={name: round(seconds, 3) for name, seconds in clock.seconds.items()},
+    )
+
+
+# -- pieces of the loop -----------------------------------------------------------------------
+
+
+def mix(seed: int, epoch: int) -> int:
+    """A seed for an epoch, far from its neighbours'."""
+    return int(np.random.SeedSequence([seed, epoch + 1]).generate_state(1, np.uint64)[0] >> 1)
+
+
+class seeded:  # noqa: N801 - reads as a verb at the call
+    """Seed torch's global CPU and device generators for a block; the CPU's is put back after."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def __enter__(self) -> None:
+        self.state = torch.get_rng_state()
+        torch.manual_seed(self.seed)
+
+    def __exit__(self, *exception: object) -> None:
+        torch.set_rng_state(self.state)
+
+
+def build_optimizer(method: Method, config: Config) -> torch.optim.Optimizer:
+    """The optimizer over the method's groups; biases and norms are not decayed unless asked."""
+    train = config.train
+    assert isinstance(train.lr, float)
+    groups: list[dict[str, Any]] = []
+    first = True  # the first layer sees pixels: no matrix for Muon
+    for group in method.groups():
+        rest = {"lr": train.lr, "momentum": train.momentum, "matrices": True}
+        rest |= {name: value for name, value in group.items() if name != "params"}
+        for parameter in group["params"]:
+            matrix = parameter.ndim > 1 and rest["matrices"] and not first
+            first = first and parameter.ndim == 1
+            decay = train.weight_decay if parameter.ndim > 1 or train.decay_all else 0.0
+            facts = {**rest, "matrices": matrix, "weight_decay": decay}
+            if groups and all(groups[-1][name] == value for name, value in facts.items()):
+                groups[-1]["params"].append(parameter)
+            else:
+                groups.append({**facts, "params": [parameter]})
+    for group in groups:
+        if train.optimizer == "muon":
+            if not group["matrices"]:
+                group["lr"] *= ADAM_SHARE
+        elif train.optimizer == "adamw":
+            group["betas"] = (group.pop("momentum"), 0.999)
+    optimizer: torch.optim.Optimizer
+    if train.optimizer == "sgd":
+        optimizer = torch.optim.SGD(groups, lr=train.lr)
+    elif train.optimizer == "adamw":
+        optimizer = torch.optim.AdamW(groups, lr=train.lr)
+    else:
+        optimizer = Muon(groups, momentum=train.momentum)
+    for group in optimizer.param_groups:
+        group["initial_lr"] = group["lr"]
+    return optimizer
+
+
+def schedule(done: float, config: Config) -> float:
+    """Learning rate over its peak, when the share `done` of all steps is done."""
+    warmup = config.train.warmup
+    if done < warmup:
+        return done / warmup
+    if config.train.schedule == "constant":
+        return 1.0
+    return 0.5 * (1 + math.cos(math.pi * (done - warmup) / (1 - warmup)))
+
+
+def describe(
+    snapshot: Snapshot, previous: Tensor | None, truth: np.ndarray | None
+) -> dict[str, Any]:
+    """An epoch's figures about its clusters; those of `truth` only where there are labels."""
+    labels = snapshot.labels.numpy()
+    line: dict[str, Any] = {
+        "clusters": snapshot.clusters,
+        "ln_k": math.log(snapshot.clusters),
+        "nmi_previous": None,
+        "changed": None,
+        **metrics.occupancy(labels, snapshot.clusters),
+        "effective_rank": metrics.effective_rank(snapshot.features.numpy()),
+    }
+    if previous is not None:
+        before = previous.numpy()
+        line["nmi_previous"] = metrics.nmi(labels, before)
+        line["changed"] = metrics.churn(before, labels)
+    return line | score(labels, truth)
+
+
+def score(labels: np.ndarray, truth: np.ndarray | None) -> dict[str, float]:
+    """NMI (of both kinds), ARI and ACC of clusters against labels; nothing without labels."""
+    if truth is None or not (truth >= 0).any():
+        return {}
+    known = truth >= 0
+    names = ("nmi", "nmi_arithmetic", "ari", "acc")
+    return {name: getattr(metrics, name)(labels[known], truth[known]) for name in names}
+
+
+def final_clusters(embeddings: Tensor, config: Config, generator: torch.Generator) -> Any:
+    """The clusters a person gets: (PCA or None, prototypes)."""
+    final = config.final
+    assert isinstance(config.clusters, int)
+    pca = fit_pca(embeddings, final.pca, whiten=final.whiten) if final.pca else None
+    x = embeddings if pca is None else normalise(pca.apply(embeddings))
+    if final.algorithm == "graph" and len(x) > config.clusters:
+        return pca, cluster_graph(
+            x, config.clusters, neighbours=final.neighbours, generator=generator
+        )
+    result = kmeans(
+        x, config.clusters, max_iter=300, n_init=final.restarts, generator=generator
+    )
+    return pca, Prototypes(result.centers, torch.arange(config.clusters))
+
+
+def pixel_clusters(store: ImageStore, config: Config, generator: torch.Generator) -> np.ndarray:
+    """Plain k-means on the pixels: the yardstick. Large images are averaged down first."""
+    side = min(store.pixels.shape[1], PIXEL_SIDE)
+    flat = torch.empty(len(store), side * side * store.channels)
+    for start in range(0, len(store), 1024):
+        index = np.arange(start, min(start + 1024, len(store)))
+        images = to_device(store.batch(index), torch.device("cpu")).float() / 255
+        small = nn.functional.adaptive_avg_pool2d(images, side)
+        flat[start : start + len(index)] = small.flatten(1)
+    assert isinstance(config.clusters, int)
+    result = kmeans(flat, config.clusters, max_iter=100, n_init=3, generator=generator)
+    return result.labels.numpy()
+
+
+# -- checkpoints ------------------------------------------------------------------------------
+
+
+def save_checkpoint(
+    run: RunDir,
+    epoch: int,
+    method: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    previous: Tensor | None,
+) -> None:
+    """Write all that :func:`load_checkpoint` needs; keep the last two. safetensors, no pickle."""
+    tensors = {f"method.{name}": value for name, value in method.state_dict().items()}
+    for number, state in optimizer.state_dict()["state"].items():
+        for name, value in state.items():
+            if value is not None:
+                tensors[f"optimizer.{number}.{name}"] = torch.as_tensor(value)
+    if previous is not None:
+        tensors["previous"] = previous
+    tensors = {name: value.detach().cpu().clone() for name, value in tensors.items()}
+    run.checkpoints.mkdir(exist_ok=True)
+    path = run.checkpoints / f"epoch-{epoch:05d}.safetensors"
+    part = path.with_suffix(".part")
+    save_file(tensors, part, metadata={"epoch": json.dumps(epoch)})
+    part.replace(path)
+    for old in sorted(run.checkpoints.glob("epoch-*.safetensors"))[:-2]:
+        old.unlink()
+
+
+def last_checkpoint(run: RunDir) -> Path:
+    """The newest checkpoint of a run.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    found = sorted(run.checkpoints.glob("epoch-*.safetensors"))
+    if not found:
+        raise FileNotFoundError(
+            f"{run.checkpoints} holds no checkpoint: start again with --overwrite"
+        )
+    return found[-1]
+
+
+def load_checkpoint(
+    path: Path, method: nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[int, Tensor | None]:
+    """Put a checkpoint's state into `method` and `optimizer`.
+
+    Returns:
+        epochs that are done, and the clusters of the last one.
+    """
+    with safe_open(path, framework="pt") as file:
+        epoch = json.loads(file.metadata()["epoch"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    method.load_state_dict(
+        {k.removeprefix("method."): v for k, v in tensors.items() if k.startswith("method.")}
+    )
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        if name.startswith("optimizer."):
+            _, number, key = name.split(".", 2)
+            state.setdefault(int(number), {})[key] = value
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+    return epoch, tensors.get("previous")

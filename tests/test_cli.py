@@ -1,0 +1,162 @@
+"""The command line: exit codes, where things are printed, and that all is documented."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import make_shapes
+from PIL import Image
+
+from deepcluster.cli import app, run_app
+
+ROOT = Path(__file__).parent.parent
+QUICK = ["--backbone", "convnet_tiny", "--epochs", "1", "--clusters", "3", "--device", "cpu"]
+QUICK += ["--train.batch-size", "32"]
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    path = tmp_path / "shapes.npy"
+    np.save(path, make_shapes(60))
+    return path
+
+
+def test_fit_then_every_verb(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    assert run_app(["fit", str(source), "--out", str(run), *QUICK]) == 0
+    out, err = capsys.readouterr()
+    assert "run folder" in out
+    assert "epoch" in err
+    assert "60 images" in (run / "log.txt").read_text()
+    assert run_app(["info", str(run), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["status"] == "done"
+    assert run_app(["predict", str(run), str(source), "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)) == 60
+    assert run_app(["predict", str(run), str(source)]) == 0
+    assert capsys.readouterr().out.startswith("id,path,cluster,name,distance,confidence")
+    assert run_app(["embed", str(run), str(source), "--out", str(tmp_path / "f.npy")]) == 0
+    assert np.load(tmp_path / "f.npy").shape[0] == 60
+    assert len((tmp_path / "f.ids.txt").read_text().splitlines()) == 60
+    capsys.readouterr()
+    assert run_app(["evaluate", str(run), "--json"]) == 0
+    assert "silhouette" in json.loads(capsys.readouterr().out)
+    assert run_app(["export", str(run), "--to", "timm"]) == 0
+    assert (run / "export" / "timm" / "config.json").is_file()
+    assert run_app(["report", str(run)]) == 0
+
+
+def test_flags_beat_file_beats_recipe(source: Path, tmp_path: Path) -> None:
+    from deepcluster.run import RunDir
+
+    file = tmp_path / "mine.toml"
+    file.write_text('epochs = 1\nclusters = 3\n[deepcluster]\npca = 7\n[train]\nlr = 0.001\n')
+    run = tmp_path / "run"
+    flags = ["--train.lr", "0.002", "--no-deepcluster.whiten", *QUICK]
+    command = ["fit", str(source), "--recipe", "chainer", "--config", str(file), *flags]
+    assert run_app([*command, "--out", str(run)]) == 0
+    config = RunDir.open(run).read_config()
+    assert config.train.lr == 0.002  # flag
+    assert config.deepcluster.pca == 7  # file
+    assert config.train.weight_decay == 1e-4  # recipe
+    assert config.deepcluster.whiten is False
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        ([], 0, ""),
+        (["fit"], 2, "which images"),
+        (["fit", "no/such/folder"], 2, "no/such/folder"),
+        (["fit", "digits", "--recipe", "nice"], 2, "paper"),
+        (["fit", "digits", "--clusters", "many"], 2, "clusters"),
+        (["fit", "digits", "--train.optimizer", "magic"], 2, "sgd"),
+        (["fit", "digits", "--no-such-flag"], 2, "no-such-flag"),
+        (["info", "no/such/run"], 2, "no run folder"),
+        (["cluster", "digits"], 2, "cluster"),
+    ],
+)
+def test_exit_codes(
+    arguments: list[str], code: int, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_app(arguments) == code
+    out, err = capsys.readouterr()
+    assert words in (out if code == 0 else err)
+    assert "Traceback" not in err
+
+
+def test_no_usable_image(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "broken.jpg").write_bytes(b"")
+    assert run_app(["fit", str(tmp_path)]) == 3
+    assert "image" in capsys.readouterr().err
+
+
+def test_dry_run_says_and_does_nothing(
+    source: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(source.parent)
+    assert run_app(["fit", str(source), "--dry-run", "--json", *QUICK]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["images"] == 60
+    assert {"memory_gb", "seconds"} <= set(plan)
+    assert os.listdir(source.parent) == [source.name]  # noqa: PTH208
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_interrupt_saves_and_says_how_to_go_on(
+    stop: signal.Signals, source: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "deepcluster", "fit", str(source), "--out", str(run), *QUICK]
+    command[command.index("--epochs") + 1] = "100000"
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    deadline = time.monotonic() + 120
+    while not (run / "metrics.jsonl").is_file() and time.monotonic() < deadline:
+        assert process.poll() is None, process.stderr and process.stderr.read()
+        os.sched_yield()
+    process.send_signal(stop)
+    err = process.communicate(timeout=60)[1]
+    assert process.returncode == 130, err
+    assert "--resume" in err
+    assert json.loads((run / "run.json").read_text())["status"] == "interrupted"
+    assert any((run / "checkpoints").iterdir())
+
+
+def test_help_needs_no_torch() -> None:
+    script = (
+        "import sys; from deepcluster.cli import run_app; code = run_app(['--help']);"
+        "sys.exit(code or 'torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+def test_every_command_is_documented(capsys: pytest.CaptureFixture[str]) -> None:
+    readme = (ROOT / "README.md").read_text() + (ROOT / "docs" / "guide.md").read_text()
+    for name in app:
+        if not name.startswith("-"):
+            assert f"deepcluster {name}" in readme, name
+            assert run_app([name, "--help"]) == 0
+    out = capsys.readouterr().out
+    for flag in "--clusters --epochs --seed --out --device --recipe --backbone --size".split():
+        assert flag in out
+        assert flag in readme
+    assert re.search(r"Share of|Smallest share", out)  # field docstrings are the help
+
+
+def test_unicode_folder(tmp_path: Path) -> None:
+    place = tmp_path / "Bilder für Jürgen" / "写真"
+    place.mkdir(parents=True)
+    for i, pixels in enumerate(make_shapes(12)):
+        Image.fromarray(pixels).save(place / f"猫 {i}.png")
+    run = tmp_path / "run"
+    command = ["fit", str(place.parent), "--labels", "folders", "--out", str(run), *QUICK]
+    assert run_app(command) == 0
+    assert "猫 3.png" in (run / "items.csv").read_text(encoding="utf-8")

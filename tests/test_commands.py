@@ -1,0 +1,234 @@
+"""Verbs on a run: what they leave, and that new images meet the same clusters."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from conftest import make_shapes
+from PIL import Image
+
+from deepcluster.commands import (
+    evaluate_run,
+    export_run,
+    fit_source,
+    plan_source,
+    predict_source,
+    sort_into,
+)
+from deepcluster.config import Config, ConfigError, override
+from deepcluster.features import FittedModel
+from deepcluster.images import open_images
+from deepcluster.run import RunDir, RunError
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three classes of small pictures in sub-folders, and one that is broken."""
+    root = tmp_path_factory.mktemp("pictures")
+    for i, pixels in enumerate(make_shapes(60)):
+        place = root / ["bars", "crosses", "rings"][i % 3]
+        place.mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(place / f"{i:02d}.png")
+    (root / "bars" / "broken.png").write_bytes(b"no picture")
+    return root
+
+
+@pytest.fixture(scope="session")
+def finished(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    from conftest import TINY
+
+    out = tmp_path_factory.mktemp("runs") / "run"
+    config = override(Config(), TINY)
+    return fit_source(folder, config, out=out, labels="folders", report=True)
+
+
+def test_the_files_of_a_run(finished: RunDir) -> None:
+    files = {
+        str(path.relative_to(finished.path))
+        for path in finished.path.rglob("*")
+        if path.is_file() and path.relative_to(finished.path).parts[0] != "report"
+    }
+    assert files == {
+        "run.json",
+        "config.toml",
+        "metrics.jsonl",
+        "log.txt",
+        "items.parquet",
+        "items.csv",
+        "skipped.csv",
+        "embeddings.npy",
+        "model/config.json",
+        "model/model.safetensors",
+        "model/README.md",
+        "model/clusters.safetensors",
+        "thumbnails/0000.webp",
+        "thumbnails/index.json",
+        "pictures/curves.svg",
+        "pictures/clusters.png",
+        "pictures/cluster-000.png",
+        "pictures/cluster-001.png",
+        "pictures/cluster-002.png",
+        "checkpoints/epoch-00001.safetensors",
+        "checkpoints/epoch-00002.safetensors",
+    }
+    assert (finished.report / "index.html").is_file()
+
+
+def test_run_json_says_what_happened(finished: RunDir) -> None:
+    info = finished.read_info()
+    assert info["status"] == "done"
+    assert info["counts"] == {"images": 60, "skipped": 1, "clusters": 3, "classes": 3}
+    assert set(info["scores"]) == {"fit", "pixels"}
+    assert {"nmi", "nmi_arithmetic", "ari", "acc"} == set(info["scores"]["pixels"])
+    assert info["versions"]["torch"] == torch.__version__
+    assert finished.read_skipped()[0][0].endswith("broken.png")
+
+
+def test_items_are_in_the_order_of_their_ids(finished: RunDir) -> None:
+    items = finished.read_items()
+    assert len(items) == len(set(items["id"].to_pylist())) == 60
+    for name, path, label in zip(
+        items["id"].to_pylist(), items["path"].to_pylist(), items["label"].to_pylist(), strict=True
+    ):
+        assert path.endswith(name)
+        assert name.startswith(label)
+    assert finished.read_embeddings().shape[0] == 60
+
+
+def test_prediction_of_the_same_images_is_the_same(finished: RunDir, folder: Path) -> None:
+    found = predict_source(finished, folder, device="cpu")
+    items = finished.read_items()
+    assert found.labels.tolist() == items["cluster"].to_pylist()
+    assert np.array_equal(found.embeddings, finished.read_embeddings())
+    assert np.array_equal(found.confidence, items["confidence"].to_numpy())
+
+
+def test_an_image_alone_meets_the_same_cluster(finished: RunDir, folder: Path) -> None:
+    items = finished.read_items().to_pylist()
+    for item in items[::20]:
+        found = predict_source(finished, [item["path"]], device="cpu")
+        assert found.labels.tolist() == [item["cluster"]]
+
+
+def test_names_and_merges_of_a_person_hold(finished: RunDir, folder: Path, tmp_path: Path) -> None:
+    copy = RunDir(tmp_path / "copy")
+    shutil.copytree(finished.path, copy.path)
+    copy.write_clusters({"names": {"0": "bars/and more"}, "merged": {"2": 0}})
+    found = predict_source(copy, folder, device="cpu")
+    assert set(found.labels.tolist()) == {0, 1}
+    counts = sort_into(found, tmp_path / "sorted")
+    assert sum(counts.values()) == 60
+    assert set(counts) == {"000-bars_and more", "001"}
+
+
+@pytest.mark.parametrize("how", ["copy", "link", "move"])
+def test_sorting_loses_nothing(how: str, finished: RunDir, folder: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    shutil.copytree(folder, mine)
+    before = {p.read_bytes() for p in mine.rglob("*.png")}
+    for name in ("00.png", "01.png"):  # the same name twice in one cluster must not collide
+        shutil.copy(mine / "bars" / "00.png", mine / f"again-{name}")
+    (mine / "again").mkdir()
+    shutil.copy(mine / "bars" / "00.png", mine / "again" / "00.png")
+    found = predict_source(finished, mine, device="cpu")
+    out = tmp_path / "out"
+    counts = sort_into(found, out, how=how)  # type: ignore[arg-type]
+    assert sum(counts.values()) == 63 == len([p for p in out.rglob("*.png")])
+    left = 1 if how == "move" else 64  # what could not be read stays where it is
+    assert len(list(mine.rglob("*.png"))) == left
+    assert {p.read_bytes() for p in out.rglob("*.png")} == before - {b"no picture"}
+
+
+def test_arrays_are_sorted_as_pictures(finished: RunDir, tmp_path: Path) -> None:
+    found = predict_source(finished, make_shapes(6), device="cpu")
+    sort_into(found, tmp_path)
+    assert len(list(tmp_path.rglob("*.png"))) == 6
+
+
+def test_evaluate_own_and_others(finished: RunDir, folder: Path) -> None:
+    own = evaluate_run(finished)
+    assert {"nmi", "ari", "acc", "knn", "linear_probe", "silhouette"} <= set(own)
+    assert own["nmi"] == pytest.approx(finished.read_info()["scores"]["fit"]["nmi"])
+    other = evaluate_run(finished, folder, labels="folders", device="cpu")
+    assert other["nmi"] == pytest.approx(own["nmi"])
+    unlabelled = evaluate_run(finished, make_shapes(30), device="cpu")
+    assert "nmi" not in unlabelled
+    assert "silhouette" in unlabelled
+
+
+def test_timm_loads_the_backbone(finished: RunDir, folder: Path) -> None:
+    net = timm.create_model(f"local-dir:{finished.model}", pretrained=True, num_classes=0).eval()
+    model = FittedModel.load(finished.model)
+    config = finished.read_config()
+    store = open_images(folder, data=config.data, size=config.size)
+    images = torch.from_numpy(np.stack([store[i] for i in range(8)])).permute(0, 3, 1, 2)
+    with torch.no_grad():
+        features = net(model.preprocessing(images))
+    expected = torch.from_numpy(np.array(finished.read_embeddings()[:8]))
+    assert torch.allclose(torch.nn.functional.normalize(features), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("to", ["timm", "onnx", "torchscript"])
+@pytest.mark.filterwarnings("ignore")  # both exporters of torch warn of their own future
+def test_export(to: str, finished: RunDir, folder: Path, tmp_path: Path) -> None:
+    out = export_run(finished, to, tmp_path / "out")  # type: ignore[arg-type]
+    with pytest.raises(RunError, match="exists already"):
+        export_run(finished, to, out)  # type: ignore[arg-type]
+    if to == "timm":
+        assert (out / "model.safetensors").is_file()
+        return
+    config = finished.read_config()
+    store = open_images(folder, data=config.data, size=config.size)
+    images = np.stack([store[i] for i in range(5)]).transpose(0, 3, 1, 2).astype(np.float32) / 255
+    if to == "onnx":
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(str(out), providers=["CPUExecutionProvider"])
+        features = session.run(None, {"images": images})[0]
+    else:
+        features = torch.jit.load(str(out))(torch.from_numpy(images)).detach().numpy()
+    assert np.allclose(features, finished.read_embeddings()[:5], atol=1e-4)
+
+
+def test_a_plan_does_nothing(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from conftest import TINY
+
+    monkeypatch.chdir(tmp_path)
+    plan = plan_source(folder, override(Config(), TINY))
+    assert plan.images == 61  # the broken one is found when it is decoded
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_resume_refuses_other_settings_and_images(finished: RunDir, tmp_path: Path) -> None:
+    copy = RunDir(tmp_path / "copy")
+    shutil.copytree(finished.path, copy.path)
+    copy.write_info({**copy.read_info(), "status": "interrupted"})
+    with pytest.raises(ConfigError, match=r"train\.lr"):
+        fit_source("x", override(Config(), {"train.lr": 0.7}), out=copy.path, resume=True)
+    with pytest.raises(RunError, match="other images"):
+        fit_source(make_shapes(60), out=copy.path, resume=True)
+    with pytest.raises(ConfigError, match="--out"):
+        fit_source(make_shapes(60), resume=True)
+
+
+def test_a_finished_run_is_not_run_over(finished: RunDir) -> None:
+    with pytest.raises(RunError, match="--resume"):
+        fit_source(make_shapes(9), out=finished.path)
+    assert fit_source(make_shapes(9), out=finished.path, resume=True).path == finished.path
+
+
+def test_overwrite_deletes_only_runs(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(RunError, match="no run"):
+        fit_source(make_shapes(9), out=tmp_path, overwrite=True)
+    assert (tmp_path / "thesis.txt").is_file()
+
+
+def test_a_run_of_tomorrow_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text(json.dumps({"schema": 99, "status": "done"}))
+    with pytest.raises(RunError, match="upgrade"):
+        RunDir.open(tmp_path)
