@@ -2,12 +2,10 @@
 
 import numpy as np
 import pytest
-import torch
 
 from deepcluster.config import Config, override
 from deepcluster.images import ImageStore, open_images
 
-torch.set_num_threads(2)
 
 TINY = {
     "epochs": 2,

@@ -78,12 +78,77 @@ def test_rotation_is_torchvisions():
     around = 20
 
     def reference(image, degrees):
-        image = F.pad(image[None], (around,) * 4, mode="replicate")[0]  # in place of black
+        image, edge = padded(image, around)
         turned = TF.rotate(image, degrees, tv.InterpolationMode.BILINEAR)
-        return TF.center_crop(turned, [20, 20])
+        return TF.center_crop(turned, [20, 20]) + edge
 
     torch.testing.assert_close(
         augment.crop(x, 20, angle=angle), one_by_one(reference, x, angle), atol=1e-4, rtol=0
+    )
+
+
+def padded(image: Tensor, around: int) -> tuple[Tensor, Tensor]:
+    """The image less its background, with zeros around it; and the background."""
+    edges = [image[:, 0], image[:, -1], image[:, :, 0], image[:, :, -1]]
+    edge = torch.cat(edges, 1).sort(1).values  # (c, edge pixels)
+    edge = edge[:, (edge.shape[1] - 1) // 2][:, None, None]
+    return F.pad(image - edge, (around,) * 4), edge
+
+
+def test_shear_is_torchvisions():
+    x = floats(6)
+    shear = torch.linspace(-0.4, 0.4, 6)
+
+    def reference(image, by):
+        image, edge = padded(image, 20)
+        degrees = [math.degrees(math.atan(by)), 0.0]
+        made = TF.affine(image, 0, [0, 0], 1, degrees, tv.InterpolationMode.BILINEAR)
+        return TF.center_crop(made, [20, 20]) + edge
+
+    torch.testing.assert_close(
+        augment.crop(x, 20, shear=shear), one_by_one(reference, x, shear), atol=1e-4, rtol=0
+    )
+
+
+def test_shift_by_whole_pixels():
+    x = floats(1)
+    moved = augment.crop(x, 20, shift=torch.tensor([[0.3, -0.1]]))  # 3 and -1 of 20 pixels
+    torch.testing.assert_close(moved[..., 1:, :17], x[..., :-1, 3:], atol=1e-5, rtol=0)
+
+
+def test_a_box_larger_than_the_image_shows_its_background():
+    x = floats(2)
+    boxes = torch.tensor([[-5.0, -10.0, 30.0, 30.0], [0.0, 0.0, 20.0, 20.0]])
+    found = augment.crop(x, 30, boxes)
+    image, edge = padded(x[0], 10)
+    torch.testing.assert_close(found[0], image[:, 5:35, :30] + edge, atol=1e-5, rtol=0)
+    torch.testing.assert_close(augment.crop(x, 20, boxes)[1], x[1], atol=1e-5, rtol=0)
+
+
+def test_boxes_hold_the_image_or_lie_in_it():
+    boxes = augment.sample_boxes(5000, 30, 20, (0.5, 1.5), 1.2, generator())
+    top, left, h, w = boxes.unbind(1)
+    for start, side, whole in ((top, h, 30), (left, w, 20)):
+        inside = side <= whole
+        assert (start[inside] >= 0).all() and (start + side <= whole)[inside].all()
+        assert (start[~inside] <= 0).all() and (start + side >= whole)[~inside].all()
+    area = h * w / 600
+    assert area.mean() == pytest.approx(1.0, abs=0.03)
+    assert area.max() > 1.4
+
+
+def test_bending_is_torchvisions_elastic():
+    x = floats(3)
+    field = 0.3 * (2 * torch.rand(3, 2, 4, 4, generator=generator()) - 1)
+    whole = F.interpolate(field, (20, 20), mode="bicubic", align_corners=True)
+
+    def reference(image, displacement):
+        edge = padded(image, 0)[1]
+        moved = torch.tensor(displacement).permute(1, 2, 0)[None]  # (1, h, w, 2) in half sides
+        return TF.elastic(image - edge, moved, tv.InterpolationMode.BILINEAR) + edge
+
+    torch.testing.assert_close(
+        augment.crop(x, 20, field=field), one_by_one(reference, x, whole), atol=1e-4, rtol=0
     )
 
 
@@ -339,7 +404,13 @@ def test_preset_follows_from_the_images(size, channels, preset):
 def test_presets_are_what_they_say():
     paper = resolve_views(ViewSettings(preset="paper"), 224, 3)
     on = {k: v for k, v in dataclasses.asdict(paper).items() if k != "preset" and v}
-    assert on == {"crop_scale": 0.08, "crop_ratio": 4 / 3, "flip": 0.5, "blur_sigma": 2.0}
+    assert on == {
+        "crop_scale": 0.08,
+        "crop_scale_max": 1.0,
+        "crop_ratio": 4 / 3,
+        "flip": 0.5,
+        "blur_sigma": 2.0,
+    }
     shape = resolve_views(ViewSettings(), 28, 1)
     assert shape.flip == 0 and shape.crop_scale == 0.5 and shape.rotation == 10
 

@@ -15,6 +15,7 @@ LAYERS = [
     {"plan", "train"},
     {"estimator", "report", "pictures", "commands", "terminal"},
     {"cli"},
+    {"__main__"},
 ]
 WITHIN = {  # imports inside a layer that are meant
     ("run", "config"),

@@ -33,20 +33,25 @@ LUMA = (0.2989, 0.587, 0.114)
 
 SMALLEST_SIGMA = 0.1
 
+FIELD = (4, 4)
+"""Points of the smooth random field that bends a view."""
+
 ATTEMPTS = 10
 """Draws of a crop before the largest central one is taken, as in torchvision."""
 
 _RANGES: dict[str, tuple[float, float]] = {
     "crop_scale": (0.01, 1.0),
+    "crop_scale_max": (0.01, 4.0),
     "crop_ratio": (1.0, 100.0),
     **dict.fromkeys(("flip", "jitter", "grey", "blur", "solarise"), (0.0, 1.0)),
     **dict.fromkeys(("brightness", "contrast", "saturation"), (0.0, math.inf)),
     "hue": (0.0, 0.5),
     "blur_sigma": (SMALLEST_SIGMA, 100.0),
     "rotation": (0.0, 180.0),
+    **dict.fromkeys(("shift", "shear", "elastic"), (0.0, 1.0)),
 }
 
-_OFF = dict.fromkeys(_RANGES, 0.0) | {"crop_scale": 1.0, "crop_ratio": 1.0}
+_OFF = dict.fromkeys(_RANGES, 0.0) | {"crop_scale": 1.0, "crop_scale_max": 1.0, "crop_ratio": 1.0}
 _CROP = {"crop_ratio": 4 / 3}
 _COLOUR = {
     "jitter": 0.8,
@@ -60,11 +65,13 @@ _COLOUR = {
 PRESETS: dict[str, dict[str, float]] = {
     "photo": _OFF | _CROP | _COLOUR | {"crop_scale": 0.2, "flip": 0.5, "blur": 0.5},
     "small-photo": _OFF | _CROP | _COLOUR | {"crop_scale": 0.25, "flip": 0.5},
-    # No mirror image (a mirrored 2 is no digit) and crops that leave the shape whole enough: views
-    # made for photographs ruin digits.
+    # No mirror image (a mirrored 2 is no digit), no crops that cut a part off: shapes are what is
+    # left when slant, stretch, place and bend are not looked at. Views made for photographs ruin
+    # digits.
     "shape": _OFF
-    | _CROP
-    | {"crop_scale": 0.5, "jitter": 0.8, "brightness": 0.4, "contrast": 0.4, "rotation": 10.0},
+    | {"crop_scale": 0.6, "crop_scale_max": 1.4, "crop_ratio": 1.3}
+    | {"rotation": 15.0, "shear": 0.3, "shift": 0.15, "elastic": 0.15}
+    | {"jitter": 0.8, "brightness": 0.3, "contrast": 0.3},
     "paper": _OFF | _CROP | {"crop_scale": 0.08, "flip": 0.5},
     "none": _OFF,
 }
@@ -140,7 +147,8 @@ class Views:
 
         Returns:
             One tensor of n rows for each step that is on, on the generator's device: ``boxes``
-            (n, 4); ``flip`` (bool); ``angle`` in degrees; the factors ``brightness``,
+            (n, 4); ``flip`` (bool); ``angle`` in degrees; ``shear``; ``shift`` (n, 2) and ``field``
+            (n, 2, 4, 4), x and y in half sides of the view; the factors ``brightness``,
             ``contrast``, ``saturation`` and the shift ``hue``, neutral where an image is not
             jittered; ``grey`` (bool); ``sigma``, 0 where an image is not blurred; ``solarise``
             (bool).
@@ -154,14 +162,24 @@ class Views:
             return uniform(0.0, 1.0) < probability  # (n,) bool
 
         parameters: dict[str, Tensor] = {}
-        if values["crop_scale"] < 1:
+        scale = values["crop_scale"], values["crop_scale_max"]
+        if scale != (1, 1):
             parameters["boxes"] = sample_boxes(
-                n, height, width, (values["crop_scale"], 1.0), values["crop_ratio"], generator
+                n, height, width, scale, values["crop_ratio"], generator
             )
         if values["flip"]:
             parameters["flip"] = chosen(values["flip"])
         if values["rotation"]:
             parameters["angle"] = uniform(-values["rotation"], values["rotation"])
+        if values["shear"]:
+            parameters["shear"] = uniform(-values["shear"], values["shear"])
+        if values["shift"]:
+            parameters["shift"] = torch.stack(
+                [uniform(-values["shift"], values["shift"]) for _ in range(2)], 1
+            )
+        if values["elastic"]:
+            draws = torch.rand(n, 2, *FIELD, generator=generator, device=generator.device)
+            parameters["field"] = values["elastic"] * (2 * draws - 1)
         if values["jitter"]:
             jittered = chosen(values["jitter"])
             for name in ("brightness", "contrast", "saturation"):
@@ -187,10 +205,11 @@ class Views:
             images: ``(n, c, H, W)`` uint8.
             parameters: from :meth:`sample`, on the images' device.
         """
-        x = images.float() / 255 if "boxes" in parameters else centre(images, self.size)
-        where = [parameters.get(name) for name in ("boxes", "flip", "angle")]
-        if any(tensor is not None for tensor in where):
-            x = crop(x, self.size, *where)
+        x = images.float().div_(255) if "boxes" in parameters else centre(images, self.size)
+        names = ("boxes", "flip", "angle", "shear", "shift", "field")
+        where = {name: parameters[name] for name in names if name in parameters}
+        if where:
+            x = crop(x, self.size, **where)
         for name, function in (
             ("brightness", adjust_brightness),
             ("contrast", adjust_contrast),
@@ -250,7 +269,8 @@ def sample_boxes(
 
     The area is uniform in `scale` times the image's, the logarithm of the aspect ratio uniform
     within ± log `ratio`, sides are rounded to pixels; a box that does not fit is drawn again, and
-    after 10 draws the largest central box within `ratio` is taken.
+    after 10 draws the largest central box within `ratio` is taken. Beyond torchvision: where `scale`
+    goes above 1, boxes may be larger than the image, which then lies anywhere within the box.
 
     Returns:
         ``(n, 4)`` float32 whole numbers: top, left, height, width; on the generator's device.
@@ -261,12 +281,12 @@ def sample_boxes(
     aspect = torch.exp(math.log(ratio) * (2 * draws[1] - 1))
     w = (area * aspect).sqrt().round()
     h = (area / aspect).sqrt().round()
-    fits = (w >= 1) & (w <= width) & (h >= 1) & (h <= height)
+    most_h, most_w = (math.inf, math.inf) if scale[1] > 1 else (height, width)
+    fits = (w >= 1) & (w <= most_w) & (h >= 1) & (h <= most_h)
     # A last row that always fits: the whole image, cut to the largest aspect ratio.
     last_w = min(width, round(height * ratio))
     last_h = min(height, round(width * ratio))
-    top = (draws[2] * (height - h + 1)).floor().minimum(height - h)  # rounding up must not leave
-    left = (draws[3] * (width - w + 1)).floor().minimum(width - w)
+    top, left = _place(draws[2], height - h), _place(draws[3], width - w)
     boxes = torch.stack([top, left, h, w], -1)  # (attempts, n, 4)
     last = boxes.new_tensor([(height - last_h) // 2, (width - last_w) // 2, last_h, last_w])
     boxes = torch.cat([boxes, last.expand(1, n, 4)])
@@ -275,47 +295,73 @@ def sample_boxes(
     return boxes[first, torch.arange(n, device=device)]
 
 
+def _place(draw: Tensor, room: Tensor) -> Tensor:
+    """Where a box begins: a whole number from 0 to `room`, or from `room` to 0 if that is less."""
+    steps = (draw * (room.abs() + 1)).floor().minimum(room.abs())  # rounding up must not leave
+    return steps * room.sign()
+
+
 def crop(
     x: Tensor,
     size: int,
     boxes: Tensor | None = None,
     flip: Tensor | None = None,
     angle: Tensor | None = None,
+    shear: Tensor | None = None,
+    shift: Tensor | None = None,
+    field: Tensor | None = None,
 ) -> Tensor:
-    """Cut a box out of each image, mirror it, turn it, and resample it to a square: all at once.
+    """Cut a box out of each image, mirror, turn, slant, move and bend it, and resample it to a square.
 
-    Without an angle this is torchvision's ``resized_crop(antialias=False)`` and then its
-    ``horizontal_flip``: pixels outside the box are not looked at. With one, pixels around the box
-    turn into view.
+    All at once. With a box inside the image and a mirror at most, this is torchvision's
+    ``resized_crop(antialias=False)`` and then its ``horizontal_flip``: pixels outside the box are not
+    looked at. Otherwise pixels around the box come into view, and outside the image there is its
+    background: the median of its edge.
 
     Args:
-        x: ``(n, c, H, W)`` float.
+        x: ``(n, c, H, W)`` float in [0, 1].
         size: side of the result in pixels.
         boxes: ``(n, 4)`` top, left, height, width in pixels; None takes all of each image.
         flip: ``(n,)`` bool, mirror left and right.
         angle: ``(n,)`` degrees, counter-clockwise.
+        shear: ``(n,)`` horizontal shift over height.
+        shift: ``(n, 2)`` x and y, in half sides of the view.
+        field: ``(n, 2, a, b)`` shifts x and y at a × b points over the view, in its half sides;
+            cubic between them.
 
     Returns:
         ``(n, c, size, size)``.
     """
     n, _, height, width = x.shape
+    inside = angle is None and shear is None and shift is None and field is None
     if boxes is None:
         boxes = x.new_tensor([0, 0, height, width]).expand(n, 4)
     top, left, h, w = boxes.to(x.dtype)[:, :, None, None].unbind(1)  # each (n, 1, 1)
     # Centres of the result's pixels, from -1 to 1 across the view.
     line = (2 * torch.arange(size, device=x.device, dtype=x.dtype) + 1) / size - 1
     u, v = line.view(1, 1, size), line.view(1, size, 1)
+    if field is not None:
+        bend = F.interpolate(field.to(x.dtype), (size, size), mode="bicubic", align_corners=True)
+        u, v = u + bend[:, 0], v + bend[:, 1]  # (n, size, size)
+    if shear is not None:
+        u = u + shear.to(x.dtype)[:, None, None] * v
     if angle is not None:
         radians = torch.deg2rad(angle.to(x.dtype))[:, None, None]
         cos, sin = radians.cos(), radians.sin()
         u, v = cos * u - sin * v, sin * u + cos * v  # (n, size, size)
+    if shift is not None:
+        by = shift.to(x.dtype)[:, :, None, None]
+        u, v = u + by[:, 0], v + by[:, 1]
     if flip is not None:
         u = torch.where(flip[:, None, None], -u, u)
     columns = left + (u + 1) / 2 * w - 0.5  # in pixels of x, its first centre at 0
     rows = top + (v + 1) / 2 * h - 0.5
-    if angle is None:
-        columns = columns.clamp(min=left, max=left + w - 1)
-        rows = rows.clamp(min=top, max=top + h - 1)
+    if inside:
+        # A box larger than the image shows its background there; one within it never looks outside.
+        larger = (h > height) | (w > width)
+        columns = torch.where(larger, columns, columns.clamp(min=left, max=left + w - 1))
+        rows = torch.where(larger, rows, rows.clamp(min=top, max=top + h - 1))
+    background = _background(x)
     grid = torch.stack(
         [
             ((2 * columns + 1) / width - 1).expand(n, size, size),
@@ -323,7 +369,14 @@ def crop(
         ],
         -1,
     )
-    return F.grid_sample(x, grid, "bilinear", "border", align_corners=False)
+    x = F.grid_sample(x - background, grid, "bilinear", "zeros", align_corners=False)
+    return x.add_(background).clamp_(0, 1)  # the sum may be off by a rounding
+
+
+def _background(x: Tensor) -> Tensor:
+    """Median of the pixels on the edge of each image and channel, ``(n, c, 1, 1)``."""
+    sides = [x[..., 0, :], x[..., -1, :], x[..., 0], x[..., -1]]
+    return torch.cat(sides, -1).median(-1).values[..., None, None]
 
 
 # -- colour -------------------------------------------------------------------------------------

@@ -444,32 +444,42 @@ class _Residual(nn.Module):
         return x + F.relu(self.second(F.relu(self.first(x), inplace=True)), inplace=True)
 
 
-def _conv_bn(inputs: int, outputs: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs)
-    )
+def _conv_bn(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
+    convolution = nn.Conv2d(inputs, outputs, kernel, stride, padding=1, bias=False)
+    return nn.Sequential(convolution, nn.BatchNorm2d(outputs))
 
 
 class ConvNet(_Net):
-    """A small residual net: 3×3 convolutions with batch norm and ReLU, three poolings, an average.
+    """A small residual net: convolutions with batch norm and ReLU, two poolings, an average.
 
-    At width 32 and 32 pixels it takes 24 million multiply-adds. Any size from 8 pixels.
+    Above 16 pixels the first convolution is 4×4 with stride 2, which is faster than 3×3 and a
+    pooling: fewer bytes to move at full size. At width 32 and 32 pixels it takes 24 million
+    multiply-adds. Any size from 4 pixels.
 
     Args:
         width: channels after the first convolution; the features have eight times as many.
         in_chans: channels of the images.
+        img_size: side of the images in pixels.
         num_classes: 0 for features.
         sobel: put the Sobel filter first.
     """
 
     def __init__(
-        self, *, width: int = 32, in_chans: int = 3, num_classes: int = 0, sobel: bool = False
+        self,
+        *,
+        width: int = 32,
+        in_chans: int = 3,
+        img_size: int | Sequence[int] = 32,
+        num_classes: int = 0,
+        sobel: bool = False,
     ) -> None:
         super().__init__(8 * width, num_classes, in_chans, sobel)
+        side = img_size if isinstance(img_size, int) else min(img_size)
+        kernel, stride = (4, 2) if side > 16 else (3, 1)
         relu, pool = nn.ReLU(inplace=True), nn.MaxPool2d(2)
-        self.stem = _conv_bn(2 if sobel else in_chans, width)
+        self.stem = _conv_bn(2 if sobel else in_chans, width, kernel, stride)
         self.stages = nn.Sequential(
-            *(relu, pool),
+            relu,
             *(_conv_bn(width, 2 * width), relu, pool, _Residual(2 * width)),
             *(_conv_bn(2 * width, 4 * width), relu, pool, _Residual(4 * width)),
             *(_conv_bn(4 * width, 8 * width), relu),
@@ -527,8 +537,8 @@ def _cfg(size: int, first_conv: str, classifier: str, fixed: bool = False) -> di
 default_cfgs = {
     "alexnet_bn": _cfg(224, "features.0", "head", fixed=True),
     "alexnet_small": _cfg(32, "features.0", "head", fixed=True),
-    "convnet_small": _cfg(32, "stem.0", "head"),
-    "convnet_tiny": _cfg(32, "stem.0", "head"),
+    "convnet_small": _cfg(32, "stem.0", "head", fixed=True),
+    "convnet_tiny": _cfg(32, "stem.0", "head", fixed=True),
     "resnet18_small": _cfg(32, "conv1", "fc"),
 }
 """Read by timm's register_model."""

@@ -39,7 +39,7 @@ class DataSettings:
     """Keep decoded images in memory up to this much, else in a memory-mapped cache; auto is a third of
     what is free."""
     workers: int | Auto = "auto"
-    """Processes that decode; auto is the number of cores."""
+    """Threads that decode; auto is the number of cores."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,8 @@ class ViewSettings:
     65 pixels, shapes without a mirror image such as digits and garments, the 2018 paper, or none."""
     crop_scale: float | Auto = "auto"
     """Smallest share of the area that a random-resized crop keeps (1 is no crop)."""
+    crop_scale_max: float | Auto = "auto"
+    """Largest share of the area that a crop keeps; above 1 the image shrinks within the view."""
     crop_ratio: float | Auto = "auto"
     """Largest aspect ratio of a crop (1 is square)."""
     flip: float | Auto = "auto"
@@ -75,6 +77,12 @@ class ViewSettings:
     """Probability of inverting the pixels above one half."""
     rotation: float | Auto = "auto"
     """Rotation within ± this many degrees."""
+    shift: float | Auto = "auto"
+    """Shift within ± this share of the view's half side, beside that of the crop."""
+    shear: float | Auto = "auto"
+    """Slant: horizontal shift within ± this share of the height."""
+    elastic: float | Auto = "auto"
+    """Bend by a smooth random field within ± this share of the view's half side."""
 
 
 @dataclass(frozen=True)

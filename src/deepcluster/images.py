@@ -166,7 +166,7 @@ class ImageStore:
 def auto_size(median_short_side: int) -> int:
     """The training side for images of this size.
 
-    Images up to 64 pixels keep their size (at least 16, rounded up to a multiple of 4); up to 128
+    Images up to 64 pixels keep their size (at least 8, rounded up to a multiple of 4); up to 128
     pixels they are trained at 64, larger ones at 96: what two processor cores can learn from in an
     evening, while the paper's 224 pixels take a GPU.
 
@@ -174,7 +174,7 @@ def auto_size(median_short_side: int) -> int:
         median_short_side: median of the images' shorter sides, in pixels.
     """
     if median_short_side <= 64:
-        return max(16, math.ceil(median_short_side / 4) * 4)
+        return max(8, math.ceil(median_short_side / 4) * 4)
     return 64 if median_short_side <= 128 else 96
 
 

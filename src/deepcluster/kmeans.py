@@ -1,9 +1,9 @@
 """k-means: Lloyd's algorithm on any device, in blocks, and its scikit-learn estimator.
 
-Lloyd, "Least squares quantization in PCM" (1982); seeding after Arthur and Vassilvitskii, "k-means++"
-(2007); with ``metric="cosine"`` the spherical k-means of Dhillon and Modha (2001). Written by hand
-because no library runs it on CPU, GPU and MPS alike, out of core, and says how often it had to
-repair an empty cluster. scikit-learn and faiss are its references in the tests.
+Lloyd, "Least squares quantization in PCM" (1982); seeding after Arthur and Vassilvitskii,
+"k-means++" (2007); with ``metric="cosine"`` the spherical k-means of Dhillon and Modha (2001).
+Written by hand because no library runs it on CPU, GPU and MPS alike, out of core, and says how
+often it had to repair an empty cluster. scikit-learn and faiss are its references in the tests.
 
 - Memory: at most `chunk_size` x k scores exist at once. Rows in memory are copied once as float32
   (centred or normalised); a memory-mapped array, or one that would fill more than half of a GPU, is
@@ -25,7 +25,7 @@ import math
 import mmap
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -117,14 +117,13 @@ def kmeans(
             f"max_iter = {max_iter} and n_init = {n_init} must be at least 1, tol = {tol} and "
             f"max_points_per_centre = {max_points_per_centre} at least 0"
         )
-    if isinstance(init, str):
-        if init not in ("k-means++", "random"):
-            raise ValueError(f"init = {init!r}: give 'k-means++', 'random' or centres ({k}, {d})")
-    else:
-        init = _matrix(init)
-        if init.shape != (k, d):
-            raise ValueError(f"init has shape {tuple(init.shape)}, expected (k, d) = ({k}, {d})")
+    given = None if isinstance(init, str) else _matrix(init)
+    if given is None and init not in ("k-means++", "random"):
+        raise ValueError(f"init = {init!r}: give 'k-means++', 'random' or centres ({k}, {d})")
+    if given is not None:
         n_init = 1
+        if given.shape != (k, d):
+            raise ValueError(f"init has shape {tuple(given.shape)}, expected (k, d) = ({k}, {d})")
 
     fitted = x
     if max_points_per_centre and n > k * max_points_per_centre:
@@ -135,8 +134,8 @@ def kmeans(
     best: tuple[Tensor, int, int, bool] | None = None
     least = math.inf
     for _ in range(n_init):
-        if not isinstance(init, str):
-            start = rows.place(init)
+        if given is not None:
+            start = rows.place(given)
         elif init == "random":
             start = rows.take(torch.randperm(rows.n, generator=generator)[:k])
         else:
@@ -209,7 +208,8 @@ def _mean(centers: Any) -> Tensor:
 
 def _inertia(distances: Tensor, metric: Metric) -> float:
     exact = distances.cpu().double()
-    return float((exact if metric == "cosine" else exact.square()).sum())
+    total: Tensor = (exact if metric == "cosine" else exact.square()).sum()
+    return total.item()
 
 
 class _Rows:
@@ -226,27 +226,27 @@ class _Rows:
         k: int,
         chunk_size: int | None,
         device: torch.device | str | None,
-        shift: Tensor | None = None,  # (d,) float64
+        shift: Tensor | None = None,  # (d,) float64; None looks for the mean and NaN
     ) -> None:
         if metric not in ("l2", "cosine"):
             raise ValueError(f"metric = {metric!r}: give 'l2' or 'cosine'")
         if chunk_size is not None and chunk_size < 1:
             raise ValueError(f"chunk_size = {chunk_size} must be at least 1, or None")
         self.x, self.metric = x, metric
-        self.n, self.d = x.shape
+        self.n, self.d = int(x.shape[0]), int(x.shape[1])
         if device is None:
             device = x.device if isinstance(x, Tensor) else "cpu"
         self.device = torch.device(device)
         # On a CPU a block's scores should stay in the cache: the pass over them then costs little.
-        scores = 2**20 if self.device.type == "cpu" else 2**26
-        self.chunk_size = chunk_size or min(max(scores // max(k, self.d), 256), self.n)
+        most, scores = (2048, 2**20) if self.device.type == "cpu" else (2**20, 2**26)
+        self.chunk_size = chunk_size or min(max(scores // max(k, self.d), 256), most)
+        self.chunk_size = min(self.chunk_size, self.n)
         self.kept: Tensor | None = None
         self.shift = torch.zeros(self.d, dtype=torch.float64)
-        self.dtype = torch.float32  # in which the shift is taken off
-        if metric == "l2":
-            self._find_shift(shift)
-        else:
-            self._refuse_nan()
+        if shift is not None:  # for one pass a copy does not pay; it finds NaN itself
+            self.shift = shift
+            return
+        self._look_through()
         if not self._stream():
             kept = torch.empty(self.n, self.d, device=self.device)
             for a, b in self.ranges():
@@ -261,25 +261,20 @@ class _Rows:
             return True
         if self.device.type != "cuda":
             return False
-        return self.n * self.d * 4 > torch.cuda.mem_get_info(self.device)[0] // 2
+        free, _ = torch.cuda.mem_get_info(self.device)
+        return bool(self.n * self.d * 4 > free // 2)
 
-    def _find_shift(self, shift: Tensor | None) -> None:
+    def _look_through(self) -> None:
         total = torch.zeros(self.d, dtype=torch.float64)
         for a, b in self.ranges():
-            block = self._raw(a, b)
-            self.dtype = block.dtype
-            total += block.sum(0).cpu().double()
+            total += self._raw(a, b).sum(0).cpu().double()
         if not total.isfinite().all():
-            self._explain_nan()
-        self.shift = total / self.n if shift is None else shift
-        self._shift = self.shift.to(self.dtype).to(self.device)
+            self.explain_nan()
+        if self.metric == "l2":
+            self.shift = total / self.n
 
-    def _refuse_nan(self) -> None:
-        for a, b in self.ranges():
-            if not self._raw(a, b).sum().isfinite():
-                self._explain_nan()
-
-    def _explain_nan(self) -> None:
+    def explain_nan(self) -> None:
+        """Raise a ValueError that says how many rows are not finite."""
         bad = 0
         for a, b in self.ranges():
             bad += int((~self._raw(a, b).isfinite().all(1)).sum())
@@ -303,13 +298,14 @@ class _Rows:
             # torch warns of arrays it may not write to: those are copied.
             dtype = np.float64 if x.dtype == np.float64 else np.float32
             x = torch.from_numpy(np.require(x, dtype, ["C", "W"]))
-        wide = x.dtype == torch.float64 and self.device.type != "mps"
-        return x.to(device=self.device, dtype=torch.float64 if wide else torch.float32)
+        wide = x.dtype == torch.float64 and _has_float64(self.device)
+        rows: Tensor = x.to(torch.float64 if wide else torch.float32)  # first: MPS cannot
+        return rows.to(self.device)
 
     def _prepare(self, x: Tensor) -> Tensor:
         if self.metric == "cosine":
             return F.normalize(x.float(), dim=1)
-        return (x - self._shift.to(x.dtype)).float()
+        return (x - self.shift.to(x.dtype).to(x.device)).float()
 
     def block(self, a: int, b: int) -> Tensor:
         """Rows a to b, ``(b - a, d)``."""
@@ -331,7 +327,8 @@ class _Rows:
 
     def unplace(self, centers: Tensor) -> Tensor:
         """The inverse of :meth:`place`; cosine centres stay of unit length."""
-        return (centers.cpu().double() + self.shift).float().to(self.device)
+        back: Tensor = centers.cpu().double() + self.shift
+        return back.float().to(self.device)
 
     def variance(self) -> float:
         """Mean over the features of their variance."""
@@ -342,6 +339,10 @@ class _Rows:
             total += block.sum(0).cpu().double()
             squares += float(block.square().sum())
         return max(squares / self.n - float((total / self.n).square().sum()), 0.0) / self.d
+
+
+def _has_float64(device: torch.device) -> bool:
+    return device.type != "mps"
 
 
 def _is_memory_mapped(x: Any) -> bool:
@@ -382,6 +383,8 @@ def _measure(rows: _Rows, centers: Tensor) -> tuple[Tensor, Tensor]:
     for a, b, x, nearest in _nearest(rows, centers):
         labels[a:b] = nearest
         distances[a:b] = _distance(x, centers[nearest], rows.metric)
+    if not distances.sum().isfinite():
+        rows.explain_nan()
     return labels, distances
 
 
@@ -398,8 +401,7 @@ def _lloyd(
     """Iterate from `centers`; returns centres, iterations, repairs, and whether it converged."""
     k = len(centers)
     labels = torch.full((rows.n,), -1, dtype=torch.int64, device=rows.device)
-    # MPS has no float64: there the sums of a block are float32, and their sum is on the CPU.
-    home = torch.device("cpu") if rows.device.type == "mps" else rows.device
+    home = rows.device if _has_float64(rows.device) else torch.device("cpu")
     n_repaired = 0
     for iteration in range(1, max_iter + 1):
         sums = torch.zeros(k, rows.d, dtype=torch.float64, device=home)
@@ -424,10 +426,10 @@ def _lloyd(
 
 def _add_rows(sums: Tensor, x: Tensor, labels: Tensor) -> None:
     """Add each row of a block to the sum ``(k, d)`` of its cluster."""
-    if sums.device == x.device:
+    if _has_float64(x.device):
         # Expanded scatter_add_ is, on a CPU, several times as fast as index_add_ for float64.
         sums.scatter_add_(0, labels[:, None].expand_as(x), x.double())
-    else:
+    else:  # the sums of a block are float32, and their sum is on the CPU
         part = torch.zeros(sums.shape, device=x.device).index_add_(0, labels, x)
         sums += part.to(sums.device).double()
 
@@ -457,7 +459,7 @@ def _repair(rows: _Rows, centers: Tensor, labels: Tensor, sums: Tensor, counts: 
         if filled == len(empty) or distance <= 0:
             break
         donor = labels[index]
-        row = rows.take(index[None])[0].to(sums)
+        row = rows.take(index[None])[0].to(sums.device).double()
         if counts[donor] < 2 or (last is not None and torch.equal(row, last)):
             continue
         sums[donor] -= row
@@ -495,7 +497,8 @@ def _plus_plus(rows: _Rows, k: int, generator: torch.Generator) -> Tensor:
         greedy = count < ONE_BY_ONE
         block = trials if greedy else min(count // 8, k - count)
         targets = torch.rand(block, dtype=torch.float64, generator=generator) * total
-        picked = torch.searchsorted(weights, targets, right=True).clamp_(max=rows.n - 1).unique()
+        picked = torch.searchsorted(weights, targets, right=True).clamp_(max=rows.n - 1)
+        picked = torch.from_numpy(np.unique(picked.numpy()))
         if greedy:
             picked = _best(rows, picked, nearest)
         _approach(rows, picked, nearest)
@@ -529,7 +532,12 @@ def _best(rows: _Rows, candidates: Tensor, nearest: Tensor) -> Tensor:
     return candidates[potential.argmin()][None]
 
 
-class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, BaseEstimator):
+class KMeans(
+    ClassNamePrefixFeaturesOutMixin,  # type: ignore[misc]
+    TransformerMixin,  # type: ignore[misc]
+    ClusterMixin,  # type: ignore[misc]
+    BaseEstimator,  # type: ignore[misc]
+):
     """:func:`kmeans` as a scikit-learn estimator: numpy in, numpy out.
 
     Args:
@@ -599,7 +607,7 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
 
     def predict(self, X: np.ndarray) -> np.ndarray:
         """The cluster of each row of `X`, ``(n,)`` int64."""
-        return cast(np.ndarray, self._assign(X)[0].cpu().numpy())
+        return self._assign(X)[0].cpu().numpy()
 
     def transform(self, X: np.ndarray) -> np.ndarray:
         """The distance of each row of `X` to each centre, ``(n, k)`` float32."""

@@ -170,7 +170,7 @@ def estimate(config: Config, *, n: int, channels: int, store_bytes: int) -> Cost
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             loss = method.loss(made, index)
         loss.backward()  # type: ignore[no-untyped-call]
-        float(loss)  # waits for the device
+        float(loss.detach())  # waits for the device
         return time.perf_counter() - start
 
     step()  # the first one builds kernels

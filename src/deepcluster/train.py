@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from deepcluster import metrics
 from deepcluster.augment import Views
-from deepcluster.backbones import build_backbone
+from deepcluster.backbones import build_backbone, prepare_backbone
 from deepcluster.config import Config
 from deepcluster.features import FittedModel, Preprocessing, extract, to_device
 from deepcluster.graph import Prototypes, cluster_graph, layout
@@ -147,6 +147,8 @@ def fit(
                 pretrained=config.pretrained,
                 sobel=config.sobel,
             )
+        else:
+            backbone = prepare_backbone(backbone, channels=store.channels, size=store.size)
         method: Any = load_method(config.method)(config, backbone, len(store))
     method.to(device, memory_format=torch.channels_last)
     optimizer = build_optimizer(method, config)
@@ -218,7 +220,7 @@ def fit(
         line: dict[str, Any] = {"epoch": epoch, "loss": mean_loss, "lr": config.train.lr * rate}
         if snapshot is not None:
             line |= describe(snapshot, previous, store.labels)
-            previous = snapshot.labels
+            previous = snapshot.labels.clone()  # the method may write over its own
         watch.lap("measure")
         line["seconds"] = {name: round(value, 3) for name, value in watch.seconds.items()}
         history.append(line)
@@ -236,7 +238,7 @@ def fit(
     generator = torch.Generator().manual_seed(mix(config.seed, -1))
     progress.phase("clusters", 1)
     pca, prototypes = None, method.prototypes()
-    if prototypes is None:
+    if prototypes is None or len(prototypes.assign(embeddings)[0].unique()) < config.clusters:
         pca, prototypes = final_clusters(embeddings, config, generator)
     model = FittedModel(
         backbone=method.backbone,
@@ -375,7 +377,8 @@ def final_clusters(embeddings: Tensor, config: Config, generator: torch.Generato
     """The clusters a person gets: (PCA or None, prototypes)."""
     final = config.final
     assert isinstance(config.clusters, int)
-    pca = fit_pca(embeddings, final.pca, whiten=final.whiten) if final.pca else None
+    kept = min(final.pca, *embeddings.shape)
+    pca = fit_pca(embeddings, kept, whiten=final.whiten) if kept else None
     x = embeddings if pca is None else normalise(pca.apply(embeddings))
     if final.algorithm == "graph" and len(x) > config.clusters:
         return pca, cluster_graph(
@@ -419,7 +422,7 @@ def save_checkpoint(
                 tensors[f"optimizer.{number}.{name}"] = torch.as_tensor(value)
     if previous is not None:
         tensors["previous"] = previous
-    tensors = {name: value.detach().cpu().clone() for name, value in tensors.items()}
+    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
     run.checkpoints.mkdir(exist_ok=True)
     path = run.checkpoints / f"epoch-{epoch:05d}.safetensors"
     part = path.with_suffix(".part")

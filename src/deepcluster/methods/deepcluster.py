@@ -73,7 +73,8 @@ class DeepCluster(nn.Module):
             return None
         features = extract()  # (n, d)
         if settings.pca:
-            features = fit_pca(features, settings.pca, whiten=settings.whiten).apply(features)
+            kept = min(settings.pca, *features.shape)  # few images or a narrow net have no more
+            features = fit_pca(features, kept, whiten=settings.whiten).apply(features)
         features = normalise(features)
         kmeans_settings = self.config.kmeans
         result = kmeans(

@@ -247,6 +247,4 @@ def _read_table(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
                 )
             yield reader.line_num, dict(zip(header, values, strict=True))
     except csv.Error as error:
-        raise RunError(
-            f"{path}, line {reader.line_num}: {error}; nothing was written"
-        ) from error
+        raise RunError(f"{path}, line {reader.line_num}: {error}; nothing was written") from error

@@ -32,7 +32,7 @@ def lay_out(embeddings: np.ndarray, clusters: np.ndarray, given: np.ndarray) -> 
         given: ``(n, 2)`` places from the run; NaN where there is none.
     """
     places = np.array(given, np.float32)
-    known = np.isfinite(places).all(axis=1)
+    known = np.isfinite(places[:, 0]) & np.isfinite(places[:, 1])
     if not known.any():
         sample = _sample(clusters, SAMPLE)
         places[sample] = _tsne(np.asarray(embeddings[sample], np.float32))

@@ -17,7 +17,7 @@ import numpy as np
 NEIGHBOURS = 12
 EXACT_UP_TO = 20_000
 DIMENSIONS = 128  # of the space searched; wider features are projected on principal components
-PROBES = 24  # cells an image is compared with
+PROBES = 16  # cells an image is compared with
 CHECKED = 256  # images whose neighbours are also found exactly, to measure the recall
 DUPLICATE_RATIO = 0.25  # of the median distance to the nearest neighbour
 PAIRS_SHOWN, OUTLIERS_SHOWN = 500, 500
@@ -158,9 +158,7 @@ def _search_cells(points: np.ndarray, k: int) -> np.ndarray:
         # The cell itself, then its nearest ones: PROBES of them, or more until there are enough.
         filled = np.cumsum(starts[near[c] + 1] - starts[near[c]])
         probes = max(PROBES, int(np.searchsorted(filled, k + 1)) + 1)
-        candidates = np.concatenate(
-            [order[starts[j] : starts[j + 1]] for j in near[c, :probes]]
-        )
+        candidates = np.concatenate([order[starts[j] : starts[j + 1]] for j in near[c, :probes]])
         for rows in _chunks(len(queries), max(1, 20_000_000 // len(candidates))):
             squared = _squared(points[queries[rows]], points[candidates])
             best = np.argpartition(squared, min(k, len(candidates) - 1), axis=1)[:, : k + 1]
@@ -172,8 +170,8 @@ def _search_cells(points: np.ndarray, k: int) -> np.ndarray:
 
 def _squared(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Squared distances ``(len(a), len(b))`` less each row's own squared length."""
-    products: np.ndarray = a @ b.T
-    return np.square(b).sum(axis=1) - 2 * products
+    squared: np.ndarray = np.square(b).sum(axis=1) - 2 * (a @ b.T)
+    return squared
 
 
 def _chunks(n: int, size: int) -> list[slice]:

@@ -15,6 +15,7 @@ GIANT = 0.5  # share of all images in one cluster, from three clusters on
 STUCK = 0.97  # final loss over ln k, the loss of guessing
 CHURN = 0.5  # share of images that the last epoch moved to another pseudo-cluster
 FLAT = 3.0  # effective rank of the features
+HALF_RIGHT, MOST_RIGHT = 0.5, 0.75  # shares of images in the right cluster
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ def judge(
     scores: Mapping[str, Mapping[str, float]],
     *,
     asked: int | None = None,
+    purity: float | None = None,
 ) -> Verdict:
     """Look for the known ways a deep clustering goes wrong.
 
@@ -40,6 +42,9 @@ def judge(
         metrics: the lines of metrics.jsonl.
         scores: ``fit`` and ``pixels`` scores, as in run.json.
         asked: clusters that were asked for.
+        purity: share of the images that are of the most frequent class of their cluster. It takes
+            the place of ACC where there are more clusters than classes, so that one cluster a
+            class cannot be asked for.
     """
     last = metrics[-1] if metrics else {}
     fit, pixels = scores.get("fit") or {}, scores.get("pixels") or {}
@@ -51,17 +56,9 @@ def judge(
     if problems:
         sentence = problems[0][0]
         return Verdict("bad", sentence, problems)
-    accuracy = _number(fit, "acc")
-    if accuracy is not None:
-        sentence = (
-            f"{_percent(accuracy)} of the images with a label lie in the cluster that stands for "
-            "their class"
-        )
-        if (base := _number(pixels, "acc")) is not None:
-            sentence += f"; plain k-means on the pixels puts {_percent(base)} right"
-        if accuracy < 0.5:
-            return Verdict("fair", f"The clusters follow the classes only in part: {sentence}.")
-        return Verdict("good", f"{sentence}.")
+    known = _of_classes(fit, pixels, purity)
+    if known is not None:
+        return known
     if not metrics:
         return Verdict("fair", "Nothing is known of the training; judge by the pictures.")
     sentence = (
@@ -69,6 +66,29 @@ def judge(
         "pictures: the doubtful members of each cluster show where it ends."
     )
     return Verdict("good", sentence)
+
+
+def _of_classes(
+    fit: Mapping[str, float], pixels: Mapping[str, float], purity: float | None
+) -> Verdict | None:
+    """What the labels say, if there are any."""
+    right = _number(fit, "acc") if purity is None else purity
+    if right is None:
+        return None
+    if right < HALF_RIGHT:
+        start = "The clusters follow the known classes only in part"
+    elif right < MOST_RIGHT:
+        start = "The clusters follow the known classes for the most part"
+    else:
+        start = "The clusters match the known classes"
+    if purity is not None:
+        sentence = f"{_percent(right)} of the images are of the class most frequent in theirs."
+    else:
+        sentence = f"{_percent(right)} of the images are in the right one"
+        base = _number(pixels, "acc")
+        plain = "" if base is None else f" ({_percent(base)} with plain k-means on the pixels)"
+        sentence += f"{plain}."
+    return Verdict("good" if right >= MOST_RIGHT else "fair", f"{start}: {sentence}")
 
 
 def _of_sizes(sizes: Sequence[int], asked: int | None) -> list[tuple[str, str]]:
@@ -137,9 +157,7 @@ def _of_training(last: Mapping[str, Any], epochs: int) -> list[tuple[str, str]]:
     return found
 
 
-def _against_pixels(
-    fit: Mapping[str, float], pixels: Mapping[str, float]
-) -> list[tuple[str, str]]:
+def _against_pixels(fit: Mapping[str, float], pixels: Mapping[str, float]) -> list[tuple[str, str]]:
     ours, theirs = _number(fit, "nmi"), _number(pixels, "nmi")
     if ours is None or theirs is None or ours >= theirs:
         return []

@@ -15,6 +15,7 @@ import json
 import math
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable, Mapping
 from importlib import resources
 from pathlib import Path
@@ -39,7 +40,7 @@ from deepcluster.run import RunDir, RunError, Thumbnails
 COVERED = 24  # clusters that the first screen shows, the largest
 COVERS = 12  # images on the cover of a cluster: those nearest its centre
 COVER_TILE = 64  # largest side of a picture on a cover
-NEAR_CLUSTERS = 8  # other clusters named beside a cluster
+NEAR_CLUSTERS = 5  # other clusters named beside a cluster
 SKIPPED_SHOWN = 200
 
 SCRIPTS = ("core.js", "charts.js", "grid.js", "map.js", "views.js", "start.js")
@@ -136,10 +137,11 @@ def _summary(
     scores = info.get("scores", {})
     skipped = run.read_skipped()
     title = str(info.get("name") or run.path.resolve().name)
-    verdict = judge(sizes.tolist(), metrics, scores, asked=counts.get("clusters"))
-    if said["merged"]:  # fewer clusters than asked for are then a person's wish
-        verdict = judge(sizes.tolist(), metrics, scores)
     labels = items["label"]
+    # After merges, fewer clusters than were asked for are a person's wish.
+    asked = None if said["merged"] else counts.get("clusters")
+    purity = _purity(clusters, labels.to_pylist())
+    verdict = judge(sizes.tolist(), metrics, scores, asked=asked, purity=purity)
     return {
         "id": _run_id(items["id"].to_pylist(), info),
         "title": title,
@@ -183,15 +185,17 @@ def _summary(
 def _items(items: pa.Table, layout: Layout, thumbnails: Thumbnails) -> dict[str, Any]:
     """The table of images, a column at a time."""
     ids, paths = items["id"].to_pylist(), items["path"].to_pylist()
-    prefix = os.path.commonprefix([path for path in paths if path is not None])
+    given = [path for path in paths if path is not None]
+    prefix = os.path.commonprefix(given)  # noqa: RUF071 (by character, then cut at a folder)
     prefix = prefix[: max(prefix.rfind("/"), prefix.rfind("\\")) + 1]
     rest = [None if path is None else path[len(prefix) :] for path in paths]
     classes = sorted({label for label in items["label"].to_pylist() if label is not None})
     code = {label: i for i, label in enumerate(classes)}
     tile = np.empty(len(ids), np.uint32)
     tile[thumbnails.order] = np.arange(len(ids))
-    low, span = layout.places.min(axis=0, initial=np.inf), np.ptp(layout.places, axis=0).max()
-    places = (layout.places - low) / max(float(span), 1e-9) * 65535
+    low, high = layout.places.min(axis=0), layout.places.max(axis=0)
+    span = max(float((high - low).max()), 1e-9)  # one scale for both axes, each in the middle
+    places = ((layout.places - (low + high) / 2) / span + 0.5) * 65535
     return {
         "ids": ids,
         "prefix": prefix,
@@ -206,6 +210,18 @@ def _items(items: pa.Table, layout: Layout, thumbnails: Thumbnails) -> dict[str,
         "tile": _packed(tile, np.uint32),
         "places": _packed(np.rint(places), np.uint16),
     }
+
+
+def _purity(clusters: np.ndarray, labels: list[str | None]) -> float | None:
+    """Share of images of their cluster's most frequent class, if clusters outnumber classes."""
+    known = [(c, label) for c, label in zip(clusters.tolist(), labels, strict=True) if label]
+    pairs = Counter(known)
+    best: dict[int, int] = {}
+    for (cluster, _), size in pairs.items():
+        best[cluster] = max(best.get(cluster, 0), size)
+    if not known or len(best) <= len({label for _, label in pairs}):
+        return None
+    return sum(best.values()) / len(known)
 
 
 def _run_id(ids: list[str], info: Mapping[str, Any]) -> str:

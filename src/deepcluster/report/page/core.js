@@ -223,7 +223,11 @@ const deepcluster = (() => {
           changed();
         });
       },
-      onChange: (listener) => listeners.add(listener),
+      /** Call `listener` after each change; returns what ends that. */
+      onChange(listener) {
+        listeners.add(listener);
+        return () => listeners.delete(listener);
+      },
       rename(cluster, name) {
         const clean = name.replace(/\s+/gu, " ").trim().slice(0, 200);
         if (clean === this.nameOf(cluster)) return null;

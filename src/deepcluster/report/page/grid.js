@@ -18,7 +18,7 @@ deepcluster.grid = (() => {
     const id = `grid${++serial}`;
     let rows = [];
     let columns = 1;
-    let size = SIZES[sizeKept.name];
+    let size = SIZES[sizeKept.name]; // of a picture, grown so that a line is full
     let active = -1; // position of the focused picture
     let anchor = -1; // where a range starts
     const selected = new Set(); // rows
@@ -42,7 +42,6 @@ deepcluster.grid = (() => {
 
     function resize(name) {
       sizeKept.name = name;
-      size = SIZES[name];
       for (const button of sizes.children) {
         button.setAttribute("aria-pressed", String(button.classList.contains(name)));
       }
@@ -85,9 +84,10 @@ deepcluster.grid = (() => {
       if (!element.isConnected) return;
       const width = field.clientWidth;
       if (!width) return;
-      const fitting = Math.max(1, Math.floor((width + GAP) / (size + GAP)));
-      if (fitting !== columns) {
-        columns = fitting;
+      const fitting = Math.max(1, Math.floor((width + GAP) / (SIZES[sizeKept.name] + GAP)));
+      const full = Math.floor((width + GAP) / fitting) - GAP;
+      if (fitting !== columns || full !== size) {
+        [columns, size] = [fitting, full];
         clear();
       }
       const lines = Math.ceil(rows.length / columns);
@@ -253,7 +253,7 @@ deepcluster.grid = (() => {
       rows = next;
       said.textContent = note;
       nothing.hidden = rows.length > 0;
-      sizes.hidden = rows.length === 0;
+      head.hidden = rows.length === 0;
       active = Math.min(active, rows.length - 1);
       anchor = -1;
       if (selected.size) {

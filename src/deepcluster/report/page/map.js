@@ -58,7 +58,8 @@ deepcluster.map = (() => {
     const context = canvas.getContext("2d");
     const view = { x: 0.5, y: 0.5, scale: 1 }; // centre, and sides of the map per side of the canvas
     let lassoing = false;
-    let lasso = null; // points of it, in canvas pixels
+    let lasso = null; // points of it while it is drawn, in canvas pixels
+    let outline = null; // points of the one that chose, in sides of the map
     let chosen = null; // Uint8Array of rows in the selection, or null
     let only = null; // the cluster or class that is not dimmed
     let width = 0, height = 0, ratio = 1;
@@ -120,6 +121,8 @@ deepcluster.map = (() => {
       drawSoon();
     }
 
+    const scheme = matchMedia("(prefers-color-scheme: dark)");
+
     // -- drawing ---------------------------------------------------------------------------
 
     let asked = 0;
@@ -141,14 +144,22 @@ deepcluster.map = (() => {
       const pixels = context.createImageData(w, hh);
       const target = new Uint32Array(pixels.data.buffer);
       const crowd = Math.sqrt(table.n) / Math.min(width, height) / view.scale; // points a pixel, about
-      const radius = Math.max(0.8, Math.min(5, 0.42 / crowd)) * ratio;
+      const radius = Math.max(0.8, Math.min(4, 0.5 / crowd)) * ratio;
       const stamp = [];
       for (let dy = -Math.ceil(radius); dy <= radius; dy++) {
         for (let dx = -Math.ceil(radius); dx <= radius; dx++) {
-          if (dx * dx + dy * dy <= radius * radius) stamp.push(dx, dy);
+          if (dx * dx + dy * dy <= radius * (radius + 0.7)) stamp.push(dx, dy);
         }
       }
-      const dim = matchMedia("(prefers-color-scheme: dark)").matches ? 0xff3c342e : 0xffe4dfda;
+      const ground = scheme.matches ? [29, 34, 38] : [255, 255, 255];
+      const faded = new Map();
+      const fade = (packed) => {
+        if (!faded.has(packed)) {
+          const part = (at) => Math.round(0.2 * ((packed >> (8 * at)) & 255) + 0.8 * ground[at]);
+          faded.set(packed, pack([part(0), part(1), part(2)]));
+        }
+        return faded.get(packed);
+      };
       const dimmed = (row) => (chosen && !chosen[row]) || (only !== null && keyOf(row) !== only);
       const s = side() * ratio;
       const [left, top] = [w / 2 - view.x * s, hh / 2 - view.y * s];
@@ -162,7 +173,7 @@ deepcluster.map = (() => {
           const y = Math.round((1 - px[2 * row + 1] / 65535) * s + top);
           if (x < -radius || y < -radius || x >= w + radius || y >= hh + radius) continue;
           if (inSight.length <= PICTURES) inSight.push(row);
-          const paint = pass === 0 ? dim : colours[row];
+          const paint = pass === 0 ? fade(colours[row]) : colours[row];
           for (let i = 0; i < stamp.length; i += 2) {
             const xx = x + stamp[i];
             const yy = y + stamp[i + 1];
@@ -175,7 +186,8 @@ deepcluster.map = (() => {
       context.scale(ratio, ratio);
       if (inSight.length <= PICTURES && (view.scale > 1 || table.n <= PICTURES)) drawPictures(inSight);
       if (colour === "cluster") drawNames();
-      if (lasso) drawLasso();
+      if (lasso) drawLasso(lasso);
+      else if (outline) drawLasso(outline.map(([x, y]) => [(x - view.x) * side() + width / 2, (y - view.y) * side() + height / 2]));
       context.restore();
     }
 
@@ -235,9 +247,9 @@ deepcluster.map = (() => {
       }
     }
 
-    function drawLasso() {
+    function drawLasso(points) {
       context.beginPath();
-      lasso.forEach(([x, y], i) => (i ? context.lineTo(x, y) : context.moveTo(x, y)));
+      points.forEach(([x, y], i) => (i ? context.lineTo(x, y) : context.moveTo(x, y)));
       context.closePath();
       const accent = getComputedStyle(box).getPropertyValue("--accent");
       context.strokeStyle = accent;
@@ -289,6 +301,7 @@ deepcluster.map = (() => {
     function choose(rows) {
       chosen = rows.length ? new Uint8Array(table.n) : null;
       for (const row of rows) chosen[row] = 1;
+      if (!rows.length) outline = null;
       drawSoon();
       onSelect(rows);
     }
@@ -303,6 +316,7 @@ deepcluster.map = (() => {
           if (inside(points, toX(row), toY(row))) rows.push(row);
         }
       }
+      outline = points.map(([x, y]) => [(x - width / 2) / side() + view.x, (y - height / 2) / side() + view.y]);
       choose(rows);
     }
 
@@ -398,7 +412,6 @@ deepcluster.map = (() => {
 
     const observer = new ResizeObserver(drawSoon);
     observer.observe(box);
-    const scheme = matchMedia("(prefers-color-scheme: dark)");
     scheme.addEventListener("change", drawSoon);
     recolour();
 
