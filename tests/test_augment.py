@@ -372,7 +372,7 @@ def test_what_is_off_is_not_drawn():
 def test_grey_images_have_no_colour_to_change():
     views = Views(settings(channels=1, saturation=0.4, hue=0.1, grey=0.2, jitter=1.0), 32)
     drawn = views.sample(8, 1, 32, 32, generator())
-    assert set(drawn) == {"boxes", "angle", "brightness", "contrast"}
+    assert set(drawn) == {"boxes", "angle", "shear", "shift", "brightness"}
 
 
 def test_channels_last_images_give_the_same_views():
@@ -388,6 +388,7 @@ def test_channels_last_images_give_the_same_views():
     ("size", "channels", "preset"),
     [
         (28, 1, "shape"),
+        (8, 1, "tiny-shape"),
         (32, 3, "small-photo"),
         (64, 3, "small-photo"),
         (96, 3, "photo"),
@@ -412,7 +413,7 @@ def test_presets_are_what_they_say():
         "blur_sigma": 2.0,
     }
     shape = resolve_views(ViewSettings(), 28, 1)
-    assert shape.flip == 0 and shape.crop_scale == 0.5 and shape.rotation == 10
+    assert shape.flip == 0 and shape.crop_scale == 0.6 and shape.rotation == 8
 
 
 def test_what_is_set_stays():

@@ -60,7 +60,7 @@ def test_flags_beat_file_beats_recipe(source: Path, tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
     file.write_text('epochs = 1\nclusters = 3\n[deepcluster]\npca = 7\n[train]\nlr = 0.001\n')
     run = tmp_path / "run"
-    flags = ["--train.lr", "0.002", "--no-deepcluster.whiten", *QUICK]
+    flags = ["--train.lr", "0.002", "--deepcluster.no-whiten", *QUICK]
     command = ["fit", str(source), "--recipe", "chainer", "--config", str(file), *flags]
     assert run_app([*command, "--out", str(run)]) == 0
     config = RunDir.open(run).read_config()
@@ -110,7 +110,9 @@ def test_dry_run_says_and_does_nothing(
     assert os.listdir(source.parent) == [source.name]  # noqa: PTH208
 
 
-@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "stop", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
 def test_interrupt_saves_and_says_how_to_go_on(
     stop: signal.Signals, source: Path, tmp_path: Path
 ) -> None:

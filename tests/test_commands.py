@@ -67,6 +67,7 @@ def test_the_files_of_a_run(finished: RunDir) -> None:
         "model/clusters.safetensors",
         "thumbnails/0000.webp",
         "thumbnails/index.json",
+        "thumbnails/order.npy",
         "pictures/curves.svg",
         "pictures/clusters.png",
         "pictures/cluster-000.png",

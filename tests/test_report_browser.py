@@ -244,7 +244,7 @@ def test_names_merges_and_moves_go_out_and_come_back(
     mine = members(run, 0)
     tile(page, mine[0]).locator(".check").click()
     tile(page, mine[1]).click()  # once something is selected, a click selects
-    assert page.inner_text(".actions b") == "2 images selected"
+    assert page.inner_text(".actions b") == "2 selected"
     page.click(".actions >> text=Move to")
     page.get_by_label("Find a cluster").fill("りんご")
     page.keyboard.press("Enter")
@@ -309,7 +309,7 @@ def test_keyboard_alone(run: RunDir, visit: Open) -> None:
     page.locator(".tiles").focus()
     for key in ("ArrowRight", "ArrowRight", " ", "Shift+ArrowRight"):
         page.keyboard.press(key)
-    assert page.inner_text(".actions b") == "2 images selected"
+    assert page.inner_text(".actions b") == "2 selected"
     page.keyboard.press("m")
     page.get_by_label("Find a cluster").fill("a name of its own")
     page.keyboard.press("Enter")

@@ -33,6 +33,9 @@ LUMA = (0.2989, 0.587, 0.114)
 
 SMALLEST_SIGMA = 0.1
 
+TINY = 24
+"""Shapes below this side in pixels are tiny: they bear, and need, stronger views."""
+
 FIELD = (4, 4)
 """Points of the smooth random field that bends a view."""
 
@@ -69,9 +72,13 @@ PRESETS: dict[str, dict[str, float]] = {
     # left when slant, stretch, place and bend are not looked at. Views made for photographs ruin
     # digits.
     "shape": _OFF
-    | {"crop_scale": 0.6, "crop_scale_max": 1.4, "crop_ratio": 1.3}
+    | {"crop_scale": 0.6, "crop_scale_max": 1.2, "crop_ratio": 1.2}
+    | {"rotation": 8.0, "shear": 0.1, "shift": 0.1}
+    | {"jitter": 0.8, "brightness": 0.3},
+    "tiny-shape": _OFF
+    | {"crop_scale": 0.5, "crop_scale_max": 1.5, "crop_ratio": 1.3}
     | {"rotation": 15.0, "shear": 0.3, "shift": 0.15, "elastic": 0.15}
-    | {"jitter": 0.8, "brightness": 0.3, "contrast": 0.3},
+    | {"jitter": 0.8, "brightness": 0.3},
     "paper": _OFF | _CROP | {"crop_scale": 0.08, "flip": 0.5},
     "none": _OFF,
 }
@@ -81,8 +88,8 @@ PRESETS: dict[str, dict[str, float]] = {
 def resolve_views(settings: ViewSettings, size: int, channels: int) -> ViewSettings:
     """Put a value for every ``"auto"``.
 
-    The preset follows from the images: small grey ones are shapes, small coloured ones small
-    photographs, all others photographs. The blur is that of 2 pixels at 224, scaled.
+    The preset follows from the images: small grey ones are shapes (tiny ones bear stronger views),
+    small coloured ones small photographs, all others photographs. The blur is that of 2 pixels at 224, scaled.
 
     Args:
         settings: what the user set.
@@ -94,7 +101,8 @@ def resolve_views(settings: ViewSettings, size: int, channels: int) -> ViewSetti
     """
     preset = settings.preset
     if preset == "auto":
-        preset = "photo" if size > 64 else "shape" if channels == 1 else "small-photo"
+        shape = "tiny-shape" if size < TINY else "shape"
+        preset = "photo" if size > 64 else shape if channels == 1 else "small-photo"
     values = dict(PRESETS[preset])
     values["blur_sigma"] = max(SMALLEST_SIGMA, round(2.0 * size / 224, 2))
     if channels == 1:

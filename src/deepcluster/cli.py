@@ -164,7 +164,8 @@ def predict(
             opened, _one_or_many(source), device=device, progress=progress
         )
     if out is not None:
-        found.write_csv(out)
+        with out.open("w", newline="", encoding="utf-8") as file:
+            found.write_csv(file)
     if into is not None:
         counts = commands.sort_into(found, into, how=how)
         _print_rows(["folder", "images"], list(counts.items()), as_json)
@@ -173,7 +174,7 @@ def predict(
         if as_json:
             _print_json(rows)
         else:
-            found.write_csv(Path("/dev/stdout"))
+            found.write_csv(sys.stdout)
 
 
 @app.command

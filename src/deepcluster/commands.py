@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TextIO
 
 import numpy as np
 import torch
@@ -253,7 +253,8 @@ def _write_result(run: RunDir, store: ImageStore, result: FitResult, progress: P
     )
     result.model.save(run.model)
     tile = min(store.pixels.shape[1], LARGE_TILE if n <= FEW_IMAGES else SMALL_TILE)
-    run.write_thumbnails(store.pixels, tile=tile)
+    order = np.lexsort((result.distances, result.labels))  # a cluster lies on few sheets
+    run.write_thumbnails(store.pixels, tile=tile, order=order)
     progress.advance(n)
 
 
@@ -344,13 +345,12 @@ class Predictions:
             for i in range(len(self.store))
         ]
 
-    def write_csv(self, path: Path) -> None:
+    def write_csv(self, file: TextIO) -> None:
         """A row an image."""
-        with path.open("w", newline="", encoding="utf-8") as file:
-            columns = ["id", "path", "cluster", "name", "distance", "confidence"]
-            writer = csv.DictWriter(file, columns)
-            writer.writeheader()
-            writer.writerows(self.rows())
+        columns = ["id", "path", "cluster", "name", "distance", "confidence"]
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(self.rows())
 
 
 def predict_source(

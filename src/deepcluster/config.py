@@ -46,9 +46,12 @@ class DataSettings:
 class ViewSettings:
     """Random views of the images. Each probability is per image; 0 turns that view off."""
 
-    preset: Literal["auto", "photo", "small-photo", "shape", "paper", "none"] = "auto"
+    preset: Literal[
+        "auto", "photo", "small-photo", "shape", "tiny-shape", "paper", "none"
+    ] = "auto"
     """Set of views that fills every value below that is left at auto: photographs, photographs under
-    65 pixels, shapes without a mirror image such as digits and garments, the 2018 paper, or none."""
+    65 pixels, shapes without a mirror image such as digits and garments, such shapes under 24
+    pixels, the 2018 paper, or none."""
     crop_scale: float | Auto = "auto"
     """Smallest share of the area that a random-resized crop keeps (1 is no crop)."""
     crop_scale_max: float | Auto = "auto"

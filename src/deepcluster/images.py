@@ -18,9 +18,11 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import dataclasses
 import difflib
 import hashlib
 import io
+import itertools
 import json
 import math
 import os
@@ -64,6 +66,7 @@ NAMED = (
 
 CHUNK = 256  # images decoded between two looks at the clock: bounds memory and the progress step
 PIECE = 16  # images a thread takes at a time
+FEW = 8  # images that are decoded to judge whether there is colour
 SAMPLE = 256  # images whose size is looked at to choose the training side
 
 # Pillow only recognises these and cannot read them, or (EPS) hands them to another program.
@@ -102,6 +105,8 @@ class Scan:
     """Bytes of the decoded store: an upper bound, for three channels unless grey is forced."""
     in_memory: bool
     """Whether the store will lie in memory, not in a memory-mapped file."""
+    channels: int = 3
+    """Channels it will have, judged by a few images."""
 
     def __str__(self) -> str:
         where = "in memory" if self.in_memory else "in a memory-mapped file"
@@ -185,7 +190,7 @@ def scan_images(
     size: int | Literal["auto"] = "auto",
     labels: Labels | None = None,
 ) -> Scan:
-    """Look at what a source holds without decoding it (a few files are opened for their size).
+    """Look at what a source holds; a few images are opened for their size and colour.
 
     Args:
         source: as for :func:`open_images`.
@@ -197,7 +202,14 @@ def scan_images(
         SourceError: the source or its labels cannot be opened.
         NoImagesError: there is no image in it.
     """
-    return _scan(_resolve(source, labels), data, size)
+    found = _resolve(source, labels)
+    scan = _scan(found, data, size)
+    if data.channels == "rgb":
+        return scan
+    with _quiet_pillow():
+        few = [_square(raw, 16, data.channels) for raw in itertools.islice(found.sample(), FEW)]
+    colour = any(square.shape[2] == 3 for square in few if not isinstance(square, str))
+    return dataclasses.replace(scan, channels=3 if colour else 1)
 
 
 def open_images(

@@ -480,12 +480,16 @@ def _plus_plus(rows: _Rows, k: int, generator: torch.Generator) -> Tensor:
     of k - 256.
     """
     trials = 2 + int(math.log(k))
-    first = torch.randint(rows.n, (1,), generator=generator)
-    drawn = [first]
-    nearest = torch.full((rows.n,), math.inf, device=rows.device)
-    _approach(rows, first, nearest)
+    lengths = torch.cat([rows.block(a, b).square().sum(1) for a, b in rows.ranges()])  # (n,)
+    nearest = torch.full((rows.n,), math.inf, device=rows.device)  # D^2 of each row
+    lowered = torch.empty(rows.n, trials, device=rows.device)  # what it becomes with a candidate
+    picked = torch.randint(rows.n, (1,), generator=generator)
+    drawn = [picked]
     count = 1
+    for a, b, squares in _squares(rows, lengths, picked):
+        nearest[a:b] = squares[:, 0]
     while count < k:
+        nearest[picked.to(rows.device)] = 0  # rounding must not draw a row twice
         weights = nearest.cpu().double().cumsum(0)
         total = float(weights[-1])
         if total <= 0:  # fewer distinct rows than clusters
@@ -500,36 +504,28 @@ def _plus_plus(rows: _Rows, k: int, generator: torch.Generator) -> Tensor:
         picked = torch.searchsorted(weights, targets, right=True).clamp_(max=rows.n - 1)
         picked = torch.from_numpy(np.unique(picked.numpy()))
         if greedy:
-            picked = _best(rows, picked, nearest)
-        _approach(rows, picked, nearest)
+            potential = torch.zeros(len(picked), dtype=torch.float64)
+            for a, b, squares in _squares(rows, lengths, picked):
+                low = torch.minimum(squares, nearest[a:b, None], out=squares)
+                lowered[a:b, : len(picked)] = low
+                potential += low.sum(0).cpu().double()
+            best = int(potential.argmin())
+            nearest, picked = lowered[:, best].clone(), picked[best : best + 1]
+        else:
+            for a, b, squares in _squares(rows, lengths, picked):
+                torch.minimum(nearest[a:b], squares.amin(1), out=nearest[a:b])
         drawn.append(picked)
         count += len(picked)
     return rows.take(torch.cat(drawn))
 
 
-def _squares(rows: _Rows, indices: Tensor) -> Iterator[tuple[int, int, Tensor]]:
+def _squares(rows: _Rows, lengths: Tensor, indices: Tensor) -> Iterator[tuple[int, int, Tensor]]:
     """For each block its range and the squared distances to the rows `indices`, ``(b - a, m)``."""
     centers = rows.take(indices)
-    offsets = centers.square().sum(1)
+    offsets = lengths[indices.to(rows.device)]
     for a, b in rows.ranges():
-        x = rows.block(a, b)
-        squares = torch.addmm(offsets, x, centers.T, alpha=-2)
-        yield a, b, squares.add_(x.square().sum(1, keepdim=True)).clamp_(min=0)
-
-
-def _approach(rows: _Rows, indices: Tensor, nearest: Tensor) -> None:
-    """Lower `nearest` ``(n,)`` to the squared distance to the rows `indices` where it is less."""
-    for a, b, squares in _squares(rows, indices):
-        torch.minimum(nearest[a:b], squares.amin(1), out=nearest[a:b])
-    nearest[indices.to(nearest.device)] = 0  # rounding must not draw a row twice
-
-
-def _best(rows: _Rows, candidates: Tensor, nearest: Tensor) -> Tensor:
-    """The one candidate ``(1,)`` that leaves the least sum of squared distances."""
-    potential = torch.zeros(len(candidates), dtype=torch.float64)
-    for a, b, squares in _squares(rows, candidates):
-        potential += torch.minimum(squares, nearest[a:b, None]).sum(0).cpu().double()
-    return candidates[potential.argmin()][None]
+        squares = torch.addmm(offsets, rows.block(a, b), centers.T, alpha=-2)
+        yield a, b, squares.add_(lengths[a:b, None]).clamp_(min=0)
 
 
 class KMeans(

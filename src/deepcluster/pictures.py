@@ -34,8 +34,8 @@ def write_pictures(run: RunDir) -> list[Path]:
     items = run.read_items()
     clusters = items["cluster"].to_numpy()
     confidence = np.nan_to_num(items["confidence"].to_numpy().astype(np.float64))
-    pick = _tile_reader(run.read_thumbnails())
-    tile = run.read_thumbnails().tile
+    thumbnails = run.read_thumbnails()
+    pick, tile = _tile_reader(thumbnails), thumbnails.tile
     rows = []
     for cluster in np.unique(clusters):
         members = np.flatnonzero(clusters == cluster)
@@ -60,10 +60,11 @@ def write_pictures(run: RunDir) -> list[Path]:
 def _tile_reader(thumbnails: Thumbnails) -> Callable[[int], Image.Image]:
     """A function from an item's number to its small picture; each sheet is decoded once."""
     per_sheet = thumbnails.columns * thumbnails.rows
+    tile_of = np.argsort(thumbnails.order)  # the inverse of a permutation
     sheets: dict[int, Image.Image] = {}
 
     def pick(item: int) -> Image.Image:
-        number, place = divmod(int(item), per_sheet)
+        number, place = divmod(int(tile_of[item]), per_sheet)
         if number not in sheets:
             sheets[number] = Image.open(thumbnails.sheets[number]).convert("RGB")
         row, column = divmod(place, thumbnails.columns)

@@ -243,7 +243,7 @@ deepcluster.grid = (() => {
       box.hidden = true;
       box.update = () => {
         box.hidden = selected.size === 0;
-        text.textContent = `${images(selected.size)} selected`;
+        text.textContent = `${deepcluster.count(selected.size)} selected`;
       };
       return box;
     }

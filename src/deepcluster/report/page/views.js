@@ -71,9 +71,9 @@ deepcluster.views = (() => {
 
   function verdict({ level, sentence, problems }) {
     const more = problems.length
-      ? h("ul", {}, ...problems.map(([what, then], i) => h(
-        "li", {}, problems.length > 1 || what !== sentence ? h("b", {}, `${what} `) : null,
-        h("span", { class: "try" }, i ? `Try: ${then}` : `What to try: ${then}`),
+      ? h("ul", {}, ...problems.map(([what, then]) => h(
+        "li", {}, problems.length > 1 ? h("b", {}, `${what} `) : null, "What to try: ",
+        ...then.split(/(--[\w.]+)/u).map((part) => (part.startsWith("--") ? h("code", {}, part) : part)),
       )))
       : null;
     const lines = problems.length > 1 ? `${problems.length} things look wrong with this fit.` : sentence;

@@ -1,0 +1,380 @@
+"""Final clusters from the nearest-neighbour graph of the features, and a map of them.
+
+Where neighbours are mostly alike, clusters are shapes rather than balls, and k-means cuts through
+them; the graph of nearest neighbours knows them. Here its communities are found among *landmarks*:
+rows that took a few steps of k-means, so that each stands for a small patch of the data. Edges of
+the graph are counted between the patches, and patches are merged until k clusters are left. The
+landmarks then assign any image, old or new, by the nearest one: the clusters of the training
+images are what their features say, without the graph.
+
+The merges follow modularity (Newman 2004, "Fast algorithm for detecting community structure in
+networks"). Differences, and why: the gain of a merge is divided by the geometric mean of the two
+degrees, because plain greedy merging grows a few communities and leaves crumbs (Danon et al. 2006
+divide by the smaller degree, for that reason); merging goes on past the largest modularity, or
+stops before it, at the k that was asked for; crumbs never count among the k while something
+larger could; and single landmarks move afterwards while that raises the modularity (Blondel et
+al. 2008), without emptying a cluster.
+
+The map is a neighbour embedding after UMAP (McInnes et al. 2018) with the edges unweighted, which
+changes little (Damrich and Hamprecht 2021), and whole-batch steps that share their negatives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.sparse
+import torch
+from torch import Tensor
+
+LANDMARKS = 2000
+"""Landmarks at most, unless k asks for more."""
+QUERIES = 20_000
+"""Rows at most whose edges are counted, so that time grows with n and not with its square."""
+ON_MAP = 60_000
+"""Rows at most on the map."""
+
+LLOYD_STEPS = 4
+WEAK = 0.05  # share of all edges that joins neighbouring landmarks
+CRUMB = 0.05  # a cluster below this share of the mean size is a crumb
+GROUP = 16  # scores that one maximum stands for, in knn
+BLOCK = 2**25  # scores at a time
+
+
+@dataclass(frozen=True)
+class Prototypes:
+    """Centres, each of one cluster: what assigns an image."""
+
+    centers: Tensor  # (m, d) float32
+    cluster: Tensor  # (m,) int64, the cluster of each centre
+
+    def assign(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The cluster of the nearest centre.
+
+        Args:
+            x: ``(n, d)``, on any device.
+
+        Returns:
+            labels ``(n,)`` int64, the Euclidean distance to the nearest centre, and the confidence
+            in [0, 1]: 1 - distance / distance to the nearest centre of another cluster (the
+            simplified silhouette), 1 if there is only one cluster. On the device of `x`.
+
+        Raises:
+            ValueError: the centres have another number of features.
+        """
+        if x.ndim != 2 or x.shape[1] != self.centers.shape[1]:
+            raise ValueError(
+                f"x is {tuple(x.shape)}, the centres are {tuple(self.centers.shape)}: give (n, "
+                f"{self.centers.shape[1]}) features of the same backbone and PCA"
+            )
+        centers = self.centers.to(x.device, torch.float32)
+        cluster = self.cluster.to(x.device)
+        several = bool((cluster != cluster[0]).any())
+        labels, distances, confidences = [], [], []
+        for rows, scores in _scores(x, centers):
+            near = scores.argmax(1)
+            label = cluster[near]
+            distance = (rows - centers[near]).norm(dim=1)
+            confidence = torch.ones_like(distance)
+            if several:
+                scores.masked_fill_(cluster[None, :] == label[:, None], -torch.inf)
+                other = (rows - centers[scores.argmax(1)]).norm(dim=1)
+                # Two clusters at the same place: no telling them apart.
+                confidence = (1 - distance / other).nan_to_num(0.0).clamp(0, 1)
+            labels.append(label)
+            distances.append(distance)
+            confidences.append(confidence)
+        if not labels:
+            return cluster.new_empty(0), centers.new_empty(0), centers.new_empty(0)
+        return torch.cat(labels), torch.cat(distances), torch.cat(confidences)
+
+
+def cluster_graph(
+    x: Tensor, k: int, *, neighbours: int = 15, generator: torch.Generator
+) -> Prototypes:
+    """Find k clusters in the nearest-neighbour graph of the rows.
+
+    Time and memory grow with n, not with its square: at most QUERIES rows, drawn at random, look
+    for their neighbours among all.
+
+    Args:
+        x: ``(n, d)`` features, as a rule L2-normalised; on any device.
+        k: number of clusters, at most n. From a thousand on, clusters are hardly larger than
+            the patches of the landmarks, and k-means does as well.
+        neighbours: edges that go out from a row.
+        generator: a CPU generator, the only source of randomness.
+
+    Returns:
+        What assigns any row to one of k clusters, on the CPU; ``.assign(x)`` gives the clusters of
+        the rows. None of the k is empty then, unless `x` has fewer than k different rows.
+
+    Raises:
+        ValueError: `x` is no matrix or holds NaN or infinity; k is below 1 or above n;
+            `neighbours` is below 1.
+    """
+    x = _matrix(x)
+    n = len(x)
+    if not 1 <= k <= n:
+        raise ValueError(f"k = {k} clusters of n = {n} rows: k must be from 1 to n")
+    if neighbours < 1:
+        raise ValueError(f"neighbours = {neighbours}: a row needs at least 1")
+    wanted = min(n, max(min(n // 4, LANDMARKS), min(4 * k, 6000), k, 200))
+    centers, patch = _landmarks(x, wanted, k, generator)
+    m = len(centers)
+    if m <= k:  # nothing to merge
+        return Prototypes(centers.cpu(), torch.arange(m))
+    edges = torch.zeros(m * m, dtype=torch.float64)
+    if n > 1:
+        asking = torch.randperm(n, generator=generator)[:QUERIES].to(x.device)
+        found, _ = knn(x, min(neighbours, n - 1), queries=asking)
+        between = patch[asking][:, None] * m + patch[found]
+        edges += torch.bincount(between.flatten(), minlength=m * m).cpu()
+    weak, _ = knn(centers, min(neighbours, m - 1))
+    between = torch.arange(m)[:, None] * m + weak.cpu()
+    # A patch of near-duplicates has no edge that leaves it: weak ones say who lives nearby.
+    weight = WEAK * float(edges.sum()) / between.numel()
+    edges.index_add_(0, between.flatten(), torch.full((between.numel(),), weight).double())
+    weights = edges.view(m, m).numpy()
+    weights = weights + weights.T
+    cluster = _refine(weights, _merge(weights, k))
+    return Prototypes(centers.cpu(), torch.from_numpy(cluster))
+
+
+def knn(
+    x: Tensor, k: int, *, queries: Tensor | None = None, chunk: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """The k nearest rows of each row, exactly, itself left out; nearest first.
+
+    Args:
+        x: ``(n, d)``, on any device.
+        k: neighbours, below n.
+        queries: ``(q,)`` indices of the rows that ask; None for all.
+        chunk: rows that ask at a time; None chooses.
+
+    Returns:
+        indices ``(q, k)`` int64 and Euclidean distances ``(q, k)``, on the device of `x`.
+
+    Raises:
+        ValueError: `x` is no matrix or holds NaN or infinity; k is below 1 or not below n.
+    """
+    x = _matrix(x)
+    n = len(x)
+    if not 1 <= k < n:
+        raise ValueError(f"k = {k} neighbours of n = {n} rows: k must be from 1 to n - 1")
+    queries = torch.arange(n, device=x.device) if queries is None else queries.to(x.device)
+    chunk = chunk or max(1, BLOCK // n)
+    centred = x - x.mean(0)  # smaller numbers, smaller rounding errors
+    # A row's k best scores lie in the k groups with the best maxima: one cheap pass over all n
+    # and a sort of few, where topk would sort them all. Groups are columns of the padded row.
+    columns = -(-n // GROUP)
+    table = torch.zeros(x.shape[1], columns * GROUP, device=x.device)
+    table[:, :n] = centred.T
+    half = torch.full((columns * GROUP,), torch.inf, device=x.device)
+    half[:n] = 0.5 * centred.square().sum(1)
+    steps = columns * torch.arange(GROUP, device=x.device)
+    room = torch.empty(min(chunk, len(queries)), columns * GROUP, device=x.device)
+    indices, distances = [], []
+    for asking in queries.split(chunk):
+        rows = centred[asking]  # (b, d)
+        scores = torch.mm(rows, table, out=room[: len(asking)]).sub_(half)
+        scores.scatter_(1, asking[:, None], -torch.inf)
+        if columns > k:
+            best = scores.view(len(asking), GROUP, columns).amax(1).topk(k, dim=1).indices
+            found = (best[:, :, None] + steps).flatten(1)  # (b, k GROUP)
+            found = found.gather(1, scores.gather(1, found).topk(k, dim=1).indices)
+        else:
+            found = scores.topk(k, dim=1).indices
+        distance = (rows[:, None, :] - centred[found]).norm(dim=2)
+        distance, order = distance.sort(dim=1, stable=True)
+        indices.append(found.gather(1, order))
+        distances.append(distance)
+    return torch.cat(indices), torch.cat(distances)
+
+
+def layout(
+    x: Tensor, *, neighbours: int = 15, steps: int = 200, generator: torch.Generator
+) -> Tensor:
+    """Places of the rows on a map that keeps neighbours together.
+
+    Args:
+        x: ``(n, d)`` features, as a rule L2-normalised; on any device.
+        neighbours: edges that go out from a row.
+        steps: of the embedding.
+        generator: a CPU generator, the only source of randomness.
+
+    Returns:
+        ``(n, 2)`` float32 on the CPU. Above ON_MAP rows, that many are drawn at random and placed;
+        the others are NaN.
+
+    Raises:
+        ValueError: `x` is no matrix or holds NaN or infinity.
+    """
+    x = _matrix(x)
+    if len(x) > ON_MAP:
+        places = torch.full((len(x), 2), torch.nan)
+        drawn = torch.randperm(len(x), generator=generator)[:ON_MAP].sort().values
+        places[drawn] = layout(
+            x[drawn.to(x.device)], neighbours=neighbours, steps=steps, generator=generator
+        )
+        return places
+    n = len(x)
+    if n < 3:
+        return torch.tensor([[0.0, 0.0], [1.0, 0.0]])[:n]
+    found, _ = knn(x, min(neighbours, n - 1))
+    k = found.shape[1]
+    graph = scipy.sparse.csr_matrix(
+        (np.ones(n * k, np.float32), found.cpu().numpy().ravel(), np.arange(0, n * k + 1, k)), (n, n)
+    )
+    graph = graph.maximum(graph.T).tocsr()
+    degree = torch.from_numpy(np.diff(graph.indptr).astype(np.float32))[:, None]
+    start = torch.from_numpy(np.repeat(np.arange(n), np.diff(graph.indptr)))
+    end = torch.from_numpy(graph.indices.astype(np.int64))
+    y = _principal_plane(x).cpu()
+    y = 10 * y / y.abs().max().clamp_min(1e-12)
+    y += 1e-2 * torch.randn(n, 2, generator=generator)  # duplicates come apart
+    negatives, ratio = 64, 5.0  # per edge, ratio negatives, as UMAP has it
+    mean, square = torch.zeros(n, 2), torch.zeros(n, 1)
+    for step in range(steps):
+        # Attraction of Student's t kernel, 1 / (1 + d²), along the edges.
+        pull = 1 / (1 + (y[start] - y[end]).square().sum(1))
+        graph.data = pull.numpy()
+        pulled = torch.from_numpy(graph @ torch.cat([y, torch.ones(n, 1)], 1).numpy())
+        gradient = (pulled[:, 2:] * y - pulled[:, :2]) / degree
+        # Repulsion from a few rows that all share.
+        drawn = torch.randint(n, (negatives,), generator=generator)
+        distance = torch.cdist(y, y[drawn], compute_mode="donot_use_mm_for_euclid_dist").square_()
+        push = 1 / ((distance + 0.05) * (1 + distance))
+        push[drawn, torch.arange(negatives)] = 0
+        push *= ratio / negatives
+        gradient -= push.sum(1, keepdim=True) * y - push @ y[drawn]
+        # Adam with one variance for both coordinates, and the step going to 0.
+        mean.lerp_(gradient, 0.1)
+        square.lerp_(gradient.square().mean(1, keepdim=True), 0.01)
+        first, second = mean / (1 - 0.9 ** (step + 1)), square / (1 - 0.99 ** (step + 1))
+        y -= 0.3 * (1 - step / steps) * first / (second.sqrt() + 1e-8)
+    return y
+
+
+def _matrix(x: Tensor) -> Tensor:
+    if x.ndim != 2 or not len(x):
+        raise ValueError(f"x is {tuple(x.shape)}: give features as (n, d), n at least 1")
+    x = x.detach().float()
+    if not bool(x.isfinite().all()):
+        bad = int((~x.isfinite().all(1)).sum())
+        raise ValueError(f"{bad} of {len(x)} rows of x hold NaN or infinity: remove them")
+    return x
+
+
+def _scores(x: Tensor, centers: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Blocks of rows, and their scores: half their square less half the squared distance."""
+    half = 0.5 * centers.square().sum(1)
+    for rows in x.split(max(1, min(BLOCK // len(centers), 8192))):
+        rows = rows.detach().float()
+        yield rows, rows @ centers.T - half
+
+
+def _nearest(x: Tensor, centers: Tensor) -> Tensor:
+    return torch.cat([scores.argmax(1) for _, scores in _scores(x, centers)])
+
+
+def _landmarks(
+    x: Tensor, m: int, k: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """At most m centres of patches of `x`, none without rows, and the patch of each row."""
+    centers = x[torch.randperm(len(x), generator=generator)[:m].to(x.device)]
+    for _ in range(LLOYD_STEPS):
+        patch = _nearest(x, centers)
+        centers, patch = _drop_empty(centers, patch)
+        counts = torch.bincount(patch, minlength=len(centers))[:, None]
+        centers = torch.zeros_like(centers).index_add_(0, patch, x) / counts
+    centers, patch = _drop_empty(centers, _nearest(x, centers))
+    if len(centers) < k:  # many duplicates: rows that differ will do
+        rows = torch.unique(x, dim=0)
+        centers = rows[torch.randperm(len(rows), generator=generator)[:m].to(x.device)]
+        centers, patch = _drop_empty(centers, _nearest(x, centers))
+    return centers, patch
+
+
+def _drop_empty(centers: Tensor, patch: Tensor) -> tuple[Tensor, Tensor]:
+    used, patch = torch.unique(patch, return_inverse=True)
+    return centers[used], patch
+
+
+def _merge(weights: np.ndarray, k: int) -> np.ndarray:
+    """Merge nodes of a symmetric graph until k communities are left: the community of each node."""
+    weights = weights / weights.sum()
+    m = len(weights)
+    degree = weights.sum(1)
+    alive = np.ones(m, bool)
+    parent = np.arange(m)
+
+    def gains(i: int) -> np.ndarray:
+        root = np.sqrt(degree[i] * degree)
+        gain = np.where(alive, weights[i] / root - root, -np.inf)
+        gain[i] = -np.inf
+        return gain
+
+    gain = np.stack([gains(i) for i in range(m)])
+    partner = gain.argmax(1)
+    best = gain[np.arange(m), partner]
+    for left in range(m, k, -1):
+        i = int(best.argmax())
+        large = alive & (degree >= CRUMB / k)
+        if large[i] and large[partner[i]] and large.sum() <= k < left:
+            i = int(np.where(alive & ~large, degree, np.inf).argmin())  # the smallest crumb
+        i, j = sorted((i, int(partner[i])))
+        weights[i] += weights[j]
+        weights[:, i] += weights[:, j]
+        degree[i] += degree[j]
+        alive[j] = False
+        parent[parent == j] = i
+        gain[i] = gain[:, i] = gains(i)
+        gain[j] = gain[:, j] = best[j] = -np.inf
+        stale = np.flatnonzero(alive & ((partner == i) | (partner == j)))
+        stale = np.append(stale, i)
+        partner[stale] = gain[stale].argmax(1)
+        closer = alive & (gain[:, i] > best)
+        closer[stale] = False
+        partner[closer] = i
+        best[closer] = gain[closer, i]
+        best[stale] = gain[stale, partner[stale]]
+    return np.unique(parent, return_inverse=True)[1].astype(np.int64)
+
+
+def _refine(weights: np.ndarray, cluster: np.ndarray, sweeps: int = 20) -> np.ndarray:
+    """Move nodes, one at a time, to where the modularity is largest; no cluster is emptied."""
+    weights = weights / weights.sum()
+    cluster = cluster.copy()
+    degree, own = weights.sum(1), weights.diagonal()
+    member = np.eye(cluster.max() + 1)[cluster]  # (m, k)
+    links, volume, size = weights @ member, degree @ member, member.sum(0)
+    for _ in range(sweeps):
+        moved = False
+        for i, a in enumerate(cluster):
+            if size[a] == 1:
+                continue
+            gain = links[i] - degree[i] * volume
+            gain[a] += degree[i] ** 2 - own[i]  # without itself
+            b = int(gain.argmax())
+            if gain[b] <= gain[a] + 1e-12:
+                continue
+            cluster[i], moved = b, True
+            links[:, a] -= weights[:, i]
+            links[:, b] += weights[:, i]
+            volume[a] -= degree[i]
+            volume[b] += degree[i]
+            size[a] -= 1
+            size[b] += 1
+        if not moved:
+            break
+    return cluster
+
+
+def _principal_plane(x: Tensor) -> Tensor:
+    """The rows on their first two principal axes, ``(n, 2)``."""
+    centred = x - x.mean(0)
+    _, axes = torch.linalg.eigh((centred.T @ centred / len(x)).double())
+    plane = centred @ axes[:, -2:].flip(1).float()
+    return plane if plane.shape[1] == 2 else torch.nn.functional.pad(plane, (0, 1))
