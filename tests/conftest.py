@@ -6,7 +6,6 @@ import pytest
 from deepcluster.config import Config, override
 from deepcluster.images import ImageStore, open_images
 
-
 TINY = {
     "epochs": 2,
     "clusters": 3,

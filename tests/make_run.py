@@ -73,7 +73,14 @@ def write_run(
     run = RunDir.create(path)
     run.write_config(
         override(
-            Config(), {"backbone": "resnet18-small", "epochs": 60, "clusters": count, "size": 28}
+            Config(),
+            {
+                "method": "deepcluster",
+                "backbone": "resnet18-small",
+                "epochs": 60,
+                "clusters": count,
+                "size": 28,
+            },
         )
     )
     classes = {label for label in labels or [] if label is not None}

@@ -58,7 +58,7 @@ def test_flags_beat_file_beats_recipe(source: Path, tmp_path: Path) -> None:
     from deepcluster.run import RunDir
 
     file = tmp_path / "mine.toml"
-    file.write_text('epochs = 1\nclusters = 3\n[deepcluster]\npca = 7\n[train]\nlr = 0.001\n')
+    file.write_text("epochs = 1\nclusters = 3\n[deepcluster]\npca = 7\n[train]\nlr = 0.001\n")
     run = tmp_path / "run"
     flags = ["--train.lr", "0.002", "--deepcluster.no-whiten", *QUICK]
     command = ["fit", str(source), "--recipe", "chainer", "--config", str(file), *flags]
@@ -147,7 +147,16 @@ def test_every_command_is_documented(capsys: pytest.CaptureFixture[str]) -> None
             assert f"deepcluster {name}" in readme, name
             assert run_app([name, "--help"]) == 0
     out = capsys.readouterr().out
-    for flag in "--clusters --epochs --seed --out --device --recipe --backbone --size".split():
+    for flag in [
+        "--clusters",
+        "--epochs",
+        "--seed",
+        "--out",
+        "--device",
+        "--recipe",
+        "--backbone",
+        "--size",
+    ]:
         assert flag in out
         assert flag in readme
     assert re.search(r"Share of|Smallest share", out)  # field docstrings are the help

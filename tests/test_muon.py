@@ -34,9 +34,7 @@ def test_matrices_are_stepped_as_by_torch() -> None:
     ours = descend(
         lambda p: Muon([{"params": p, "lr": 0.02, "weight_decay": 0.1, "matrices": True}]), start
     )
-    theirs = descend(
-        lambda p: torch.optim.Muon(p, lr=0.02, weight_decay=0.1, momentum=0.9), start
-    )
+    theirs = descend(lambda p: torch.optim.Muon(p, lr=0.02, weight_decay=0.1, momentum=0.9), start)
     assert torch.allclose(ours, theirs, atol=3e-3)  # theirs rounds to bfloat16
     assert not torch.allclose(ours, start, atol=3e-2)
 

@@ -268,7 +268,7 @@ def test_a_bad_fit_is_called_bad(
     sizes: list[int], change: dict[str, Any], scores: dict[str, Any], said: str
 ) -> None:
     metrics = [*training(12, 5)[:-1], {**GOOD, **change}]
-    verdict = judge(sizes, metrics, scores, asked=3)
+    verdict = judge(sizes, metrics, scores, method="deepcluster", asked=3)
     assert verdict.level == "bad"
     assert [said in what for what, _ in verdict.problems].count(True) == 1
     assert all(then for _, then in verdict.problems)
@@ -282,6 +282,32 @@ def test_a_good_fit_is_called_good() -> None:
     assert verdict.level == "good" and "83 %" in verdict.sentence and "50 %" in verdict.sentence
     assert judge(sizes, metrics, {"fit": {"acc": 0.3}}).level == "fair"
     assert judge(sizes, [], {}).level == "fair"
+
+
+def test_figures_that_not_every_epoch_has() -> None:
+    sizes = [40, 30, 30]
+    metrics = [{"epoch": 0, "loss": 4.0}, {"epoch": 1, "loss": 3.0, "changed": 0.9, "ln_k": 2.3}]
+    metrics += [{"epoch": 2, "loss": 2.9}]
+    problems = judge(sizes, metrics, {}, method="deepcluster").problems
+    assert ["churning" in problems[1][0], "guessing" in problems[0][0]] == [True, True]
+    other = judge(sizes, metrics, {}, method="contrastive-clusters").problems
+    assert len(other) == 1  # its loss is no guess among k
+
+
+def test_many_clusters_are_judged_by_their_most_frequent_class(tmp_path: Path) -> None:
+    labels = [f"class {i % 3}" for i in range(60)]
+    clusters = np.arange(60) % 6  # two pure clusters a class: ACC is one half, and yet all is well
+    run = write_run(
+        tmp_path / "run",
+        images=np.zeros((60, 16, 16, 3), np.uint8),
+        embeddings=np.random.default_rng(0).normal(size=(60, 4)),
+        clusters=clusters,
+        labels=labels,
+        info={"scores": {"fit": {"acc": 0.5, "nmi": 0.7}}},
+    )
+    write_report(run)
+    verdict = data_of(run, "summary")["verdict"]
+    assert verdict["level"] == "good" and "100 %" in verdict["sentence"]
 
 
 # -- labels.csv ----------------------------------------------------------------------------------

@@ -228,6 +228,18 @@ def test_outliers_and_pairs(tmp_path: Path, visit: Open) -> None:
     ]
 
 
+def test_curves_of_figures_that_not_every_epoch_has(tmp_path: Path, visit: Open) -> None:
+    metrics = [{"epoch": e, "loss": 3 - e / 10} for e in range(9)]
+    for e, value in ((2, 0.5), (5, 0.25), (7, 0.125)):
+        metrics[e] |= {"changed": value, "nmi": 0.5 if e == 2 else None}
+    run = make_run(tmp_path / "run", n=40, metrics=metrics)
+    write_report(run)
+    page = visit(run)
+    titles = page.locator("figure h3").all_inner_texts()
+    assert titles == ["Loss", "Movement"]  # a single value makes no curve
+    assert page.inner_text("figure:nth-of-type(2) .readings b") == "13 %"
+
+
 # -- changing ------------------------------------------------------------------------------------
 
 

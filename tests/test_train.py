@@ -156,5 +156,3 @@ def test_impossible_numbers_of_clusters(clusters: int, tiny: Config) -> None:
 
     with pytest.raises(ConfigError, match="from 1 to 10"):
         resolve(override(tiny, {"clusters": clusters}), n=10, size=16, channels=1)
-
-

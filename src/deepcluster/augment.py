@@ -89,7 +89,8 @@ def resolve_views(settings: ViewSettings, size: int, channels: int) -> ViewSetti
     """Put a value for every ``"auto"``.
 
     The preset follows from the images: small grey ones are shapes (tiny ones bear stronger views),
-    small coloured ones small photographs, all others photographs. The blur is that of 2 pixels at 224, scaled.
+    small coloured ones small photographs, all others photographs. The blur is that of 2 pixels at
+    224, scaled.
 
     Args:
         settings: what the user set.
@@ -101,8 +102,12 @@ def resolve_views(settings: ViewSettings, size: int, channels: int) -> ViewSetti
     """
     preset = settings.preset
     if preset == "auto":
-        shape = "tiny-shape" if size < TINY else "shape"
-        preset = "photo" if size > 64 else shape if channels == 1 else "small-photo"
+        if size > 64:
+            preset = "photo"
+        elif channels == 3:
+            preset = "small-photo"
+        else:
+            preset = "tiny-shape" if size < TINY else "shape"
     values = dict(PRESETS[preset])
     values["blur_sigma"] = max(SMALLEST_SIGMA, round(2.0 * size / 224, 2))
     if channels == 1:
@@ -277,8 +282,8 @@ def sample_boxes(
 
     The area is uniform in `scale` times the image's, the logarithm of the aspect ratio uniform
     within ± log `ratio`, sides are rounded to pixels; a box that does not fit is drawn again, and
-    after 10 draws the largest central box within `ratio` is taken. Beyond torchvision: where `scale`
-    goes above 1, boxes may be larger than the image, which then lies anywhere within the box.
+    after 10 draws the largest central box within `ratio` is taken. Beyond torchvision: where
+    `scale` goes above 1, boxes may be larger than the image, which then lies anywhere in the box.
 
     Returns:
         ``(n, 4)`` float32 whole numbers: top, left, height, width; on the generator's device.
@@ -319,11 +324,11 @@ def crop(
     shift: Tensor | None = None,
     field: Tensor | None = None,
 ) -> Tensor:
-    """Cut a box out of each image, mirror, turn, slant, move and bend it, and resample it to a square.
+    """Cut a box out of each image; mirror, turn, slant, move and bend it; resample it to a square.
 
     All at once. With a box inside the image and a mirror at most, this is torchvision's
-    ``resized_crop(antialias=False)`` and then its ``horizontal_flip``: pixels outside the box are not
-    looked at. Otherwise pixels around the box come into view, and outside the image there is its
+    ``resized_crop(antialias=False)`` and then its ``horizontal_flip``: pixels outside the box are
+    not looked at. Otherwise pixels around the box come into view, and outside the image there is its
     background: the median of its edge.
 
     Args:

@@ -34,7 +34,9 @@ EVERYDAY = Group("Everyday flags", sort_key=0)
 SETTINGS = Group("Settings", help="In recipes and config.toml under the same names.", sort_key=1)
 
 
-def read_recipe(app: App, commands: tuple[str, ...], arguments: cyclopts.ArgumentCollection) -> None:
+def read_recipe(
+    app: App, commands: tuple[str, ...], arguments: cyclopts.ArgumentCollection
+) -> None:
     """Fill in what the command line leaves open: from --config, then from --recipe."""
     by_name = {argument.name: argument for argument in arguments}
     if "--recipe" not in by_name:
@@ -91,14 +93,16 @@ def fit(
     Parameters
     ----------
     source
-        A folder of images, a .txt of paths, Parquet files, .npy or .npz arrays, or one of: digits
-        mnist fashion-mnist kmnist cifar10 cifar100 svhn stl10 imagenette (downloaded but for digits).
+        A folder of images, a .txt of paths, Parquet files, .npy or .npz arrays, or one of:
+        digits mnist fashion-mnist kmnist cifar10 cifar100 svhn stl10 imagenette (all but the
+        first are downloaded).
     config
         A TOML file with settings, on top of the recipe.
     out
         The run folder; by default runs/<source>-<time>.
     labels
-        For measuring only: "folders" (sub-folders are classes) or a CSV file with columns path,label.
+        For measuring only: "folders" (sub-folders are classes) or a CSV file with columns
+        path,label.
     resume
         Go on with the fit in --out.
     overwrite
@@ -237,7 +241,9 @@ def evaluate(
 
 
 @app.command
-def export(run: Path, *, to: Literal["timm", "onnx", "torchscript"], out: Path | None = None) -> None:
+def export(
+    run: Path, *, to: Literal["timm", "onnx", "torchscript"], out: Path | None = None
+) -> None:
     """Write the backbone for other programs.
 
     Parameters
@@ -414,4 +420,3 @@ def run_app(arguments: list[str] | None = None) -> int:
 def main() -> None:
     """Entry point of the ``deepcluster`` command."""
     sys.exit(run_app())
-

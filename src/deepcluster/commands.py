@@ -28,8 +28,8 @@ from deepcluster import metrics
 from deepcluster.config import Config, ConfigError, flatten
 from deepcluster.features import FittedModel
 from deepcluster.images import ImageStore, open_images, scan_images
-from deepcluster.plan import Cost, estimate, pick_device, resolve
 from deepcluster.pictures import write_pictures
+from deepcluster.plan import Cost, estimate, pick_device, resolve
 from deepcluster.report import write_report
 from deepcluster.run import RunDir, RunError
 from deepcluster.train import FitResult, Progress, epoch_sentence, fit
@@ -432,7 +432,10 @@ def sort_into(
         (folder / place).mkdir(parents=True, exist_ok=True)
         path = predictions.store.paths[i]
         if path is None:
-            _save_png(predictions.store[i], _free(folder / place / _safe(f"{predictions.store.ids[i]}.png")))
+            _save_png(
+                predictions.store[i],
+                _free(folder / place / _safe(f"{predictions.store.ids[i]}.png")),
+            )
         else:
             target = _free(folder / place / Path(path).name)
             if how == "copy":
@@ -491,9 +494,7 @@ def evaluate_run(
     items = run.read_items()
     known = items["label"].to_pylist()
     names = sorted({name for name in known if name is not None})
-    own = (
-        np.array([names.index(x) if x is not None else -1 for x in known]) if names else None
-    )
+    own = np.array([names.index(x) if x is not None else -1 for x in known]) if names else None
     if source is None:
         return metrics.evaluate(
             run.read_embeddings(), items["cluster"].to_numpy(), own, rng=np.random.default_rng(0)
@@ -501,9 +502,7 @@ def evaluate_run(
     found = predict_source(run, source, labels=labels, device=device, progress=progress)
     truth = found.store.labels
     if truth is None:
-        return metrics.evaluate(
-            found.embeddings, found.labels, None, rng=np.random.default_rng(0)
-        )
+        return metrics.evaluate(found.embeddings, found.labels, None, rng=np.random.default_rng(0))
     position = {name: k for k, name in enumerate(names)}
     matched = np.array(
         [position.get(found.store.label_names[k], -1) if k >= 0 else -1 for k in truth.tolist()]

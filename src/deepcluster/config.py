@@ -1,8 +1,8 @@
 """Every setting, once.
 
 The docstring under a field is its help on the command line and its entry in the guide. ``"auto"``
-means: chosen by :func:`deepcluster.plan.resolve` from the images' size, colour and count and from the
-device, never from the data set's name; what was chosen is written to ``config.toml`` of the run.
+means: chosen by :func:`deepcluster.plan.resolve` from the images' size, colour and count and from
+the device, never from the data set's name; what was chosen is written to ``config.toml`` of the run.
 A recipe (``recipes/*.toml``) is a set of values for these fields, and nothing else.
 """
 
@@ -34,10 +34,10 @@ class DataSettings:
     channels: Literal["auto", "grey", "rgb"] = "auto"
     """Keep one or three channels; auto keeps one if every image is grey."""
     margin: float = 1.0
-    """Side of the kept image over the side of the view (the paper keeps 256 pixels for views of 224)."""
+    """Side of the kept image over the side of the view (the paper keeps 256 for views of 224)."""
     memory_gb: float | Auto = "auto"
-    """Keep decoded images in memory up to this much, else in a memory-mapped cache; auto is a third of
-    what is free."""
+    """Keep decoded images in memory up to this much, else in a memory-mapped cache; auto is a
+    third of what is free."""
     workers: int | Auto = "auto"
     """Threads that decode; auto is the number of cores."""
 
@@ -46,11 +46,9 @@ class DataSettings:
 class ViewSettings:
     """Random views of the images. Each probability is per image; 0 turns that view off."""
 
-    preset: Literal[
-        "auto", "photo", "small-photo", "shape", "tiny-shape", "paper", "none"
-    ] = "auto"
-    """Set of views that fills every value below that is left at auto: photographs, photographs under
-    65 pixels, shapes without a mirror image such as digits and garments, such shapes under 24
+    preset: Literal["auto", "photo", "small-photo", "shape", "tiny-shape", "paper", "none"] = "auto"
+    """Set of views that fills every value below that is left at auto: photographs, photographs
+    under 65 pixels, shapes without a mirror image such as digits and garments, such shapes under 24
     pixels, the 2018 paper, or none."""
     crop_scale: float | Auto = "auto"
     """Smallest share of the area that a random-resized crop keeps (1 is no crop)."""
@@ -101,7 +99,8 @@ class KMeansSettings:
     restarts: int = 1
     """Runs from different starts; the one of lowest inertia is kept."""
     max_points_per_centre: int = 0
-    """Fit the centres on a random sample of this many points a cluster (faiss takes 256); 0 takes all."""
+    """Fit the centres on a random sample of this many points a cluster (faiss takes 256); 0 takes
+    all."""
 
 
 @dataclass(frozen=True)
@@ -117,8 +116,8 @@ class DeepClusterSettings:
     whiten: bool = True
     """Divide each principal component by its standard deviation."""
     balance: Literal["sampler", "weights", "none"] = "sampler"
-    """Against large clusters: draw images uniformly over pseudo-labels, weight the loss by the inverse
-    size of the cluster, or neither."""
+    """Against large clusters: draw images uniformly over pseudo-labels, weight the loss by the
+    inverse size of the cluster, or neither."""
     reset_head: bool = True
     """Draw the head anew at each clustering (the labels' numbers have changed)."""
     head_lr: float | Auto = "auto"
@@ -302,9 +301,7 @@ def _replace(section: Any, names: list[str], value: Any, full: str) -> Any:
     if dataclasses.is_dataclass(current) != (len(names) > 1):
         raise ConfigError(f"there is no setting {full!r}: {names[0]!r} is a group of settings")
     if len(names) > 1:
-        return dataclasses.replace(
-            section, **{names[0]: _replace(current, names[1:], value, full)}
-        )
+        return dataclasses.replace(section, **{names[0]: _replace(current, names[1:], value, full)})
     hint = typing.get_type_hints(type(section))[names[0]]
     return dataclasses.replace(section, **{names[0]: _checked(value, hint, full)})
 

@@ -76,11 +76,13 @@ class DeepCluster(ClusterMixin, TransformerMixin, BaseEstimator):  # type: ignor
         Returns:
             self
         """
-        own_net = isinstance(self.backbone, nn.Module)
+        own_net = self.backbone if isinstance(self.backbone, nn.Module) else None
         asked = override(Config(), load_recipe(self.recipe))
         asked = override(asked, dict(self.settings or {}))
-        given = {"epochs": self.epochs, "size": self.size, "device": self.device}
-        given |= {"clusters": self.n_clusters} | ({} if own_net else {"backbone": self.backbone})
+        given: dict[str, Any] = {"epochs": self.epochs, "size": self.size, "device": self.device}
+        given |= {"clusters": self.n_clusters} | (
+            {} if own_net is not None else {"backbone": self.backbone}
+        )
         asked = override(asked, {name: value for name, value in given.items() if value != "auto"})
         if isinstance(self.random_state, int):
             seed = self.random_state
@@ -93,7 +95,7 @@ class DeepCluster(ClusterMixin, TransformerMixin, BaseEstimator):  # type: ignor
             size=store.size,
             channels=store.channels,
         )
-        result = fit(store, config, backbone=self.backbone if own_net else None)
+        result = fit(store, config, backbone=own_net)
         self.config_ = result.config
         self.model_ = result.model
         self.labels_ = result.labels

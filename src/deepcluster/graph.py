@@ -225,7 +225,8 @@ def layout(
     found, _ = knn(x, min(neighbours, n - 1))
     k = found.shape[1]
     graph = scipy.sparse.csr_matrix(
-        (np.ones(n * k, np.float32), found.cpu().numpy().ravel(), np.arange(0, n * k + 1, k)), (n, n)
+        (np.ones(n * k, np.float32), found.cpu().numpy().ravel(), np.arange(0, n * k + 1, k)),
+        (n, n),
     )
     graph = graph.maximum(graph.T).tocsr()
     degree = torch.from_numpy(np.diff(graph.indptr).astype(np.float32))[:, None]
@@ -279,9 +280,7 @@ def _nearest(x: Tensor, centers: Tensor) -> Tensor:
     return torch.cat([scores.argmax(1) for _, scores in _scores(x, centers)])
 
 
-def _landmarks(
-    x: Tensor, m: int, k: int, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
+def _landmarks(x: Tensor, m: int, k: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """At most m centres of patches of `x`, none without rows, and the patch of each row."""
     centers = x[torch.randperm(len(x), generator=generator)[:m].to(x.device)]
     for _ in range(LLOYD_STEPS):
@@ -312,9 +311,10 @@ def _merge(weights: np.ndarray, k: int) -> np.ndarray:
 
     def gains(i: int) -> np.ndarray:
         root = np.sqrt(degree[i] * degree)
-        gain = np.where(alive, weights[i] / root - root, -np.inf)
-        gain[i] = -np.inf
-        return gain
+        excess = weights[i] / root - root
+        rank = np.where(excess > 0, excess, weights[i] / root**2 - 2)
+        rank[~alive] = rank[i] = -np.inf
+        return rank if MODE else np.where(np.isfinite(rank), weights[i] / root**2, -np.inf)
 
     gain = np.stack([gains(i) for i in range(m)])
     partner = gain.argmax(1)
@@ -343,6 +343,9 @@ def _merge(weights: np.ndarray, k: int) -> np.ndarray:
     return np.unique(parent, return_inverse=True)[1].astype(np.int64)
 
 
+MODE = 1
+
+
 def _refine(weights: np.ndarray, cluster: np.ndarray, sweeps: int = 20) -> np.ndarray:
     """Move nodes, one at a time, to where the modularity is largest; no cluster is emptied."""
     weights = weights / weights.sum()
@@ -350,21 +353,25 @@ def _refine(weights: np.ndarray, cluster: np.ndarray, sweeps: int = 20) -> np.nd
     degree, own = weights.sum(1), weights.diagonal()
     member = np.eye(cluster.max() + 1)[cluster]  # (m, k)
     links, volume, size = weights @ member, degree @ member, member.sum(0)
+    between = (member.T @ links) / np.outer(volume, volume)
+    np.fill_diagonal(between, 0)
+    resolution = between.max()
+    volume = volume * resolution
     for _ in range(sweeps):
         moved = False
         for i, a in enumerate(cluster):
             if size[a] == 1:
                 continue
             gain = links[i] - degree[i] * volume
-            gain[a] += degree[i] ** 2 - own[i]  # without itself
+            gain[a] += resolution * degree[i] ** 2 - own[i]  # without itself
             b = int(gain.argmax())
             if gain[b] <= gain[a] + 1e-12:
                 continue
             cluster[i], moved = b, True
             links[:, a] -= weights[:, i]
             links[:, b] += weights[:, i]
-            volume[a] -= degree[i]
-            volume[b] += degree[i]
+            volume[a] -= resolution * degree[i]
+            volume[b] += resolution * degree[i]
             size[a] -= 1
             size[b] += 1
         if not moved:

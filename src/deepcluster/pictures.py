@@ -42,7 +42,9 @@ def write_pictures(run: RunDir) -> list[Path]:
         best = members[np.argsort(-confidence[members], kind="stable")]
         path = run.pictures / f"cluster-{cluster:03d}.png"
         side = min(GRID_SIDE, math.ceil(math.sqrt(len(best))))
-        _grid([[pick(i) for i in row] for row in _chunks(best[: side * side], side)], tile).save(path)
+        _grid([[pick(i) for i in row] for row in _chunks(best[: side * side], side)], tile).save(
+            path
+        )
         written.append(path)
         rows.append((f"{cluster}: {len(members):,} images", [pick(i) for i in best[:ROW_LENGTH]]))
     overview = run.pictures / "clusters.png"

@@ -45,10 +45,10 @@ def pick_device(name: str) -> torch.device:
 def fast_bfloat16(device: torch.device) -> bool:
     """Whether the device multiplies bfloat16 matrices faster than float32 ones."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type == "cpu":
         instructions = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-        return any(getattr(torch.cpu, name, lambda: False)() for name in instructions)
+        return any(bool(getattr(torch.cpu, name, lambda: False)()) for name in instructions)
     return False
 
 
@@ -169,7 +169,7 @@ def estimate(config: Config, *, n: int, channels: int, store_bytes: int) -> Cost
         ]
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             loss = method.loss(made, index)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         float(loss.detach())  # waits for the device
         return time.perf_counter() - start
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import json
-import os
+
 import shutil
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -344,7 +344,7 @@ def _replacing(path: Path) -> Iterator[Path]:
     """A name to write under; it takes the place of `path` once the block ends well."""
     part = path.with_name(f"{path.name}.part")
     yield part
-    os.replace(part, path)
+    part.replace(path)
 
 
 def _write_json(path: Path, value: Any) -> None:

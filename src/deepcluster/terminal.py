@@ -8,10 +8,12 @@ from typing import Any
 from rich.console import Console
 from rich.progress import (
     BarColumn,
-    Progress as Bars,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
+)
+from rich.progress import (
+    Progress as Bars,
 )
 
 from deepcluster.train import Progress, epoch_sentence

@@ -8,11 +8,9 @@ alone.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -122,7 +120,8 @@ def fit(
     Args:
         store: the images.
         config: settings, as :func:`deepcluster.plan.resolve` gives them.
-        backbone: a net to train in place of ``config.backbone``: ``(b, c, size, size)`` -> ``(b, d)``.
+        backbone: a net to train in place of ``config.backbone``: ``(b, c, size, size)`` ->
+            ``(b, d)``.
         run: where metrics and checkpoints go; None keeps nothing on disk.
         resume: go on from the run's last checkpoint.
         progress: told what happens.
@@ -136,6 +135,8 @@ def fit(
     dtype = getattr(torch, config.train.precision)
     assert isinstance(config.epochs, int)
     assert isinstance(config.train.batch_size, int)
+    assert isinstance(config.train.lr, float)
+    assert isinstance(config.clusters, int)
 
     with seeded(config.seed):
         if backbone is None:
@@ -284,7 +285,7 @@ def mix(seed: int, epoch: int) -> int:
     return int(np.random.SeedSequence([seed, epoch + 1]).generate_state(1, np.uint64)[0] >> 1)
 
 
-class seeded:  # noqa: N801 - reads as a verb at the call
+class seeded:
     """Seed torch's global CPU and device generators for a block; the CPU's is put back after."""
 
     def __init__(self, seed: int) -> None:
@@ -384,9 +385,7 @@ def final_clusters(embeddings: Tensor, config: Config, generator: torch.Generato
         return pca, cluster_graph(
             x, config.clusters, neighbours=final.neighbours, generator=generator
         )
-    result = kmeans(
-        x, config.clusters, max_iter=300, n_init=final.restarts, generator=generator
-    )
+    result = kmeans(x, config.clusters, max_iter=300, n_init=final.restarts, generator=generator)
     return pca, Prototypes(result.centers, torch.arange(config.clusters))
 
 

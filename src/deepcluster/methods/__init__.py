@@ -94,7 +94,7 @@ class Method(Protocol):
         """
 
     def prototypes(self) -> Prototypes | None:
-        """Final clusters, if the method ends in k clusters of its own; None leaves it to `final`."""
+        """Final clusters if the method ends in k of its own; None leaves it to `final`."""
 
 
 def load_method(name: str) -> type[Method]:

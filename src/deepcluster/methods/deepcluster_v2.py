@@ -2,8 +2,8 @@
 
 Caron et al., "Unsupervised Learning of Visual Features by Contrasting Cluster Assignments", NeurIPS
 2020, section 4 and appendix D. The embeddings that training computes anyway are kept in a bank;
-once an epoch, spherical k-means on the bank gives each of several heads its centroids, which are the
-frozen weights of its classifier, so labels and head always agree and nothing is drawn anew.
+once an epoch, spherical k-means on the bank gives each of several heads its centroids, which are
+the frozen weights of its classifier, so labels and head always agree and nothing is drawn anew.
 
 Where this differs from public code, and why:
 
@@ -46,7 +46,10 @@ class DeepClusterV2(nn.Module):
         d, out = int(backbone.num_features), self.settings.dimensions  # type: ignore[arg-type]
         hidden = self.settings.hidden or 2 * d
         self.projector = nn.Sequential(
-            nn.Linear(d, hidden), nn.BatchNorm1d(hidden), nn.ReLU(inplace=True), nn.Linear(hidden, out)
+            nn.Linear(d, hidden),
+            nn.BatchNorm1d(hidden),
+            nn.ReLU(inplace=True),
+            nn.Linear(hidden, out),
         )
         heads = self.settings.heads
         self.bank: Tensor

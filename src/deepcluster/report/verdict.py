@@ -13,9 +13,12 @@ from typing import Any, Literal
 
 GIANT = 0.5  # share of all images in one cluster, from three clusters on
 STUCK = 0.97  # final loss over ln k, the loss of guessing
-CHURN = 0.5  # share of images that the last epoch moved to another pseudo-cluster
+CHURN = 0.5  # share of images that the last clustering moved to another cluster
 FLAT = 3.0  # effective rank of the features
 HALF_RIGHT, MOST_RIGHT = 0.5, 0.75  # shares of images in the right cluster
+
+GUESSING = ("deepcluster", "deepcluster-v2")
+"""Methods whose loss is a cross-entropy over k pseudo-clusters: ln k is the loss of guessing."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,7 @@ def judge(
     metrics: Sequence[Mapping[str, Any]],
     scores: Mapping[str, Mapping[str, float]],
     *,
+    method: str = "",
     asked: int | None = None,
     purity: float | None = None,
 ) -> Verdict:
@@ -41,16 +45,16 @@ def judge(
         sizes: images in each cluster that has any.
         metrics: the lines of metrics.jsonl.
         scores: ``fit`` and ``pixels`` scores, as in run.json.
+        method: how the backbone learned.
         asked: clusters that were asked for.
         purity: share of the images that are of the most frequent class of their cluster. It takes
             the place of ACC where there are more clusters than classes, so that one cluster a
             class cannot be asked for.
     """
-    last = metrics[-1] if metrics else {}
     fit, pixels = scores.get("fit") or {}, scores.get("pixels") or {}
     problems = [
         *_of_sizes(sizes, asked),
-        *_of_training(last, len(metrics)),
+        *_of_training(metrics, method),
         *_against_pixels(fit, pixels),
     ]
     if problems:
@@ -119,11 +123,12 @@ def _of_sizes(sizes: Sequence[int], asked: int | None) -> list[tuple[str, str]]:
     return found
 
 
-def _of_training(last: Mapping[str, Any], epochs: int) -> list[tuple[str, str]]:
+def _of_training(metrics: Sequence[Mapping[str, Any]], method: str) -> list[tuple[str, str]]:
     found = []
-    rank = _number(last, "effective_rank")
+    # Not every epoch clusters anew: of each figure, the last one there is.
+    last = {name: value for line in metrics for name, value in line.items() if value is not None}
+    rank, changed = _number(last, "effective_rank"), _number(last, "changed")
     loss, ln_k = _number(last, "loss"), _number(last, "ln_k")
-    changed = _number(last, "changed")
     if loss is None and "loss" in last:
         found.append(
             (
@@ -138,7 +143,7 @@ def _of_training(last: Mapping[str, Any], epochs: int) -> list[tuple[str, str]]:
                 "Fit again with a lower learning rate (--train.lr) or another seed (--seed).",
             )
         )
-    if loss is not None and ln_k and loss > STUCK * ln_k:
+    if method in GUESSING and loss is not None and ln_k and loss > STUCK * ln_k:
         found.append(
             (
                 f"The net has hardly learned: its loss {loss:.2f} is still that of guessing "
@@ -146,11 +151,11 @@ def _of_training(last: Mapping[str, Any], epochs: int) -> list[tuple[str, str]]:
                 "Train longer (--epochs), or with another learning rate (--train.lr).",
             )
         )
-    if changed is not None and changed > CHURN and epochs > 2:
+    if changed is not None and changed > CHURN and len(metrics) > 2:
         found.append(
             (
-                f"The clusters were still churning: the last epoch moved {_percent(changed)} of "
-                "the images to another pseudo-cluster.",
+                "The clusters were still churning: the last time they were made anew, "
+                f"{_percent(changed)} of the images went to another one.",
                 "Train longer (--epochs), so that the clusters can settle.",
             )
         )

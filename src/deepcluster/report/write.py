@@ -34,7 +34,7 @@ from deepcluster.report.neighbours import (
     find_neighbours,
     find_outliers,
 )
-from deepcluster.report.verdict import judge
+from deepcluster.report.verdict import GUESSING, judge
 from deepcluster.run import RunDir, RunError, Thumbnails
 
 COVERED = 24  # clusters that the first screen shows, the largest
@@ -141,7 +141,10 @@ def _summary(
     # After merges, fewer clusters than were asked for are a person's wish.
     asked = None if said["merged"] else counts.get("clusters")
     purity = _purity(clusters, labels.to_pylist())
-    verdict = judge(sizes.tolist(), metrics, scores, asked=asked, purity=purity)
+    config = run.read_config()
+    verdict = judge(
+        sizes.tolist(), metrics, scores, method=config.method, asked=asked, purity=purity
+    )
     return {
         "id": _run_id(items["id"].to_pylist(), info),
         "title": title,
@@ -160,7 +163,8 @@ def _summary(
         "labelled": len(labels) - labels.null_count,
         "info": {k: v for k, v in info.items() if k not in ("scores", "schema")},
         "scores": scores,
-        "settings": flatten(dataclasses.asdict(run.read_config())),
+        "settings": flatten(dataclasses.asdict(config)),
+        "guessing": config.method in GUESSING,
         "metrics": metrics,
         "verdict": dataclasses.asdict(verdict),
         "skipped": skipped[:SKIPPED_SHOWN],

@@ -3,7 +3,7 @@
 
 deepcluster.charts = (() => {
   const { h, count } = deepcluster;
-  const WIDTH = 380, HEIGHT = 210, LEFT = 40, RIGHT = 10, TOP = 10, BOTTOM = 26;
+  const WIDTH = 380, HEIGHT = 210, LEFT = 48, RIGHT = 10, TOP = 10, BOTTOM = 26;
 
   const isNumber = (value) => typeof value === "number" && Number.isFinite(value);
 
@@ -21,10 +21,10 @@ deepcluster.charts = (() => {
 
   /**
    * Lines over epochs with their values at the pointer (else the last ones) below.
-   * series: [{name, values, kind}] with a class name as kind; null is a gap.
+   * series: [{name, values, kind}] with a class name as kind; epochs with null are skipped.
    */
   function lines({ title, note, epochs, series, low, high, format = short }) {
-    const shown = series.filter(({ values }) => values.some(isNumber));
+    const shown = series.filter(({ values }) => values.filter(isNumber).length > (epochs.length > 1 ? 1 : 0));
     if (!shown.length) return null;
     const all = shown.flatMap(({ values }) => values.filter(isNumber));
     let bottom = low ?? Math.min(...all);
@@ -52,10 +52,8 @@ deepcluster.charts = (() => {
     }
     for (const { values, kind } of shown) {
       let path = "";
-      let pen = false;
       values.forEach((value, i) => {
-        if (isNumber(value)) path += `${pen ? "L" : "M"}${x(epochs[i]).toFixed(1)} ${y(value).toFixed(1)}`;
-        pen = isNumber(value);
+        if (isNumber(value)) path += `${path ? "L" : "M"}${x(epochs[i]).toFixed(1)} ${y(value).toFixed(1)}`;
       });
       parts.push(h("path", { class: `curve ${kind}`, d: path }));
       const at = values.findLastIndex(isNumber);
@@ -79,8 +77,8 @@ deepcluster.charts = (() => {
     function read(i) {
       when.textContent = `epoch ${epochs[i]}`;
       shown.forEach(({ values }, j) => {
-        const value = values[i];
-        readings[j].value.textContent = isNumber(value) ? format(value) : "–";
+        const value = values.slice(0, i + 1).findLast(isNumber); // not every epoch has one
+        readings[j].value.textContent = value === undefined ? "–" : format(value);
       });
     }
     const end = epochs.length - 1;

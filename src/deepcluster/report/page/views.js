@@ -172,7 +172,7 @@ deepcluster.views = (() => {
     );
   }
 
-  function curves({ metrics }) {
+  function curves({ metrics, guessing }) {
     if (!metrics.length) return null;
     const epochs = metrics.map((line, i) => (charts.isNumber(line.epoch) ? line.epoch : i) + 1);
     const values = (key) => metrics.map((line) => (charts.isNumber(line[key]) ? line[key] : null));
@@ -180,28 +180,30 @@ deepcluster.views = (() => {
     const panels = [
       charts.lines({
         title: "Loss", epochs,
-        note: "It must come down from ln k, the loss of guessing among k pseudo-clusters.",
+        note: guessing
+          ? "It must come down from ln k, the loss of guessing among k pseudo-clusters."
+          : "What the training brings down. Where a new phase begins, it may jump.",
         series: [
           { name: "loss", values: values("loss"), kind: "a" },
-          { name: "ln k", values: values("ln_k"), kind: "faint" },
+          ...(guessing ? [{ name: "ln k", values: values("ln_k"), kind: "faint" }] : []),
         ],
       }),
       charts.lines({
         title: "Agreement", epochs, low: 0, high: 1, format: fixed,
-        note: "NMI of the pseudo-clusters with those of the epoch before, and with the labels if there are any. It rises, then settles.",
+        note: "NMI of the clusters of an epoch with those before, and with the labels if there are any. It rises, then settles.",
         series: [
-          { name: "with the epoch before", values: values("nmi_previous"), kind: "a" },
+          { name: "with those before", values: values("nmi_previous"), kind: "a" },
           { name: "with the labels", values: values("nmi"), kind: "b" },
         ],
       }),
       charts.lines({
         title: "Movement", epochs, low: 0, high: 1, format: percent,
-        note: "Images that went to another pseudo-cluster since the epoch before. It should fall.",
+        note: "Images that went to another cluster when the clusters were made anew. It should fall.",
         series: [{ name: "moved", values: values("changed"), kind: "a" }],
       }),
       charts.lines({
         title: "Occupancy", epochs, low: 0, high: 1, format: fixed,
-        note: "Evenness of the sizes (1: all the same) and share of the largest pseudo-cluster. A largest share near 1 is a collapse.",
+        note: "Evenness of the sizes (1: all the same) and share of the largest cluster of an epoch. A largest share near 1 is a collapse.",
         series: [
           { name: "evenness", values: values("entropy"), kind: "a" },
           { name: "largest", values: values("largest"), kind: "b" },
