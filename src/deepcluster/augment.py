@@ -328,8 +328,8 @@ def crop(
 
     All at once. With a box inside the image and a mirror at most, this is torchvision's
     ``resized_crop(antialias=False)`` and then its ``horizontal_flip``: pixels outside the box are
-    not looked at. Otherwise pixels around the box come into view, and outside the image there is its
-    background: the median of its edge.
+    not looked at. Otherwise pixels around the box come into view, and outside the image there is
+    its background: the median of its edge.
 
     Args:
         x: ``(n, c, H, W)`` float in [0, 1].

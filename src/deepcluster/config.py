@@ -2,7 +2,7 @@
 
 The docstring under a field is its help on the command line and its entry in the guide. ``"auto"``
 means: chosen by :func:`deepcluster.plan.resolve` from the images' size, colour and count and from
-the device, never from the data set's name; what was chosen is written to ``config.toml`` of the run.
+the device, never from the data set's name; what was chosen is written to the run's ``config.toml``.
 A recipe (``recipes/*.toml``) is a set of values for these fields, and nothing else.
 """
 

@@ -79,7 +79,11 @@ class DeepCluster(ClusterMixin, TransformerMixin, BaseEstimator):  # type: ignor
         own_net = self.backbone if isinstance(self.backbone, nn.Module) else None
         asked = override(Config(), load_recipe(self.recipe))
         asked = override(asked, dict(self.settings or {}))
-        given: dict[str, Any] = {"epochs": self.epochs, "size": self.size, "device": self.device}
+        given: dict[str, Any] = {
+            "epochs": self.epochs,
+            "size": self.size,
+            "device": self.device,
+        }
         given |= {"clusters": self.n_clusters} | (
             {} if own_net is not None else {"backbone": self.backbone}
         )

@@ -237,8 +237,9 @@ class _Rows:
         if device is None:
             device = x.device if isinstance(x, Tensor) else "cpu"
         self.device = torch.device(device)
-        # On a CPU a block's scores should stay in the cache: the pass over them then costs little.
-        most, scores = (2048, 2**20) if self.device.type == "cpu" else (2**20, 2**26)
+        # On a CPU a block's scores should stay in the cache, but the threads wait for one another
+        # at the end of each block: with blocks four times as small that wait takes over.
+        most, scores = (8192, 2**22) if self.device.type == "cpu" else (2**20, 2**26)
         self.chunk_size = chunk_size or min(max(scores // max(k, self.d), 256), most)
         self.chunk_size = min(self.chunk_size, self.n)
         self.kept: Tensor | None = None

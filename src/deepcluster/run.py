@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import csv
 import json
-
 import shutil
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
