@@ -36,6 +36,12 @@ SMALLEST_SIGMA = 0.1
 TINY = 24
 """Shapes below this side in pixels are tiny: they bear, and need, stronger views."""
 
+SMALL_SCALE = (0.05, 0.14)
+"""Shares of the area that small crops keep, as in the code of DeepCluster-v2."""
+
+SMALL_SIDE = 96 / 224
+"""Their side over that of the large crops."""
+
 FIELD = (4, 4)
 """Points of the smooth random field that bends a view."""
 
@@ -239,6 +245,18 @@ class Views:
         if "solarise" in parameters:
             x = torch.where(parameters["solarise"][:, None, None, None] & (x >= 0.5), 1 - x, x)
         return x
+
+
+def small_views(settings: ViewSettings, size: int) -> Views:
+    """The small crops of multi-crop (Caron et al., NeurIPS 2020): 96 pixels where others take 224.
+
+    Args:
+        settings: of the large views, resolved.
+        size: side of the large views in pixels.
+    """
+    low, high = SMALL_SCALE
+    small = dataclasses.replace(settings, crop_scale=low, crop_scale_max=high)
+    return Views(small, max(1, round(size * SMALL_SIDE)))
 
 
 def centre(images: Tensor, size: int) -> Tensor:

@@ -237,8 +237,8 @@ class _Rows:
         if device is None:
             device = x.device if isinstance(x, Tensor) else "cpu"
         self.device = torch.device(device)
-        # On a CPU a block's scores should stay in the cache, but the threads wait for one another
-        # at the end of each block: with blocks four times as small that wait takes over.
+        # On a CPU a block's scores should stay in the cache; but the threads wait for one another
+        # in each block, which on a busy machine costs more the smaller the blocks are.
         most, scores = (8192, 2**22) if self.device.type == "cpu" else (2**20, 2**26)
         self.chunk_size = chunk_size or min(max(scores // max(k, self.d), 256), most)
         self.chunk_size = min(self.chunk_size, self.n)
@@ -360,8 +360,8 @@ def _offsets(centers: Tensor, metric: Metric) -> Tensor:
 
 
 def _argmin(scores: Tensor) -> Tensor:
-    # On a CPU, NumPy's argmin over rows is vectorised and torch's is not: at d = 128 they take 4 %
-    # and 35 % of the time of the product.
+    # On a CPU, NumPy's argmin over rows is vectorised and torch's is not: at d = 128 they take 3 %
+    # and 33 % of the time of the product.
     if scores.device.type == "cpu":
         return torch.from_numpy(scores.numpy().argmin(1))
     return scores.argmin(1)

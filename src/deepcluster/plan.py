@@ -14,11 +14,12 @@ from dataclasses import dataclass
 
 import torch
 
-from deepcluster.augment import Views, resolve_views
+from deepcluster.augment import Views, resolve_views, small_views
 from deepcluster.backbones import auto_backbone, build_backbone
 from deepcluster.config import Config, ConfigError
 from deepcluster.methods import load_method
 
+FEWEST_STEPS = 400
 DEFAULT_LR = {"sgd": 0.05, "adamw": 2e-3, "muon": 0.02}
 
 
@@ -57,6 +58,16 @@ def guess_clusters(n: int) -> int:
     return min(max(2, round(math.sqrt(n) / 4)), 100, n)
 
 
+def guess_epochs(n: int, size: int, batch_size: int) -> int:
+    """Epochs where none were asked for: fewer of more and of larger images.
+
+    24 of 60,000 small images, growing with the inverse of the number to the power 0.3 up to 80;
+    never fewer than FEWEST_STEPS steps, nor than 5 epochs.
+    """
+    epochs = min(80, 24 * (60_000 / n) ** 0.3) * min(1, (64 / size) ** 2)
+    return max(5, round(epochs), math.ceil(FEWEST_STEPS / max(1, n // batch_size)))
+
+
 def resolve(config: Config, *, n: int, size: int, channels: int) -> Config:
     """The settings with every ``"auto"`` filled in.
 
@@ -86,7 +97,8 @@ def resolve(config: Config, *, n: int, size: int, channels: int) -> Config:
         precision = "bfloat16" if fast_bfloat16(device) else "float32"
     batch_size = train.batch_size
     if batch_size == "auto":
-        batch_size = 256 if n >= 10_000 else 128
+        batch_size = 256
+    batch_size = min(batch_size, n)
     lr = DEFAULT_LR[train.optimizer] if train.lr == "auto" else train.lr
     pseudo_clusters = deepcluster.pseudo_clusters
     if pseudo_clusters == "auto":
@@ -94,7 +106,7 @@ def resolve(config: Config, *, n: int, size: int, channels: int) -> Config:
     return dataclasses.replace(
         config,
         clusters=clusters,
-        epochs=max(10, min(100, 200_000 // n)) if config.epochs == "auto" else config.epochs,
+        epochs=guess_epochs(n, size, batch_size) if config.epochs == "auto" else config.epochs,
         device=str(device),
         size=size,
         backbone=backbone,
@@ -102,7 +114,7 @@ def resolve(config: Config, *, n: int, size: int, channels: int) -> Config:
         data=dataclasses.replace(config.data, channels="grey" if channels == 1 else "rgb"),
         train=dataclasses.replace(
             train,
-            batch_size=min(batch_size, n),
+            batch_size=batch_size,
             lr=lr,
             precision=precision,
         ),
@@ -155,7 +167,8 @@ def estimate(config: Config, *, n: int, channels: int, store_bytes: int) -> Cost
         )
         method = load_method(config.method)(probe, backbone, batch)
         method.to(device, memory_format=torch.channels_last)  # type: ignore[attr-defined]
-    views = Views(config.views, config.size)
+    views = [Views(config.views, config.size)] * method.views
+    views += [small_views(config.views, config.size)] * method.small_views
     images = torch.randint(
         256, (batch, channels, side, side), dtype=torch.uint8, device=device, generator=generator
     )
@@ -164,8 +177,7 @@ def estimate(config: Config, *, n: int, channels: int, store_bytes: int) -> Cost
     def step() -> float:
         start = time.perf_counter()
         made = [
-            views(images, generator).contiguous(memory_format=torch.channels_last)
-            for _ in range(method.views)
+            view(images, generator).contiguous(memory_format=torch.channels_last) for view in views
         ]
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             loss = method.loss(made, index)
@@ -177,7 +189,7 @@ def estimate(config: Config, *, n: int, channels: int, store_bytes: int) -> Cost
     seconds_an_image = min(step() for _ in range(2)) / batch
     features = n * int(backbone.num_features) * 4  # type: ignore[arg-type]
     parameters = sum(p.numel() for p in method.parameters()) * 4  # type: ignore[attr-defined]
-    activations = batch * method.views * config.size**2 * 2_000  # a bound that held when measured
+    activations = batch * len(views) * config.size**2 * 2_000  # a bound that held when measured
     return Cost(
         # features: as extracted, after PCA, and while they are clustered
         memory=store_bytes + 3 * features + 6 * parameters + activations + 500_000_000,

@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from deepcluster import metrics
-from deepcluster.augment import Views
+from deepcluster.augment import Views, small_views
 from deepcluster.backbones import build_backbone, prepare_backbone
 from deepcluster.config import Config
 from deepcluster.features import FittedModel, Preprocessing, extract, to_device
@@ -154,7 +154,8 @@ def fit(
     method.to(device, memory_format=torch.channels_last)
     optimizer = build_optimizer(method, config)
     preprocessing = Preprocessing.measure(store)
-    views = Views(config.views, preprocessing.size)
+    views = [Views(config.views, preprocessing.size)] * method.views
+    views += [small_views(config.views, preprocessing.size)] * method.small_views
 
     def extract_all() -> Tensor:
         progress.phase("features", len(store))
@@ -198,10 +199,10 @@ def fit(
                     group["lr"] = group["initial_lr"] * rate
                 images = to_device(store.batch(index.numpy()), device)
                 batch = [
-                    preprocessing.normalise(views(images, view_generator)).contiguous(
+                    preprocessing.normalise(view(images, view_generator)).contiguous(
                         memory_format=torch.channels_last
                     )
-                    for _ in range(method.views)
+                    for view in views
                 ]
                 with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
                     loss = method.loss(batch, index.to(device))
@@ -238,9 +239,7 @@ def fit(
     clock.lap("features")
     generator = torch.Generator().manual_seed(mix(config.seed, -1))
     progress.phase("clusters", 1)
-    pca, prototypes = None, method.prototypes()
-    if prototypes is None or len(prototypes.assign(embeddings)[0].unique()) < config.clusters:
-        pca, prototypes = final_clusters(embeddings, config, generator)
+    pca, prototypes = final_clusters(embeddings, config, generator)
     model = FittedModel(
         backbone=method.backbone,
         name=config.backbone,

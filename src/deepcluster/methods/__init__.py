@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from deepcluster.config import Config
-    from deepcluster.graph import Prototypes
 
 METHODS: dict[str, str] = {
     "contrastive-clusters": "deepcluster.methods.contrastive_clusters:ContrastiveClusters",
@@ -92,9 +91,6 @@ class Method(Protocol):
             views: :attr:`views` tensors ``(b, c, size, size)``, normalised.
             index: which images, ``(b,)`` int64, on the views' device.
         """
-
-    def prototypes(self) -> Prototypes | None:
-        """Final clusters if the method ends in k of its own; None leaves it to `final`."""
 
 
 def load_method(name: str) -> type[Method]:

@@ -9,9 +9,10 @@ with what no cluster is needed for, and lets clusters teach only once they are w
    into the k clusters asked for (``graph.py``), every few epochs. Projections come from a bank that
    the training pass fills, so no pass over the images is spent on it (as in DeepCluster-v2).
 3. Self-label: a cosine head of k classes learns those clusters on random views, while the contrast
-   goes on. The labels keep their numbers from one clustering to the next (best matching), so the
-   head is never drawn anew. It ends steadier than its teacher, and its k directions are the final
-   clusters (Asano et al., "Self-labelling", ICLR 2020, and SCAN, ECCV 2020, end in the same way).
+   goes on (Asano et al., "Self-labelling", ICLR 2020, and SCAN, ECCV 2020, end like this). The
+   labels keep their numbers from one clustering to the next (best matching), so the head is never
+   drawn anew. It is there to shape the features: the final clusters are cut out of their neighbour
+   graph once more, which is better than the head's own answer.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from deepcluster.config import Config
-from deepcluster.graph import Prototypes, cluster_graph
+from deepcluster.graph import cluster_graph
 from deepcluster.methods import Snapshot
 
 
@@ -111,13 +112,6 @@ class ContrastiveClusters(nn.Module):
             smoothing = self.settings.label_smoothing
             loss = loss + F.cross_entropy(logits, targets, label_smoothing=smoothing)
         return loss
-
-    def prototypes(self) -> Prototypes | None:
-        """The head's directions, one a cluster; None if the fit was too short to get there."""
-        if not self.labelling:
-            return None
-        centers = F.normalize(self.head.weight.detach()).cpu()
-        return Prototypes(centers, torch.arange(self.k))
 
 
 def nt_xent(z: Tensor, temperature: float) -> Tensor:

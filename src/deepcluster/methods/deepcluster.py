@@ -122,9 +122,6 @@ class DeepCluster(nn.Module):
         activation: nn.Module = getattr(self.backbone, "feature_activation", nn.Identity())
         return self.head(activation(self.backbone(images)))  # type: ignore[no-any-return]
 
-    def prototypes(self) -> None:
-        """None: the final clusters are found in the features."""
-
     def loss(self, views: list[Tensor], index: Tensor) -> Tensor:
         """Cross-entropy against the pseudo-labels."""
         weight = self.class_weights if self.settings.balance == "weights" else None

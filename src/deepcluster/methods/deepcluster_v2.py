@@ -99,9 +99,6 @@ class DeepClusterV2(nn.Module):
             {"params": list(self.projector[-1].parameters()), "matrices": False},
         ]
 
-    def prototypes(self) -> None:
-        """None: the final clusters are found in the features."""
-
     def loss(self, views: list[Tensor], index: Tensor) -> Tensor:
         """Mean over heads and views of the cross-entropy of the bank's labels."""
         large = torch.cat(views[:BANKS])
