@@ -118,7 +118,7 @@ def test_head_is_drawn_anew_with_its_momentum() -> None:
     assert not torch.equal(method.head.weight, before)
     assert method.head.weight not in optimizer.state
     assert method.backbone.linear.weight in optimizer.state
-    assert float(method.head.weight.std()) == pytest.approx(0.01, rel=0.3)
+    assert method.head.weight.std().item() == pytest.approx(0.01, rel=0.3)
     assert not method.head.bias.any()
 
 

@@ -496,8 +496,13 @@ def evaluate_run(
     names = sorted({name for name in known if name is not None})
     own = np.array([names.index(x) if x is not None else -1 for x in known]) if names else None
     if source is None:
+        clusters = items["cluster"].to_numpy()
+        kept = clusters >= 0  # a person may have taken images out of every cluster
         return metrics.evaluate(
-            run.read_embeddings(), items["cluster"].to_numpy(), own, rng=np.random.default_rng(0)
+            run.read_embeddings()[kept],
+            clusters[kept],
+            None if own is None else own[kept],
+            rng=np.random.default_rng(0),
         )
     found = predict_source(run, source, labels=labels, device=device, progress=progress)
     truth = found.store.labels

@@ -26,6 +26,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import scipy.sparse
+import scipy.sparse.csgraph
 import torch
 from torch import Tensor
 
@@ -131,13 +132,8 @@ def cluster_graph(
         found, _ = knn(x, min(neighbours, n - 1), queries=asking)
         between = patch[asking][:, None] * m + patch[found]
         edges += torch.bincount(between.flatten(), minlength=m * m).cpu()
-    weak, _ = knn(centers, min(neighbours, m - 1))
-    between = torch.arange(m)[:, None] * m + weak.cpu()
-    # A patch of near-duplicates has no edge that leaves it: weak ones say who lives nearby.
-    weight = WEAK * float(edges.sum()) / between.numel()
-    edges.index_add_(0, between.flatten(), torch.full((between.numel(),), weight).double())
     weights = edges.view(m, m).numpy()
-    weights = weights + weights.T
+    weights = _join(weights + weights.T, centers.cpu(), neighbours)
     cluster = _refine(weights, _merge(weights, k))
     return Prototypes(centers.cpu(), torch.from_numpy(cluster))
 
@@ -301,6 +297,30 @@ def _drop_empty(centers: Tensor, patch: Tensor) -> tuple[Tensor, Tensor]:
     return centers[used], patch
 
 
+def _join(weights: np.ndarray, centers: Tensor, neighbours: int) -> np.ndarray:
+    """Add weak edges between the pieces of a graph that is not connected.
+
+    A group of near-duplicates is such a piece: its rows are one another's neighbours. Without
+    these edges nothing would tell which pieces lie side by side.
+    """
+    pieces, piece = scipy.sparse.csgraph.connected_components(weights, directed=False)
+    if pieces == 1:
+        return weights
+    member = torch.nn.functional.one_hot(torch.from_numpy(piece).long(), pieces).float()
+    means = member.T @ centers / member.sum(0)[:, None]
+    found, _ = knn(means, min(neighbours, pieces - 1))
+    a, b = np.repeat(np.arange(pieces), found.shape[1]), found.numpy().ravel()
+    gap = torch.cdist(means, centers).numpy()  # (pieces, m)
+    weight = WEAK * weights.sum() / len(a) or 1.0
+    for i, j in zip(a, b, strict=True):
+        # The landmark of each that is nearest to the mean of the other.
+        near_i = np.where(piece == i, gap[j], np.inf).argmin()
+        near_j = np.where(piece == j, gap[i], np.inf).argmin()
+        weights[near_i, near_j] += weight / 2
+        weights[near_j, near_i] += weight / 2
+    return weights
+
+
 def _merge(weights: np.ndarray, k: int) -> np.ndarray:
     """Merge nodes of a symmetric graph until k communities are left: the community of each node."""
     weights = weights / weights.sum()
@@ -312,9 +332,9 @@ def _merge(weights: np.ndarray, k: int) -> np.ndarray:
     def gains(i: int) -> np.ndarray:
         root = np.sqrt(degree[i] * degree)
         excess = weights[i] / root - root
-        rank = np.where(excess > 0, excess, weights[i] / root**2 - 2)
+        rank = np.where(excess > 0, excess + 1e6, stage2(weights[i],degree[i],degree))
         rank[~alive] = rank[i] = -np.inf
-        return rank if MODE else np.where(np.isfinite(rank), weights[i] / root**2, -np.inf)
+        return rank
 
     gain = np.stack([gains(i) for i in range(m)])
     partner = gain.argmax(1)
@@ -343,7 +363,9 @@ def _merge(weights: np.ndarray, k: int) -> np.ndarray:
     return np.unique(parent, return_inverse=True)[1].astype(np.int64)
 
 
-MODE = 1
+def stage2(w,a,b):
+    return {"dens":w/(a*b),"min":w/np.minimum(a,b),"harm":w*(1/a+1/b),"geo":w/np.sqrt(a*b),"d75":w/(a*b)**.75}[MODE]
+MODE = "dens"
 
 
 def _refine(weights: np.ndarray, cluster: np.ndarray, sweeps: int = 20) -> np.ndarray:

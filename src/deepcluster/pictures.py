@@ -37,7 +37,7 @@ def write_pictures(run: RunDir) -> list[Path]:
     thumbnails = run.read_thumbnails()
     pick, tile = _tile_reader(thumbnails), thumbnails.tile
     rows = []
-    for cluster in np.unique(clusters):
+    for cluster in np.unique(clusters[clusters >= 0]):
         members = np.flatnonzero(clusters == cluster)
         best = members[np.argsort(-confidence[members], kind="stable")]
         path = run.pictures / f"cluster-{cluster:03d}.png"
