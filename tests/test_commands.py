@@ -233,3 +233,16 @@ def test_a_run_of_tomorrow_is_refused(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text(json.dumps({"schema": 99, "status": "done"}))
     with pytest.raises(RunError, match="upgrade"):
         RunDir.open(tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore")  # of TensorBoard's own imports
+def test_tensorboard_gets_scalars_and_grids(tmp_path: Path) -> None:
+    from conftest import TINY
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    config = override(Config(), TINY)
+    run = fit_source(make_shapes(60), config, out=tmp_path / "run", tensorboard=True)
+    events = EventAccumulator(str(run.tensorboard)).Reload()
+    losses = [event.value for event in events.Scalars("loss")]
+    assert losses == pytest.approx([line["loss"] for line in run.read_metrics()])
+    assert sorted(events.Tags()["images"]) == ["cluster-000", "cluster-001", "cluster-002"]

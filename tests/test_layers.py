@@ -13,7 +13,7 @@ LAYERS = [
     {"images", "augment", "backbones", "kmeans", "pca", "graph", "metrics", "muon"},
     {"methods", "features"},
     {"plan", "train"},
-    {"estimator", "report", "pictures", "commands", "terminal"},
+    {"estimator", "report", "pictures", "commands", "terminal", "tensorboard"},
     {"cli"},
     {"__main__"},
 ]
@@ -22,6 +22,7 @@ WITHIN = {  # imports inside a layer that are meant
     ("train", "plan"),
     ("commands", "report"),
     ("commands", "pictures"),
+    ("commands", "tensorboard"),
 }
 ONLY_CONFIG_AND_RUN = {"report", "pictures"}
 

@@ -85,6 +85,7 @@ def fit(
     overwrite: Annotated[bool, Parameter(negative="", group=EVERYDAY)] = False,
     dry_run: Annotated[bool, Parameter(negative="", group=EVERYDAY)] = False,
     report: Annotated[bool, Parameter(group=EVERYDAY)] = True,
+    tensorboard: Annotated[bool, Parameter(negative="", group=EVERYDAY)] = False,
     as_json: AsJson = False,
     settings: Annotated[Config, Parameter(name="*", group=SETTINGS)] = Config(),  # noqa: B008
 ) -> None:
@@ -111,6 +112,8 @@ def fit(
         Say what would be done, how much memory and time it takes, and do nothing.
     report
         Write the report at the end.
+    tensorboard
+        Write scalars and a grid for each cluster for TensorBoard as well.
     """
     from deepcluster import commands
 
@@ -127,6 +130,7 @@ def fit(
             resume=resume,
             overwrite=overwrite,
             report=report,
+            tensorboard=tensorboard,
             progress=progress,
             command=commands.command_line(),
         )

@@ -32,6 +32,7 @@ from deepcluster.pictures import write_pictures
 from deepcluster.plan import Cost, estimate, pick_device, resolve
 from deepcluster.report import write_report
 from deepcluster.run import RunDir, RunError
+from deepcluster.tensorboard import TensorBoard
 from deepcluster.train import FitResult, Progress, epoch_sentence, fit
 
 Source = Any
@@ -103,6 +104,7 @@ def fit_source(
     resume: bool = False,
     overwrite: bool = False,
     report: bool = False,
+    tensorboard: bool = False,
     progress: Progress | None = None,
     command: Sequence[str] = (),
 ) -> RunDir:
@@ -116,6 +118,7 @@ def fit_source(
         resume: go on with the fit in `out`, with the settings it was started with.
         overwrite: replace the run in `out`.
         report: write the report as well.
+        tensorboard: write event files for TensorBoard into ``tensorboard/`` of the run as well.
         progress: told what happens.
         command: the command line, for run.json.
 
@@ -147,7 +150,8 @@ def fit_source(
     )
     if run is None:
         run = RunDir.create(default_out(store.name))
-    progress = Logged(progress, run.log)
+    board = TensorBoard(progress, run.tensorboard) if tensorboard else None
+    progress = Logged(board or progress, run.log)
     resolved = resolve(asked, n=len(store), size=store.size, channels=store.channels)
     info: dict[str, Any] = {
         "status": "running",
@@ -203,6 +207,8 @@ def fit_source(
         }
     )
     write_pictures(run)
+    if board is not None:
+        board.close(run)
     if report:
         write_report(run, progress=progress.note)
     return run

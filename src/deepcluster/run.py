@@ -181,6 +181,11 @@ class RunDir:
         return self.path / "report"
 
     @property
+    def tensorboard(self) -> Path:
+        """Folder of the event files for TensorBoard, where they were asked for."""
+        return self.path / "tensorboard"
+
+    @property
     def embeddings(self) -> Path:
         """The final features, ``(n, d)`` float32, in the order of the items."""
         return self.path / "embeddings.npy"
