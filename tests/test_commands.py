@@ -23,6 +23,7 @@ from deepcluster.config import Config, ConfigError, override
 from deepcluster.features import FittedModel
 from deepcluster.images import open_images
 from deepcluster.run import RunDir, RunError
+from deepcluster.train import Progress
 
 
 @pytest.fixture(scope="session")
@@ -210,8 +211,9 @@ def test_resume_refuses_other_settings_and_images(finished: RunDir, tmp_path: Pa
     copy.write_info({**copy.read_info(), "status": "interrupted"})
     with pytest.raises(ConfigError, match=r"train\.lr"):
         fit_source("x", override(Config(), {"train.lr": 0.7}), out=copy.path, resume=True)
+    Image.fromarray(make_shapes(3)[0]).save(tmp_path / "other.png")
     with pytest.raises(RunError, match="other images"):
-        fit_source(make_shapes(60), out=copy.path, resume=True)
+        fit_source(tmp_path, out=copy.path, resume=True)
     with pytest.raises(ConfigError, match="--out"):
         fit_source(make_shapes(60), resume=True)
 
@@ -220,6 +222,32 @@ def test_a_finished_run_is_not_run_over(finished: RunDir) -> None:
     with pytest.raises(RunError, match="--resume"):
         fit_source(make_shapes(9), out=finished.path)
     assert fit_source(make_shapes(9), out=finished.path, resume=True).path == finished.path
+
+
+def test_overwrite_deletes_nothing_before_it_can_fit(finished: RunDir, tmp_path: Path) -> None:
+    copy = RunDir(tmp_path / "copy")
+    shutil.copytree(finished.path, copy.path)
+    for source, settings in (("no/such/folder", {}), (make_shapes(9), {"backbone": "nonsense"})):
+        with pytest.raises(ValueError, match=r"no/such|nonsense"):
+            fit_source(source, override(Config(), settings), out=copy.path, overwrite=True)
+        assert RunDir.open(copy.path).read_info()["status"] == "done"
+
+
+def test_resume_remembers_where_the_labels_are(folder: Path, tmp_path: Path) -> None:
+    from conftest import TINY
+
+    class Stop(Progress):
+        def epoch(self, line: dict[str, object]) -> None:
+            raise KeyboardInterrupt
+
+    config = override(Config(), TINY)
+    out = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        fit_source(folder, config, out=out, labels="folders", progress=Stop())
+    assert RunDir(out).read_info()["status"] == "interrupted"
+    run = fit_source(folder, config, out=out, resume=True)
+    assert run.read_info()["counts"]["classes"] == 3
+    assert "nmi" in run.read_info()["scores"]["fit"]
 
 
 def test_overwrite_deletes_only_runs(tmp_path: Path) -> None:

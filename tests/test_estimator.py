@@ -39,6 +39,22 @@ def test_predict_and_transform_repeat_the_fit(fitted: DeepCluster) -> None:
     assert np.array_equal(fitted.transform(make_shapes()), fitted.embeddings_)
 
 
+@pytest.mark.parametrize("precision", ["auto", "bfloat16"])
+def test_predict_repeats_the_fit_in_its_own_arithmetic(precision: str) -> None:
+    found = make(settings={"train.batch_size": 32, "train.precision": precision})
+    found.fit(make_shapes())
+    assert np.array_equal(found.transform(make_shapes()), found.embeddings_)
+
+
+def test_images_that_are_left_out_are_told(tmp_path: Path) -> None:
+    images = [*make_shapes(20), np.zeros((0, 0), np.uint8)]
+    found = make()
+    with pytest.warns(UserWarning, match="1 images were left out"):
+        found.fit(images)
+    assert len(found.labels_) == len(found.ids_) == 20
+    assert len(found.skipped_) == 1
+
+
 def test_fit_predict_and_random_state(fitted: DeepCluster) -> None:
     assert np.array_equal(make().fit_predict(make_shapes()), fitted.labels_)
     other = make(random_state=1).fit(make_shapes())
@@ -86,8 +102,12 @@ def test_many_kinds_of_images(kind: str, fitted: DeepCluster) -> None:
 
 def test_own_net(tmp_path: Path) -> None:
     net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(256, 12), torch.nn.ReLU())
+    before = net[1].weight.detach().clone()
     found = make(backbone=net).fit(make_shapes())
     assert found.embeddings_.shape == (96, 12)
+    assert torch.equal(net[1].weight, before)  # a copy is trained
+    assert np.array_equal(make(backbone=net).fit(make_shapes()).embeddings_, found.embeddings_)
+    assert found.config_.backbone == "custom"
 
 
 def test_y_is_never_looked_at(fitted: DeepCluster) -> None:

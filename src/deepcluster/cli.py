@@ -289,10 +289,13 @@ def report(run: Path) -> None:
     run
         A run folder.
     """
+    from deepcluster.pictures import write_pictures
     from deepcluster.report import write_report
 
+    opened = RunDir.open(run)
     with _progress(False) as progress:
-        page = write_report(RunDir.open(run), progress=progress.note)
+        write_pictures(opened)
+        page = write_report(opened, progress=progress.note)
     Console().print(str(page))
 
 
@@ -398,7 +401,6 @@ def _interrupt(signum: int, frame: object) -> None:
 def run_app(arguments: list[str] | None = None) -> int:
     """Run a command line and return its exit code."""
     errors = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
-    signal.signal(signal.SIGTERM, _interrupt)
     try:
         app(arguments, exit_on_error=False, print_error=True)
     except (cyclopts.CycloptsError, tomllib.TOMLDecodeError):
@@ -423,4 +425,5 @@ def run_app(arguments: list[str] | None = None) -> int:
 
 def main() -> None:
     """Entry point of the ``deepcluster`` command."""
+    signal.signal(signal.SIGTERM, _interrupt)
     sys.exit(run_app())

@@ -13,6 +13,7 @@ import shlex
 import shutil
 import sys
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -29,7 +30,7 @@ from deepcluster.config import Config, ConfigError, flatten
 from deepcluster.features import FittedModel
 from deepcluster.images import ImageStore, open_images, scan_images
 from deepcluster.pictures import write_pictures
-from deepcluster.plan import Cost, estimate, pick_device, resolve
+from deepcluster.plan import Cost, estimate, pick_inference, resolve
 from deepcluster.report import write_report
 from deepcluster.run import RunDir, RunError
 from deepcluster.tensorboard import TensorBoard
@@ -139,8 +140,9 @@ def fit_source(
         if run.read_info()["status"] == "done":
             progress.note(f"{run.path} has ended already: nothing to do")
             return run
+        labels = labels or run.read_info()["labels"]
     elif out is not None:
-        run = RunDir.create(out, overwrite=overwrite)
+        RunDir.free(out, overwrite=overwrite)  # refused before the work, made after it
     store = open_images(
         source,
         data=asked.data,
@@ -148,15 +150,18 @@ def fit_source(
         labels=labels,
         progress=_phase_of(progress, "decoding"),
     )
+    resolved = resolve(asked, n=len(store), size=store.size, channels=store.channels)
+    stored = 0 if isinstance(store.pixels, np.memmap) else store.pixels.nbytes
+    cost = estimate(resolved, n=len(store), channels=store.channels, store_bytes=stored)
     if run is None:
-        run = RunDir.create(default_out(store.name))
+        run = RunDir.create(out or default_out(store.name), overwrite=overwrite)
     board = TensorBoard(progress, run.tensorboard) if tensorboard else None
     progress = Logged(board or progress, run.log)
-    resolved = resolve(asked, n=len(store), size=store.size, channels=store.channels)
     info: dict[str, Any] = {
         "status": "running",
         "name": store.name,
         "command": list(command),
+        "labels": labels,
         "started": started.isoformat(timespec="seconds"),
         "seed": resolved.seed,
         "versions": versions(),
@@ -183,9 +188,7 @@ def fit_source(
     run.write_info(info)
     for sentence in info["notes"]:
         progress.note(sentence)
-    stored = 0 if isinstance(store.pixels, np.memmap) else store.pixels.nbytes
-    cost = estimate(resolved, n=len(store), channels=store.channels, store_bytes=stored)
-    progress.note(f"expected: {_span(cost.seconds)}, at most {cost.memory / 1e9:.1f} GB of memory")
+    progress.note(f"expected: {_span(cost.seconds)}, about {cost.memory / 1e9:.1f} GB of memory")
     try:
         result = fit(store, resolved, run=run, resume=resume, progress=progress)
         _write_result(run, store, result, progress)
@@ -193,9 +196,11 @@ def fit_source(
         stopped = isinstance(error, KeyboardInterrupt)
         run.write_info({**info, "status": "interrupted" if stopped else "failed"})
         if stopped:
-            done = len(run.read_metrics())
             again = shlex.join(["deepcluster", "fit", *_words(source), "--out", str(run.path)])
-            progress.note(f"stopped after {done} epochs, saved. To go on: {again} --resume")
+            progress.note(f"stopped and saved. To go on: {again} --resume")
+        else:
+            with run.log.open("a", encoding="utf-8") as log:
+                log.write(traceback.format_exc())
         raise
     run.write_info(
         {
@@ -233,6 +238,9 @@ def _reopen(out: str | Path | None, asked: Config) -> tuple[RunDir, Config]:
             f"{run.path} was started with other settings ({', '.join(differing)}): "
             "--resume goes on with its own; leave those flags out, or start anew in another folder"
         )
+    if asked.device not in ("auto", saved.device):
+        train = dataclasses.replace(saved.train, precision="auto")
+        saved = dataclasses.replace(saved, device=asked.device, train=train)
     return run, saved
 
 
@@ -386,10 +394,7 @@ def predict_source(
         progress=_phase_of(progress, "decoding"),
     )
     model = FittedModel.load(run.model)
-    place = pick_device(device)
-    dtype = getattr(torch, config.train.precision)
-    if str(place) != config.device:  # the precision was chosen for the device of the fit
-        dtype = torch.float32
+    place, dtype = pick_inference(config, device)
     progress.phase("features", len(store))
     embeddings = model.embed(store, device=place, dtype=dtype, advance=progress.advance)
     labels_, distances, confidence = model.assign(embeddings)
@@ -500,7 +505,8 @@ def evaluate_run(
     items = run.read_items()
     known = items["label"].to_pylist()
     names = sorted({name for name in known if name is not None})
-    own = np.array([names.index(x) if x is not None else -1 for x in known]) if names else None
+    position = {name: k for k, name in enumerate(names)}
+    own = np.array([position.get(name, -1) for name in known]) if names else None
     if source is None:
         clusters = items["cluster"].to_numpy()
         kept = clusters >= 0  # a person may have taken images out of every cluster
@@ -514,7 +520,6 @@ def evaluate_run(
     truth = found.store.labels
     if truth is None:
         return metrics.evaluate(found.embeddings, found.labels, None, rng=np.random.default_rng(0))
-    position = {name: k for k, name in enumerate(names)}
     matched = np.array(
         [position.get(found.store.label_names[k], -1) if k >= 0 else -1 for k in truth.tolist()]
     )

@@ -20,6 +20,9 @@ from typing import Any, Literal
 
 Auto = Literal["auto"]
 
+GUESSING = ("deepcluster", "deepcluster-v2")
+"""Methods whose whole loss is a guess among k clusters: a head that knows nothing has ln k."""
+
 RECIPES = Path(__file__).parent / "recipes"
 
 
@@ -88,7 +91,7 @@ class ViewSettings:
 
 @dataclass(frozen=True)
 class KMeansSettings:
-    """The k-means that makes pseudo-labels and final clusters."""
+    """The k-means that makes the pseudo-labels of the method ``deepcluster``."""
 
     init: Literal["k-means++", "random"] = "k-means++"
     """Where the first centres come from."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import warnings
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -12,9 +14,10 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
+from deepcluster.backbones import CUSTOM
 from deepcluster.config import Config, load_recipe, override
 from deepcluster.images import ImageStore, open_images
-from deepcluster.plan import pick_device, resolve
+from deepcluster.plan import pick_inference, resolve
 from deepcluster.train import fit
 
 
@@ -25,7 +28,7 @@ class DeepCluster(ClusterMixin, TransformerMixin, BaseEstimator):  # type: ignor
         n_clusters: clusters to end with; ``"auto"`` guesses from the number of images.
         recipe: a named set of settings, or the path of a .toml file.
         backbone: name of a net (see ``Config.backbone``), or an ``nn.Module`` that turns
-            ``(b, c, size, size)`` into ``(b, d)``; it is trained in place.
+            ``(b, c, size, size)`` into ``(b, d)``; a copy of it is trained.
         epochs: passes over the images.
         size: side of the training images in pixels.
         device: auto, cpu, cuda, mps …
@@ -39,6 +42,7 @@ class DeepCluster(ClusterMixin, TransformerMixin, BaseEstimator):  # type: ignor
         confidence_: ``(n,)`` float32 in [0, 1].
         history_: a dict an epoch, as in metrics.jsonl.
         n_iter_: epochs done.
+        ids_: a name for each image that was used, in the order of the labels.
         skipped_: (path, reason) of the images that were left out.
         config_: the resolved settings.
         model_: the fitted model; ``model_.backbone`` is the net.
@@ -76,7 +80,7 @@ class DeepCluster(ClusterMixin, TransformerMixin, BaseEstimator):  # type: ignor
         Returns:
             self
         """
-        own_net = self.backbone if isinstance(self.backbone, nn.Module) else None
+        own_net = copy.deepcopy(self.backbone) if isinstance(self.backbone, nn.Module) else None
         asked = override(Config(), load_recipe(self.recipe))
         asked = override(asked, dict(self.settings or {}))
         given: dict[str, Any] = {
@@ -99,6 +103,8 @@ class DeepCluster(ClusterMixin, TransformerMixin, BaseEstimator):  # type: ignor
             size=store.size,
             channels=store.channels,
         )
+        if own_net is not None:
+            config = dataclasses.replace(config, backbone=CUSTOM)
         result = fit(store, config, backbone=own_net)
         self.config_ = result.config
         self.model_ = result.model
@@ -107,22 +113,33 @@ class DeepCluster(ClusterMixin, TransformerMixin, BaseEstimator):  # type: ignor
         self.confidence_ = result.confidence
         self.history_ = result.history
         self.n_iter_ = len(result.history)
+        self.ids_ = store.ids
         self.skipped_ = store.skipped
-        self.cluster_centers_ = np.stack(
-            [self.embeddings_[self.labels_ == k].mean(0) for k in range(int(config.clusters))]
-        )
+        sums = np.zeros((int(config.clusters), self.embeddings_.shape[1]), np.float32)
+        np.add.at(sums, self.labels_, self.embeddings_)
+        sizes = np.bincount(self.labels_, minlength=len(sums))
+        self.cluster_centers_ = sums / np.maximum(sizes, 1)[:, None]
         return self
 
     def _open(self, images: Any, config: Config) -> ImageStore:
         if isinstance(images, ImageStore):
             return images
-        return open_images(images, data=config.data, size=config.size)
+        store = open_images(images, data=config.data, size=config.size)
+        if store.skipped:
+            path, reason = store.skipped[0]
+            warnings.warn(
+                f"{len(store.skipped)} images were left out, the first, {path}, because: {reason}; "
+                "results are in the order of ids_",
+                stacklevel=3,
+            )
+        return store
 
     def transform(self, images: Any) -> np.ndarray:
         """Embeddings of images, ``(n, d)`` float32, rows of length 1."""
         check_is_fitted(self, "model_")
         store = self._open(images, self.config_)
-        embeddings = self.model_.embed(store, device=pick_device(self.device))
+        device, dtype = pick_inference(self.config_, self.device)
+        embeddings = self.model_.embed(store, device=device, dtype=dtype)
         return embeddings.numpy()
 
     def predict(self, images: Any) -> np.ndarray:

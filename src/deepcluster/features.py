@@ -37,7 +37,7 @@ tags: [image-feature-extraction, deepcluster]
 import timm
 import deepcluster.backbones  # tells timm of the nets that are not its own
 
-model = timm.create_model("local-dir:PATH/OF/THIS/FOLDER", num_classes=0).eval()
+model = timm.create_model("local-dir:PATH/OF/THIS/FOLDER", pretrained=True, num_classes=0)
 ```
 
 Input: images in [0, 1], less the mean {mean}, over the standard deviation {std}.

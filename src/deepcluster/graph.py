@@ -10,10 +10,12 @@ images are what their features say, without the graph.
 The merges follow modularity (Newman 2004, "Fast algorithm for detecting community structure in
 networks"). Differences, and why: the gain of a merge is divided by the geometric mean of the two
 degrees, because plain greedy merging grows a few communities and leaves crumbs (Danon et al. 2006
-divide by the smaller degree, for that reason); merging goes on past the largest modularity, or
-stops before it, at the k that was asked for; crumbs never count among the k while something
-larger could; and single landmarks move afterwards while that raises the modularity (Blondel et
-al. 2008), without emptying a cluster.
+divide by the smaller degree, for that reason). Merging ends at the k that was asked for, before
+the largest modularity or past it. Where no merge gains any more the densest pair goes first, that
+is the one that a coarser resolution would merge first (Bonald et al. 2018), lest two shapes that
+do not touch are joined for being small. Crumbs never count among the k while something larger
+could. Single landmarks move afterwards while that raises the modularity (Blondel et al. 2008), at
+the resolution where none of the k would merge, and without making a crumb.
 
 The map is a neighbour embedding after UMAP (McInnes et al. 2018) with the edges unweighted, which
 changes little (Damrich and Hamprecht 2021), and whole-batch steps that share their negatives.
@@ -38,7 +40,7 @@ ON_MAP = 60_000
 """Rows at most on the map."""
 
 LLOYD_STEPS = 4
-WEAK = 0.05  # share of all edges that joins neighbouring landmarks
+WEAK = 0.05  # of a landmark's mean degree: an edge between pieces of the graph
 CRUMB = 0.05  # a cluster below this share of the mean size is a crumb
 GROUP = 16  # scores that one maximum stands for, in knn
 BLOCK = 2**25  # scores at a time
@@ -190,7 +192,7 @@ def knn(
 
 
 def layout(
-    x: Tensor, *, neighbours: int = 15, steps: int = 200, generator: torch.Generator
+    x: Tensor, *, neighbours: int = 15, steps: int = 300, generator: torch.Generator
 ) -> Tensor:
     """Places of the rows on a map that keeps neighbours together.
 
@@ -229,8 +231,11 @@ def layout(
     start = torch.from_numpy(np.repeat(np.arange(n), np.diff(graph.indptr)))
     end = torch.from_numpy(graph.indices.astype(np.int64))
     y = _principal_plane(x).cpu()
-    y = 10 * y / y.abs().max().clamp_min(1e-12)
-    y += 1e-2 * torch.randn(n, 2, generator=generator)  # duplicates come apart
+    y = y / y.abs().max().clamp_min(1e-12) + 1e-3 * torch.randn(n, 2, generator=generator)
+    for _ in range(100):  # towards the slowest modes of a walk on the graph, UMAP's start
+        y = (y + torch.from_numpy(graph @ y.numpy()) / degree) / 2
+        y = torch.linalg.qr(y - (degree * y).sum(0) / degree.sum())[0]
+    y = 10 * y / y.abs().max()
     negatives, ratio = 64, 5.0  # per edge, ratio negatives, as UMAP has it
     mean, square = torch.zeros(n, 2), torch.zeros(n, 1)
     for step in range(steps):
@@ -244,13 +249,13 @@ def layout(
         distance = torch.cdist(y, y[drawn], compute_mode="donot_use_mm_for_euclid_dist").square_()
         push = 1 / ((distance + 0.05) * (1 + distance))
         push[drawn, torch.arange(negatives)] = 0
-        push *= ratio / negatives
+        push *= ratio / negatives * min(1.0, 2 * step / steps)  # later, so that parts can pass
         gradient -= push.sum(1, keepdim=True) * y - push @ y[drawn]
         # Adam with one variance for both coordinates, and the step going to 0.
         mean.lerp_(gradient, 0.1)
         square.lerp_(gradient.square().mean(1, keepdim=True), 0.01)
         first, second = mean / (1 - 0.9 ** (step + 1)), square / (1 - 0.99 ** (step + 1))
-        y -= 0.3 * (1 - step / steps) * first / (second.sqrt() + 1e-8)
+        y -= (1 - step / steps) * first / (second.sqrt() + 1e-8)
     return y
 
 
@@ -306,19 +311,24 @@ def _join(weights: np.ndarray, centers: Tensor, neighbours: int) -> np.ndarray:
     pieces, piece = scipy.sparse.csgraph.connected_components(weights, directed=False)
     if pieces == 1:
         return weights
-    member = torch.nn.functional.one_hot(torch.from_numpy(piece).long(), pieces).float()
-    means = member.T @ centers / member.sum(0)[:, None]
-    found, _ = knn(means, min(neighbours, pieces - 1))
-    a, b = np.repeat(np.arange(pieces), found.shape[1]), found.numpy().ravel()
-    gap = torch.cdist(means, centers).numpy()  # (pieces, m)
-    weight = WEAK * weights.sum() / len(a) or 1.0
-    for i, j in zip(a, b, strict=True):
-        # The landmark of each that is nearest to the mean of the other.
-        near_i = np.where(piece == i, gap[j], np.inf).argmin()
-        near_j = np.where(piece == j, gap[i], np.inf).argmin()
-        weights[near_i, near_j] += weight / 2
-        weights[near_j, near_i] += weight / 2
-    return weights
+    order = np.argsort(piece, kind="stable")
+    bounds = np.append(np.searchsorted(piece[order], np.arange(pieces)), len(order))
+    weight = WEAK * weights.sum() / len(weights) or 1.0
+    joined = weights.copy()
+    for i in range(pieces):
+        inside = order[bounds[i] : bounds[i + 1]]
+        gaps = torch.cdist(centers[inside], centers[order]).numpy()
+        nearest = gaps.argmin(0)  # landmark of this piece that is nearest to each landmark
+        gaps = gaps.min(0)
+        gap = np.minimum.reduceat(gaps, bounds[:-1])  # to each piece
+        gap[i] = np.inf
+        for j in np.argsort(gap, kind="stable")[: min(neighbours, pieces - 1)]:
+            there = bounds[j] + gaps[bounds[j] : bounds[j + 1]].argmin()
+            a, b = inside[nearest[there]], order[there]
+            share = float(gap.min() / gap[j]) ** 2 if gap[j] > 0 else 1.0
+            joined[a, b] += weight * share / 2
+            joined[b, a] += weight * share / 2
+    return joined
 
 
 def _merge(weights: np.ndarray, k: int) -> np.ndarray:
@@ -329,16 +339,17 @@ def _merge(weights: np.ndarray, k: int) -> np.ndarray:
     alive = np.ones(m, bool)
     parent = np.arange(m)
 
-    def gains(i: int) -> np.ndarray:
+    def ranks(i: int) -> np.ndarray:
         root = np.sqrt(degree[i] * degree)
         excess = weights[i] / root - root
-        rank = np.where(excess > 0, excess + 1e6, stage2(weights[i],degree[i],degree))
+        # Above 0 the excess counts, below it the density, less all that an excess can be.
+        rank = np.where(excess > 0, excess, weights[i] / root**2 - 2)
         rank[~alive] = rank[i] = -np.inf
         return rank
 
-    gain = np.stack([gains(i) for i in range(m)])
-    partner = gain.argmax(1)
-    best = gain[np.arange(m), partner]
+    rank = np.stack([ranks(i) for i in range(m)])
+    partner = rank.argmax(1)
+    best = rank[np.arange(m), partner]
     for left in range(m, k, -1):
         i = int(best.argmax())
         large = alive & (degree >= CRUMB / k)
@@ -350,26 +361,22 @@ def _merge(weights: np.ndarray, k: int) -> np.ndarray:
         degree[i] += degree[j]
         alive[j] = False
         parent[parent == j] = i
-        gain[i] = gain[:, i] = gains(i)
-        gain[j] = gain[:, j] = best[j] = -np.inf
+        rank[i] = rank[:, i] = ranks(i)
+        rank[j] = rank[:, j] = best[j] = -np.inf
         stale = np.flatnonzero(alive & ((partner == i) | (partner == j)))
         stale = np.append(stale, i)
-        partner[stale] = gain[stale].argmax(1)
-        closer = alive & (gain[:, i] > best)
+        partner[stale] = rank[stale].argmax(1)
+        closer = alive & (rank[:, i] > best)
         closer[stale] = False
         partner[closer] = i
-        best[closer] = gain[closer, i]
-        best[stale] = gain[stale, partner[stale]]
-    return np.unique(parent, return_inverse=True)[1].astype(np.int64)
-
-
-def stage2(w,a,b):
-    return {"dens":w/(a*b),"min":w/np.minimum(a,b),"harm":w*(1/a+1/b),"geo":w/np.sqrt(a*b),"d75":w/(a*b)**.75}[MODE]
-MODE = "dens"
+        best[closer] = rank[closer, i]
+        best[stale] = rank[stale, partner[stale]]
+    found: np.ndarray = np.searchsorted(np.flatnonzero(alive), parent)
+    return found.astype(np.int64)
 
 
 def _refine(weights: np.ndarray, cluster: np.ndarray, sweeps: int = 20) -> np.ndarray:
-    """Move nodes, one at a time, to where the modularity is largest; no cluster is emptied."""
+    """Move nodes, one at a time, to where the modularity is largest; none becomes a crumb."""
     weights = weights / weights.sum()
     cluster = cluster.copy()
     degree, own = weights.sum(1), weights.diagonal()
@@ -382,7 +389,7 @@ def _refine(weights: np.ndarray, cluster: np.ndarray, sweeps: int = 20) -> np.nd
     for _ in range(sweeps):
         moved = False
         for i, a in enumerate(cluster):
-            if size[a] == 1:
+            if size[a] == 1 or volume[a] < resolution * (degree[i] + CRUMB / len(volume)):
                 continue
             gain = links[i] - degree[i] * volume
             gain[a] += resolution * degree[i] ** 2 - own[i]  # without itself

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
+from deepcluster.config import GUESSING
 from deepcluster.run import RunDir, Thumbnails
 
 GRID_SIDE = 8  # images on a side of a cluster's grid
@@ -30,7 +31,8 @@ def write_pictures(run: RunDir) -> list[Path]:
     """
     run.pictures.mkdir(exist_ok=True)
     written = [run.pictures / "curves.svg"]
-    draw_curves(run.read_metrics(), written[0])
+    guessing = run.read_config().method in GUESSING
+    draw_curves(run.read_metrics(), written[0], ln_k=guessing)
     items = run.read_items()
     clusters = items["cluster"].to_numpy()
     confidence = np.nan_to_num(items["confidence"].to_numpy().astype(np.float64))
@@ -91,19 +93,23 @@ def _grid(rows: list[list[Image.Image]], tile: int, left: int = 0) -> Image.Imag
     return sheet
 
 
-def draw_curves(lines: list[dict[str, Any]], path: Path) -> None:
-    """Draw loss against ln k, NMI, and the clusters' sizes over the epochs.
+def draw_curves(lines: list[dict[str, Any]], path: Path, *, ln_k: bool) -> None:
+    """Draw the loss, NMI, and the clusters' sizes over the epochs.
 
     Args:
         lines: of metrics.jsonl.
         path: the file to write; its suffix chooses the format.
+        ln_k: draw ln k beside the loss.
     """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 3.2), layout="constrained")
     panels = figure.subplots(1, 3)
     curves = [
-        ("loss", [("loss", "loss"), ("ln_k", "ln k: a head that knows nothing")]),
+        (
+            "loss",
+            [("loss", "loss"), *[("ln_k", "ln k: a head that knows nothing")] * ln_k],
+        ),
         (
             "NMI",
             [

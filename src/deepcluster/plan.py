@@ -43,6 +43,17 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+def pick_inference(config: Config, name: str) -> tuple[torch.device, torch.dtype]:
+    """Device and arithmetic for features of new images with the net of a fit.
+
+    The arithmetic of the fit on the device of the fit, so that the same images get the same
+    features; float32 elsewhere, since the fit's was chosen for its device.
+    """
+    device = pick_device(name)
+    same = device.type == torch.device(config.device).type
+    return device, getattr(torch, config.train.precision) if same else torch.float32
+
+
 def fast_bfloat16(device: torch.device) -> bool:
     """Whether the device multiplies bfloat16 matrices faster than float32 ones."""
     if device.type == "cuda":
@@ -64,7 +75,7 @@ def guess_epochs(n: int, size: int, batch_size: int) -> int:
     24 of 60,000 small images, growing with the inverse of the number to the power 0.3 up to 80;
     never fewer than FEWEST_STEPS steps, nor than 5 epochs.
     """
-    epochs = min(80, 24 * (60_000 / n) ** 0.3) * min(1, (64 / size) ** 2)
+    epochs = min(80.0, 24 * math.pow(60_000 / n, 0.3)) * min(1.0, (64 / size) ** 2)
     return max(5, round(epochs), math.ceil(FEWEST_STEPS / max(1, n // batch_size)))
 
 
@@ -81,6 +92,8 @@ def resolve(config: Config, *, n: int, size: int, channels: int) -> Config:
         ConfigError: settings that cannot hold together.
     """
     load_method(config.method)
+    if config.seed < 0:
+        raise ConfigError(f"seed = {config.seed}: give a number from 0")
     device = pick_device(config.device)
     clusters = guess_clusters(n) if config.clusters == "auto" else config.clusters
     if not 1 <= clusters <= n:
@@ -95,10 +108,7 @@ def resolve(config: Config, *, n: int, size: int, channels: int) -> Config:
     precision = train.precision
     if precision == "auto":
         precision = "bfloat16" if fast_bfloat16(device) else "float32"
-    batch_size = train.batch_size
-    if batch_size == "auto":
-        batch_size = 256
-    batch_size = min(batch_size, n)
+    batch_size = min(n, 256 if train.batch_size == "auto" else train.batch_size)
     lr = DEFAULT_LR[train.optimizer] if train.lr == "auto" else train.lr
     pseudo_clusters = deepcluster.pseudo_clusters
     if pseudo_clusters == "auto":

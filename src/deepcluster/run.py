@@ -78,8 +78,8 @@ class RunDir:
     # -- making and opening -------------------------------------------------------------------
 
     @classmethod
-    def create(cls, path: str | Path, *, overwrite: bool = False) -> RunDir:
-        """Make the folder; refuse one that holds something unless `overwrite`.
+    def free(cls, path: str | Path, *, overwrite: bool = False) -> RunDir:
+        """The run that :meth:`create` will make there; nothing is made or deleted yet.
 
         Raises:
             RunError: the folder is not empty, or is a file; with `overwrite`, it is not a run.
@@ -98,6 +98,17 @@ class RunDir:
                     f"{run.path} is not empty and is no run, so --overwrite will not delete it: "
                     "choose another folder with --out"
                 )
+        return run
+
+    @classmethod
+    def create(cls, path: str | Path, *, overwrite: bool = False) -> RunDir:
+        """Make the folder; with `overwrite`, in place of the run that is there.
+
+        Raises:
+            RunError: as :meth:`free`.
+        """
+        run = cls.free(path, overwrite=overwrite)
+        if run._info.is_file():
             shutil.rmtree(run.path)
         run.path.mkdir(parents=True, exist_ok=True)
         return run

@@ -46,7 +46,9 @@ EPOCH_COLUMNS = [
     ("effective_rank", "rank", "{:.1f}"),
     ("nmi", "NMI", "{:.3f}"),
 ]
+ORDER, VIEWS, DROPOUT = range(3)  # uses of chance in an epoch, each with a seed of its own
 ADAM_SHARE = 0.1  # AdamW's learning rate over Muon's, where one optimizer is both
+MOST_GRAPH_CLUSTERS = 1000  # beyond, clusters are as small as the graph's patches: k-means it is
 PIXEL_SIDE = 32  # pixels k-means, the yardstick, sees images averaged down to this side
 
 
@@ -178,19 +180,20 @@ def fit(
     clock.lap("set-up")
 
     for epoch in range(first, config.epochs):
-        generator = torch.Generator().manual_seed(mix(config.seed, epoch))
-        view_generator = torch.Generator(device).manual_seed(mix(config.seed, epoch))
+        generator = torch.Generator().manual_seed(mix(config.seed, epoch, ORDER))
+        view_generator = torch.Generator(device).manual_seed(mix(config.seed, epoch, VIEWS))
         watch = Clock()
         method.eval()
         snapshot: Snapshot | None = method.start_epoch(epoch, extract_all, optimizer, generator)
         watch.lap("cluster")
 
-        with seeded(mix(config.seed, epoch)):  # dropout draws from torch's global generator
+        with seeded(
+            mix(config.seed, epoch, DROPOUT)
+        ):  # dropout draws from torch's global generator
             method.train()
             order = method.order(generator)
-            batches = order.split(config.train.batch_size)
-            if len(batches) > 1 and len(batches[-1]) < config.train.batch_size:
-                batches = batches[:-1]  # an order is drawn anew each epoch: nothing is left out
+            # as few batches as there must be, of sizes that differ by one at most: none is left out
+            batches = order.tensor_split(math.ceil(len(order) / config.train.batch_size))
             progress.phase(f"epoch {epoch + 1}/{config.epochs}", len(order))
             losses = torch.zeros((), device=device)
             for step, index in enumerate(batches):
@@ -237,7 +240,7 @@ def fit(
     method.eval()
     embeddings = normalise(extract_all())
     clock.lap("features")
-    generator = torch.Generator().manual_seed(mix(config.seed, -1))
+    generator = torch.Generator().manual_seed(mix(config.seed, config.epochs, ORDER))
     progress.phase("clusters", 1)
     pca, prototypes = final_clusters(embeddings, config, generator)
     model = FittedModel(
@@ -279,9 +282,9 @@ def fit(
 # -- pieces of the loop -----------------------------------------------------------------------
 
 
-def mix(seed: int, epoch: int) -> int:
-    """A seed for an epoch, far from its neighbours'."""
-    return int(np.random.SeedSequence([seed, epoch + 1]).generate_state(1, np.uint64)[0] >> 1)
+def mix(seed: int, epoch: int, stream: int) -> int:
+    """A seed for one use of chance in an epoch, far from all others."""
+    return int(np.random.SeedSequence([seed, epoch, stream]).generate_state(1, np.uint64)[0] >> 1)
 
 
 class seeded:
@@ -380,12 +383,14 @@ def final_clusters(embeddings: Tensor, config: Config, generator: torch.Generato
     kept = min(final.pca, *embeddings.shape)
     pca = fit_pca(embeddings, kept, whiten=final.whiten) if kept else None
     x = embeddings if pca is None else normalise(pca.apply(embeddings))
-    if final.algorithm == "graph" and len(x) > config.clusters:
+    device = config.device if config.device.startswith("cuda") else "cpu"  # MPS has no float64
+    x = x.to(device)
+    if final.algorithm == "graph" and config.clusters < min(len(x), MOST_GRAPH_CLUSTERS):
         return pca, cluster_graph(
             x, config.clusters, neighbours=final.neighbours, generator=generator
         )
     result = kmeans(x, config.clusters, max_iter=300, n_init=final.restarts, generator=generator)
-    return pca, Prototypes(result.centers, torch.arange(config.clusters))
+    return pca, Prototypes(result.centers.cpu(), torch.arange(config.clusters))
 
 
 def pixel_clusters(store: ImageStore, config: Config, generator: torch.Generator) -> np.ndarray:

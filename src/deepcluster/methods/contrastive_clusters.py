@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from deepcluster.config import Config
 from deepcluster.graph import cluster_graph
+from deepcluster.kmeans import kmeans
 from deepcluster.methods import Snapshot
 
 
@@ -42,6 +43,7 @@ class ContrastiveClusters(nn.Module):
         assert isinstance(config.clusters, int)
         assert isinstance(config.epochs, int)
         self.k, self.epochs = config.clusters, config.epochs
+        self.neighbours = config.final.neighbours
         self.backbone = backbone
         d, out = int(backbone.num_features), self.settings.dimensions  # type: ignore[arg-type]
         self.projector = nn.Sequential(
@@ -56,12 +58,11 @@ class ContrastiveClusters(nn.Module):
         self.labels: Tensor
         self.register_buffer("bank", torch.zeros(n, out))
         self.register_buffer("feature_bank", torch.zeros(n, d))
-        self.register_buffer("labels", torch.full((n,), -1))
-
-    @property
-    def labelling(self) -> bool:
-        """Whether there are clusters to learn yet."""
-        return bool(self.labels[0] >= 0)
+        self.register_buffer("labels", torch.zeros(n, dtype=torch.int64))
+        self.centers: Tensor
+        self.register_buffer("centers", torch.zeros(self.k, out))
+        self.first = max(1, round(self.settings.label_from * self.epochs))
+        self.labelling = False
 
     def start_epoch(
         self,
@@ -70,20 +71,37 @@ class ContrastiveClusters(nn.Module):
         optimizer: torch.optim.Optimizer,
         generator: torch.Generator,
     ) -> Snapshot | None:
-        """New clusters of the bank, once it is time and every few epochs from then on."""
-        first = max(1, round(self.settings.label_from * self.epochs))
-        if epoch < first or (epoch - first) % self.settings.recluster_every:
-            return None
+        """New labels from the bank, once it is time and every few epochs from then on.
+
+        The figures of an epoch are of k-means on the bank, going on from the last epoch's centres:
+        cheap, there from the second epoch on, and the same measure all along.
+        """
+        self.labelling = epoch >= self.first
+        if epoch == 0:
+            return None  # the bank is empty
         bank = F.normalize(self.bank)
-        found = cluster_graph(bank, self.k, generator=generator).assign(bank)[0]
-        if self.labelling:
-            found = match_labels(found, self.labels, self.k)
-        else:
+        if self.labelling and (epoch - self.first) % self.settings.recluster_every == 0:
+            self._relabel(bank, generator, fresh=epoch == self.first)
+        result = kmeans(
+            bank,
+            self.k,
+            metric="cosine",
+            init="k-means++" if epoch == 1 else self.centers,
+            generator=generator,
+        )
+        self.centers.copy_(result.centers)
+        return Snapshot(result.labels.cpu(), self.k, bank.cpu())
+
+    @torch.no_grad()
+    def _relabel(self, bank: Tensor, generator: torch.Generator, *, fresh: bool) -> None:
+        prototypes = cluster_graph(bank, self.k, neighbours=self.neighbours, generator=generator)
+        found = prototypes.assign(bank)[0]
+        if fresh:
             means = torch.zeros_like(self.head.weight).index_add_(0, found, self.feature_bank)
-            with torch.no_grad():
-                self.head.weight.copy_(F.normalize(means))
+            self.head.weight.copy_(F.normalize(means))
+        else:
+            found = match_labels(found, self.labels, self.k)
         self.labels.copy_(found)
-        return Snapshot(found.cpu(), self.k, bank.cpu())
 
     def order(self, generator: torch.Generator) -> Tensor:
         """A permutation of all images."""
@@ -105,12 +123,14 @@ class ContrastiveClusters(nn.Module):
         features = F.normalize(features.float())
         self.bank[index] = sum(z.detach().chunk(2))
         self.feature_bank[index] = sum(features.detach().chunk(2))
-        loss = nt_xent(z, self.settings.temperature)
-        if self.labelling:
-            logits = features @ F.normalize(self.head.weight).T / self.settings.head_temperature
-            targets = self.labels[index].repeat(2)
-            smoothing = self.settings.label_smoothing
-            loss = loss + F.cross_entropy(logits, targets, label_smoothing=smoothing)
+        settings = self.settings
+        with torch.autocast(z.device.type, enabled=False):  # cosines over 0.1 need the digits
+            loss = nt_xent(z, settings.temperature)
+            if self.labelling:
+                logits = features @ F.normalize(self.head.weight).T / settings.head_temperature
+                targets = self.labels[index].repeat(2)
+                smoothing = settings.label_smoothing
+                loss = loss + F.cross_entropy(logits, targets, label_smoothing=smoothing)
         return loss
 
 

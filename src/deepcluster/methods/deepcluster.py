@@ -114,6 +114,7 @@ class DeepCluster(nn.Module):
                 "params": list(self.head.parameters()),
                 "lr": head_lr,
                 "momentum": settings.head_momentum,
+                "matrices": False,
             },
         ]
 

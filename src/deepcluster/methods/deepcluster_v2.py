@@ -9,7 +9,7 @@ Where this differs from public code, and why:
 
 - The bank is first filled by a pass over all images, so the first epoch has labels to train on
   (one re-implementation ignores every image of its first epoch).
-- All images keep a label, also those that the last incomplete batch left out.
+- All images keep a label, whatever the batches leave out.
 - Banks, centroids and labels are buffers: a fit that resumes has them.
 - Empty clusters are filled by the k-means engine (the authors keep the old centroid).
 """
@@ -108,11 +108,12 @@ class DeepClusterV2(nn.Module):
         if len(views) > BANKS:
             z += self._project(torch.cat(views[BANKS:])).split(len(index))
         targets = self.labels[:, index]  # (heads, b)
-        losses = [
-            F.cross_entropy(embedding @ centroids.T / self.settings.temperature, target)
-            for embedding in z
-            for centroids, target in zip(self.centroids, targets, strict=True)
-        ]
+        with torch.autocast(z[0].device.type, enabled=False):  # cosines over 0.1 need the digits
+            losses = [
+                F.cross_entropy(embedding @ centroids.T / self.settings.temperature, target)
+                for embedding in z
+                for centroids, target in zip(self.centroids, targets, strict=True)
+            ]
         return torch.stack(losses).mean()
 
     def _project(self, images: Tensor) -> Tensor:

@@ -11,14 +11,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from deepcluster.config import GUESSING
+
 GIANT = 0.5  # share of all images in one cluster, from three clusters on
 STUCK = 0.97  # final loss over ln k, the loss of guessing
 CHURN = 0.5  # share of images that the last clustering moved to another cluster
 FLAT = 3.0  # effective rank of the features
 HALF_RIGHT, MOST_RIGHT = 0.5, 0.75  # shares of images in the right cluster
-
-GUESSING = ("deepcluster", "deepcluster-v2")
-"""Methods whose loss is a cross-entropy over k pseudo-clusters: ln k is the loss of guessing."""
 
 
 @dataclass(frozen=True)

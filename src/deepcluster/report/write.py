@@ -25,7 +25,7 @@ import numpy as np
 import pyarrow as pa
 from jinja2 import Environment
 
-from deepcluster.config import flatten
+from deepcluster.config import GUESSING, flatten
 from deepcluster.report.layout import Layout, lay_out
 from deepcluster.report.neighbours import (
     Duplicates,
@@ -34,7 +34,7 @@ from deepcluster.report.neighbours import (
     find_neighbours,
     find_outliers,
 )
-from deepcluster.report.verdict import GUESSING, judge
+from deepcluster.report.verdict import judge
 from deepcluster.run import RunDir, RunError, Thumbnails
 
 COVERED = 24  # clusters that the first screen shows, the largest

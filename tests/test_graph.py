@@ -1,0 +1,223 @@
+import numpy as np
+import pytest
+import torch
+from sklearn.cluster import KMeans
+from sklearn.datasets import load_digits, make_circles, make_moons
+from sklearn.manifold import trustworthiness
+from sklearn.metrics import normalized_mutual_info_score as nmi
+from sklearn.neighbors import NearestNeighbors
+from torch.nn.functional import normalize
+
+from deepcluster import graph
+from deepcluster.graph import Prototypes, cluster_graph, knn, layout
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def labels_of(x: torch.Tensor, k: int, seed: int = 0) -> torch.Tensor:
+    return cluster_graph(x, k, generator=seeded(seed)).assign(x)[0]
+
+
+@pytest.fixture(scope="module")
+def digits() -> tuple[torch.Tensor, np.ndarray]:
+    data = load_digits()
+    return normalize(torch.from_numpy(data.data).float(), dim=1), data.target
+
+
+# -- neighbours -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("n", "k", "chunk"), [(1000, 15, None), (1000, 15, 7), (40, 39, 64), (2, 1, 1)]
+)
+def test_neighbours_are_those_of_scikit_learn(n: int, k: int, chunk: int | None) -> None:
+    x = torch.randn(n, 8, generator=seeded()) + 100  # an offset costs precision if not removed
+    indices, distances = knn(x, k, chunk=chunk)
+    reference = NearestNeighbors(n_neighbors=k, algorithm="brute").fit(x.double().numpy())
+    expected_distances, expected = reference.kneighbors()
+    np.testing.assert_allclose(distances, expected_distances, atol=1e-3)
+    assert (indices.numpy() == expected).mean() > 0.999
+
+
+def test_neighbours_of_a_few_rows_are_those_among_all() -> None:
+    x = torch.randn(300, 4, generator=seeded())
+    some = torch.tensor([7, 3, 299])
+    assert knn(x, 5, queries=some)[0].equal(knn(x, 5)[0][some])
+
+
+def test_a_row_is_not_its_own_neighbour_even_among_duplicates() -> None:
+    indices, distances = knn(torch.ones(50, 3), 10)
+    assert (indices != torch.arange(50)[:, None]).all()
+    assert (distances == 0).all()
+    assert all(len(set(row.tolist())) == 10 for row in indices)
+
+
+@pytest.mark.parametrize("k", [0, 5])
+def test_neighbours_must_be_fewer_than_rows(k: int) -> None:
+    with pytest.raises(ValueError, match="from 1 to n - 1"):
+        knn(torch.zeros(5, 2), k)
+
+
+# -- clusters ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", ["moons", "rings"])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_shapes_that_k_means_cuts_are_found_whole(make: str, seed: int) -> None:
+    if make == "moons":
+        points, truth = make_moons(1000, noise=0.06, random_state=seed)
+    else:
+        points, truth = make_circles(1000, noise=0.04, factor=0.5, random_state=seed)
+    cut = KMeans(2, n_init=3, random_state=0).fit_predict(points)
+    assert nmi(truth, cut) < 0.3
+    found = labels_of(torch.from_numpy(points), 2, seed)
+    assert nmi(truth, found.numpy()) > 0.95
+
+
+def test_digits_are_told_apart_better_than_by_k_means(
+    digits: tuple[torch.Tensor, np.ndarray],
+) -> None:
+    x, truth = digits
+    plain = KMeans(10, n_init=3, random_state=0).fit_predict(x.numpy())
+    assert nmi(truth, labels_of(x, 10).numpy()) > nmi(truth, plain) + 0.08
+
+
+def test_groups_of_near_duplicates_are_put_with_their_like(
+    digits: tuple[torch.Tensor, np.ndarray],
+) -> None:
+    x, truth = digits
+    rows = torch.randperm(len(x), generator=seeded())[:150].repeat_interleave(30)
+    copies = x[rows] + 0.01 * torch.randn(len(rows), 64, generator=seeded())
+    assert nmi(truth[rows], labels_of(copies, 10).numpy()) > 0.65
+
+
+def test_same_seed_same_prototypes(digits: tuple[torch.Tensor, np.ndarray]) -> None:
+    first, second = (cluster_graph(digits[0], 10, generator=seeded(3)) for _ in range(2))
+    assert first.centers.equal(second.centers)
+    assert first.cluster.equal(second.cluster)
+
+
+@pytest.mark.parametrize(("n", "k"), [(1, 1), (10, 1), (10, 3), (10, 10), (300, 7), (300, 150)])
+def test_k_is_kept(n: int, k: int) -> None:
+    x = normalize(torch.randn(n, 5, generator=seeded()), dim=1)
+    assert set(labels_of(x, k).tolist()) == set(range(k))
+
+
+@pytest.mark.parametrize("k", [2, 3, 5])
+def test_k_is_kept_on_pieces_without_a_path_between_them(k: int) -> None:
+    x = torch.randn(300, 3, generator=seeded()) + 100 * torch.arange(3).repeat(100)[:, None]
+    found = labels_of(x, k)
+    assert set(found.tolist()) == set(range(k))
+    if k == 3:
+        assert nmi(np.arange(300) % 3, found.numpy()) == pytest.approx(1)
+
+
+def test_k_is_kept_when_most_rows_are_duplicates() -> None:
+    x = torch.zeros(3000, 2)
+    x[:4] = torch.tensor([[1.0, 0], [2, 0], [3, 0], [4, 0]])
+    assert set(labels_of(x, 5).tolist()) == set(range(5))
+
+
+def test_fewer_different_rows_than_k_leave_clusters_empty() -> None:
+    x = torch.tensor([[0.0, 1], [1, 0]]).repeat(20, 1)
+    found = labels_of(x, 3)
+    assert set(found.tolist()) == {0, 1}
+    assert found[0::2].unique().numel() == found[1::2].unique().numel() == 1
+
+
+def test_there_are_no_crumbs_on_data_without_clusters() -> None:
+    x = normalize(torch.randn(4000, 20, generator=seeded()), dim=1)
+    assert np.bincount(labels_of(x, 10)).min() > 4000 / 10 / 20 / 2
+
+
+def test_fewer_queries_than_rows_find_the_same_clusters(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graph, "QUERIES", 300)
+    x, truth = make_moons(1000, noise=0.05, random_state=0)
+    assert nmi(truth, labels_of(torch.from_numpy(x), 2).numpy()) > 0.95
+
+
+def test_what_cannot_be_clustered_is_refused() -> None:
+    x = torch.zeros(5, 2)
+    for k in (0, 6):
+        with pytest.raises(ValueError, match="k must be from 1 to n"):
+            cluster_graph(x, k, generator=seeded())
+    with pytest.raises(ValueError, match="needs at least 1"):
+        cluster_graph(x, 2, neighbours=0, generator=seeded())
+    with pytest.raises(ValueError, match="n at least 1"):
+        cluster_graph(x[:0], 1, generator=seeded())
+    x[3, 1] = torch.nan
+    with pytest.raises(ValueError, match="1 of 5 rows"):
+        cluster_graph(x, 2, generator=seeded())
+
+
+# -- prototypes -------------------------------------------------------------------------------
+
+
+def test_assignment_by_hand() -> None:
+    centers = torch.tensor([[0.0, 0], [10, 0], [4, 0]])
+    prototypes = Prototypes(centers, torch.tensor([0, 0, 1]))
+    labels, distance, confidence = prototypes.assign(
+        torch.tensor([[1.0, 0], [9, 0], [4, 0], [7, 0]])
+    )
+    assert labels[:3].tolist() == [0, 0, 1]
+    assert distance.tolist() == [1, 1, 0, 3]
+    assert confidence.tolist() == pytest.approx([1 - 1 / 3, 1 - 1 / 5, 1, 0])
+
+
+def test_one_cluster_is_certain_and_no_rows_are_fine() -> None:
+    prototypes = Prototypes(torch.zeros(2, 3), torch.zeros(2, dtype=torch.long))
+    assert prototypes.assign(torch.ones(4, 3))[2].tolist() == [1] * 4
+    assert [len(part) for part in prototypes.assign(torch.ones(0, 3))] == [0, 0, 0]
+
+
+def test_clusters_at_the_same_place_give_no_confidence() -> None:
+    prototypes = Prototypes(torch.zeros(2, 3), torch.arange(2))
+    assert prototypes.assign(torch.zeros(1, 3))[2].tolist() == [0]
+
+
+def test_other_features_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"\(n, 3\) features"):
+        Prototypes(torch.zeros(2, 3), torch.arange(2)).assign(torch.zeros(5, 4))
+
+
+def test_confident_images_are_right_more_often(digits: tuple[torch.Tensor, np.ndarray]) -> None:
+    x, truth = digits
+    found, _, confidence = cluster_graph(x, 20, generator=seeded()).assign(x)
+    assert 0 <= float(confidence.min()) <= float(confidence.max()) <= 1
+    table = np.zeros((20, 10))
+    np.add.at(table, (found.numpy(), truth), 1)
+    right = table.argmax(1)[found.numpy()] == truth
+    order = confidence.argsort().numpy()
+    assert right[order[900:]].mean() > right[order[:900]].mean() + 0.03
+
+
+# -- the map ----------------------------------------------------------------------------------
+
+
+def test_the_map_keeps_neighbours_together(digits: tuple[torch.Tensor, np.ndarray]) -> None:
+    x, _ = digits
+    places = layout(x, generator=seeded())
+    assert places.shape == (len(x), 2)
+    assert places.dtype == torch.float32
+    assert trustworthiness(x.numpy(), places.numpy(), n_neighbors=15) > 0.95
+    assert places.equal(layout(x, generator=seeded()))
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 20])
+def test_a_map_of_few_rows(n: int) -> None:
+    x = normalize(torch.randn(n, 6, generator=seeded()), dim=1)
+    assert layout(x, generator=seeded()).isfinite().all()
+
+
+def test_a_map_of_duplicates_or_of_one_feature() -> None:
+    assert layout(torch.ones(30, 4), generator=seeded()).isfinite().all()
+    assert layout(torch.arange(30.0)[:, None], generator=seeded()).isfinite().all()
+
+
+def test_rows_beyond_the_limit_are_not_on_the_map(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graph, "ON_MAP", 50)
+    places = layout(torch.randn(80, 3, generator=seeded()), generator=seeded())
+    assert int(places.isfinite().all(1).sum()) == 50
+    assert int(places.isnan().all(1).sum()) == 30
