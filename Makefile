@@ -16,7 +16,7 @@ help:  ## list the targets
 setup: .venv/ready  ## make .venv and install everything into it
 
 demo: .venv/ready  ## cluster 1,797 handwritten digits (a minute)
-	$(BIN)/deepcluster fit digits --out runs/demo --overwrite
+	$(BIN)/deepcluster fit digits --clusters 10 --out runs/demo --overwrite
 
 test: .venv/ready  ## run the tests (slow ones too with SLOW=1)
 	$(BIN)/pytest $(if $(SLOW),,-m "not slow")

@@ -22,9 +22,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from deepcluster import images
 from deepcluster.config import DataSettings
 from deepcluster.images import (
+    NAMED,
     ImageStore,
     NoImagesError,
     SourceError,
@@ -32,6 +32,7 @@ from deepcluster.images import (
     open_images,
     scan_images,
 )
+from deepcluster.named import TORCHVISION
 
 GREY = DataSettings(channels="grey")
 RGB = DataSettings(channels="rgb")
@@ -651,7 +652,7 @@ def test_named_sets_offline(name: str, tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(SourceError, match="could not be downloaded") as caught:
         open_images(name)
     message = str(caught.value)
-    named = images._TORCHVISION[name]
+    named = TORCHVISION[name]
     assert named.files in message and named.page in message and str(tmp_path) in message
 
 
@@ -660,18 +661,18 @@ def test_named_sets_agree_with_torchvision() -> None:
     import torchvision.datasets as tv
 
     for name in ("mnist", "fashion-mnist", "kmnist"):
-        named = images._TORCHVISION[name]
+        named = TORCHVISION[name]
         cls = getattr(tv, named.cls)
         assert all(file in named.files for file, _ in cls.resources)
         assert any(mirror.rstrip("/") == named.page for mirror in cls.mirrors)
     for name in ("cifar10", "cifar100", "stl10"):
-        named = images._TORCHVISION[name]
+        named = TORCHVISION[name]
         assert getattr(tv, named.cls).url == f"{named.page}/{named.files}"
-    svhn = images._TORCHVISION["svhn"]
+    svhn = TORCHVISION["svhn"]
     assert set(tv.SVHN.split_list) == set(svhn.splits)
     assert all(file in svhn.files for _, file, _ in tv.SVHN.split_list.values())
-    assert set(tv.STL10.splits) == set(images._TORCHVISION["stl10"].splits)
-    assert ("digits", *images._TORCHVISION) == images.NAMED
+    assert set(tv.STL10.splits) == set(TORCHVISION["stl10"].splits)
+    assert ("digits", *TORCHVISION) == NAMED
 
 
 def idx(array: np.ndarray) -> bytes:

@@ -343,13 +343,13 @@ def _merge(weights: np.ndarray, k: int) -> np.ndarray:
         root = np.sqrt(degree[i] * degree)
         excess = weights[i] / root - root
         # Above 0 the excess counts, below it the density, less all that an excess can be.
-        rank = np.where(excess > 0, excess, weights[i] / root**2 - 2)
+        rank: np.ndarray = np.where(excess > 0, excess, weights[i] / root**2 - 2)
         rank[~alive] = rank[i] = -np.inf
         return rank
 
-    rank = np.stack([ranks(i) for i in range(m)])
-    partner = rank.argmax(1)
-    best = rank[np.arange(m), partner]
+    table = np.stack([ranks(i) for i in range(m)])
+    partner = table.argmax(1)
+    best = table[np.arange(m), partner]
     for left in range(m, k, -1):
         i = int(best.argmax())
         large = alive & (degree >= CRUMB / k)
@@ -361,18 +361,17 @@ def _merge(weights: np.ndarray, k: int) -> np.ndarray:
         degree[i] += degree[j]
         alive[j] = False
         parent[parent == j] = i
-        rank[i] = rank[:, i] = ranks(i)
-        rank[j] = rank[:, j] = best[j] = -np.inf
+        table[i] = table[:, i] = ranks(i)
+        table[j] = table[:, j] = best[j] = -np.inf
         stale = np.flatnonzero(alive & ((partner == i) | (partner == j)))
         stale = np.append(stale, i)
-        partner[stale] = rank[stale].argmax(1)
-        closer = alive & (rank[:, i] > best)
+        partner[stale] = table[stale].argmax(1)
+        closer = alive & (table[:, i] > best)
         closer[stale] = False
         partner[closer] = i
-        best[closer] = rank[closer, i]
-        best[stale] = rank[stale, partner[stale]]
-    found: np.ndarray = np.searchsorted(np.flatnonzero(alive), parent)
-    return found.astype(np.int64)
+        best[closer] = table[closer, i]
+        best[stale] = table[stale, partner[stale]]
+    return np.searchsorted(np.flatnonzero(alive), parent)
 
 
 def _refine(weights: np.ndarray, cluster: np.ndarray, sweeps: int = 20) -> np.ndarray:
