@@ -221,3 +221,30 @@ def test_rows_beyond_the_limit_are_not_on_the_map(monkeypatch: pytest.MonkeyPatc
     places = layout(torch.randn(80, 3, generator=seeded()), generator=seeded())
     assert int(places.isfinite().all(1).sum()) == 50
     assert int(places.isnan().all(1).sum()) == 30
+
+
+# -- merging and moving -----------------------------------------------------------------------
+
+
+def test_a_move_that_would_leave_a_crumb_is_not_made() -> None:
+    # Nodes 0, 1 and 2 belong together; 3 is hardly linked to anything, 4 and 5 are a pair.
+    weights = np.zeros((6, 6))
+    for i, j, weight in [(0, 1, 9), (0, 2, 9), (1, 2, 9), (2, 3, 0.1), (4, 5, 20), (3, 4, 0.05)]:
+        weights[i, j] = weights[j, i] = weight
+    cluster = np.array([0, 0, 1, 1, 2, 2])
+    assert graph._refine(weights, cluster).tolist() == cluster.tolist()
+    weights[3, 3] = 9  # now what 2 leaves behind is a cluster of its own
+    assert graph._refine(weights, cluster).tolist() == [0, 0, 0, 1, 2, 2]
+
+
+def test_an_odd_image_with_a_centre_of_its_own_is_no_good_example() -> None:
+    generator = torch.Generator().manual_seed(0)
+    left = torch.randn(10, 2, generator=generator) * 0.1
+    odd = torch.tensor([[2.0, 0.0]])  # belongs to the left, lies towards the right
+    right = torch.tensor([[5.0, 0.0]]) + torch.randn(10, 2, generator=generator) * 0.1
+    cluster = torch.tensor([0] * 11 + [1] * 10)
+    prototypes = Prototypes(torch.cat([left, odd, right]), cluster)
+    labels, distance, confidence = prototypes.assign(torch.cat([odd, left.mean(0, keepdim=True)]))
+    assert labels.tolist() == [0, 0]
+    assert distance[0] > 5 * distance[1]
+    assert confidence[0] < 0.6 < 0.9 < confidence[1]

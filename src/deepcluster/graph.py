@@ -39,6 +39,9 @@ QUERIES = 20_000
 ON_MAP = 60_000
 """Rows at most on the map."""
 
+NEAREST = 5
+"""Centres of a cluster that say how far an image is from it."""
+
 LLOYD_STEPS = 4
 WEAK = 0.05  # of a landmark's mean degree: an edge between pieces of the graph
 CRUMB = 0.05  # a cluster below this share of the mean size is a crumb
@@ -56,13 +59,16 @@ class Prototypes:
     def assign(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The cluster of the nearest centre.
 
+        Where clusters have many centres each, distances are means over the NEAREST of a cluster:
+        an odd image that has a centre of its own is not its cluster's best example for that.
+
         Args:
             x: ``(n, d)``, on any device.
 
         Returns:
-            labels ``(n,)`` int64, the Euclidean distance to the nearest centre, and the confidence
-            in [0, 1]: 1 - distance / distance to the nearest centre of another cluster (the
-            simplified silhouette), 1 if there is only one cluster. On the device of `x`.
+            labels ``(n,)`` int64, the Euclidean distance to the cluster's nearest centres, and the
+            confidence in [0, 1]: 1 - distance / distance to the nearest centres of other clusters
+            (the simplified silhouette), 1 if there is only one cluster. On the device of `x`.
 
         Raises:
             ValueError: the centres have another number of features.
@@ -74,16 +80,17 @@ class Prototypes:
             )
         centers = self.centers.to(x.device, torch.float32)
         cluster = self.cluster.to(x.device)
-        several = bool((cluster != cluster[0]).any())
+        clusters = len(cluster.unique())
+        several = max(1, min(NEAREST, len(centers) // clusters))
         labels, distances, confidences = [], [], []
         for rows, scores in _scores(x, centers):
-            near = scores.argmax(1)
-            label = cluster[near]
-            distance = (rows - centers[near]).norm(dim=1)
+            label = cluster[scores.argmax(1)]
+            own = cluster[None, :] == label[:, None]
+            distance = _mean_distance(rows, centers, scores.masked_fill(~own, -torch.inf), several)
             confidence = torch.ones_like(distance)
-            if several:
-                scores.masked_fill_(cluster[None, :] == label[:, None], -torch.inf)
-                other = (rows - centers[scores.argmax(1)]).norm(dim=1)
+            if clusters > 1:
+                scores.masked_fill_(own, -torch.inf)
+                other = _mean_distance(rows, centers, scores, several)
                 # Two clusters at the same place: no telling them apart.
                 confidence = (1 - distance / other).nan_to_num(0.0).clamp(0, 1)
             labels.append(label)
@@ -92,6 +99,15 @@ class Prototypes:
         if not labels:
             return cluster.new_empty(0), centers.new_empty(0), centers.new_empty(0)
         return torch.cat(labels), torch.cat(distances), torch.cat(confidences)
+
+
+def _mean_distance(rows: Tensor, centers: Tensor, scores: Tensor, count: int) -> Tensor:
+    """Mean distance to the `count` centres of best score; -inf rules a centre out."""
+    best, found = scores.topk(count, dim=1)
+    distance = (rows[:, None, :] - centers[found]).norm(dim=2)
+    there = best > -torch.inf
+    mean: Tensor = (distance * there).sum(1) / there.sum(1)
+    return mean
 
 
 def cluster_graph(

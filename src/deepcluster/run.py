@@ -35,7 +35,7 @@ ITEMS_SCHEMA = pa.schema(
         ("cluster", pa.int32()),
         ("name", pa.string()),  # what a person called the cluster; null before that
         ("by", pa.string()),  # who put it there: "model" or "person"
-        ("distance", pa.float32()),  # to the nearest centre of its cluster, in feature space
+        ("distance", pa.float32()),  # to the nearest centres of its cluster, in feature space
         ("confidence", pa.float32()),  # 0 to 1
         ("x", pa.float32()),  # place on the map; null if the image is not on it
         ("y", pa.float32()),
