@@ -79,6 +79,8 @@ def test_flags_beat_file_beats_recipe(source: Path, tmp_path: Path) -> None:
         (["fit", "digits", "--clusters", "many"], 2, "clusters"),
         (["fit", "digits", "--train.optimizer", "magic"], 2, "sgd"),
         (["fit", "digits", "--no-such-flag"], 2, "no-such-flag"),
+        (["fit", "digits", "--epochs", "0"], 2, "epochs"),
+        (["fit", "digits", "--train.lr", "nan"], 2, "train.lr"),
         (["info", "no/such/run"], 2, "no run folder"),
         (["cluster", "digits"], 2, "cluster"),
     ],
@@ -118,7 +120,14 @@ def test_interrupt_saves_and_says_how_to_go_on(
     run = tmp_path / "run"
     command = [sys.executable, "-m", "deepcluster", "fit", str(source), "--out", str(run), *QUICK]
     command[command.index("--epochs") + 1] = "100000"
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+        # a test run in the background has its children ignore Ctrl-C
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
     assert process.stderr is not None
     before = []
     for line in process.stderr:

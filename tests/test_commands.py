@@ -145,18 +145,35 @@ def test_sorting_loses_nothing(how: str, finished: RunDir, folder: Path, tmp_pat
     assert {p.read_bytes() for p in out.rglob("*.png")} == before - {b"no picture"}
 
 
+def test_sorting_does_all_or_nothing(finished: RunDir, folder: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    shutil.copytree(folder, mine)
+    found = predict_source(finished, mine, device="cpu")
+    (mine / "bars" / "00.png").unlink()
+    with pytest.raises(RunError, match=r"00\.png"):
+        sort_into(found, tmp_path / "out", how="move")
+    assert len(list(mine.rglob("*.png"))) == 60
+    assert not (tmp_path / "out").exists()
+
+
 def test_arrays_are_sorted_as_pictures(finished: RunDir, tmp_path: Path) -> None:
     found = predict_source(finished, make_shapes(6), device="cpu")
     sort_into(found, tmp_path)
     assert len(list(tmp_path.rglob("*.png"))) == 6
 
 
-def test_evaluate_own_and_others(finished: RunDir, folder: Path) -> None:
+def test_evaluate_own_and_others(finished: RunDir, folder: Path, tmp_path: Path) -> None:
     own = evaluate_run(finished)
     assert {"nmi", "ari", "acc", "knn", "linear_probe", "silhouette"} <= set(own)
     assert own["nmi"] == pytest.approx(finished.read_info()["scores"]["fit"]["nmi"])
     other = evaluate_run(finished, folder, labels="folders", device="cpu")
     assert other["nmi"] == pytest.approx(own["nmi"])
+    foreign = tmp_path / "foreign.csv"  # classes the run has never heard of
+    rows = [f"{p},x{i % 3}" for i, p in enumerate(sorted(folder.rglob("[0-9]*.png")))]
+    foreign.write_text("\n".join(["path,label", *rows]))
+    assert {"nmi", "knn"} <= set(evaluate_run(finished, folder, labels=str(foreign), device="cpu"))
+    with pytest.raises(ConfigError, match="source"):
+        evaluate_run(finished, labels="folders")
     unlabelled = evaluate_run(finished, make_shapes(30), device="cpu")
     assert "nmi" not in unlabelled
     assert "silhouette" in unlabelled
@@ -211,7 +228,8 @@ def test_resume_refuses_other_settings_and_images(finished: RunDir, tmp_path: Pa
     copy.write_info({**copy.read_info(), "status": "interrupted"})
     with pytest.raises(ConfigError, match=r"train\.lr"):
         fit_source("x", override(Config(), {"train.lr": 0.7}), out=copy.path, resume=True)
-    Image.fromarray(make_shapes(3)[0]).save(tmp_path / "other.png")
+    (tmp_path / "rings").mkdir()
+    Image.fromarray(make_shapes(3)[0]).save(tmp_path / "rings" / "other.png")
     with pytest.raises(RunError, match="other images"):
         fit_source(tmp_path, out=copy.path, resume=True)
     with pytest.raises(ConfigError, match="--out"):
@@ -274,3 +292,10 @@ def test_tensorboard_gets_scalars_and_grids(tmp_path: Path) -> None:
     losses = [event.value for event in events.Scalars("loss")]
     assert losses == pytest.approx([line["loss"] for line in run.read_metrics()])
     assert sorted(events.Tags()["images"]) == ["cluster-000", "cluster-001", "cluster-002"]
+
+
+def test_a_run_folder_among_the_images_is_not_read(finished: RunDir, tmp_path: Path) -> None:
+    for i, pixels in enumerate(make_shapes(5)):
+        Image.fromarray(pixels).save(tmp_path / f"{i}.png")
+    shutil.copytree(finished.path, tmp_path / "runs" / "first")
+    assert len(open_images(tmp_path)) == 5

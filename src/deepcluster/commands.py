@@ -413,6 +413,7 @@ def predict_source(
 
 def write_embeddings(found: Predictions, out: Path) -> None:
     """Write the features as .npy and the ids, a line each, beside it as .ids.txt."""
+    out.parent.mkdir(parents=True, exist_ok=True)
     np.save(out, found.embeddings, allow_pickle=False)
     out.with_suffix(".ids.txt").write_text(
         "".join(f"{name}\n" for name in found.store.ids), encoding="utf-8"
@@ -434,7 +435,16 @@ def sort_into(
 
     Returns:
         Folder name -> images put there.
+
+    Raises:
+        RunError: a file is not there any more; nothing is sorted then.
     """
+    lost = [path for path in predictions.store.paths if path and not Path(path).exists()]
+    if lost:
+        raise RunError(
+            f"nothing was sorted: {len(lost)} files cannot be found, the first is "
+            f"{lost[0]} (a name that is not UTF-8 is shown with escapes: rename such files)"
+        )
     counts: dict[str, int] = {}
     for i, (label, name) in enumerate(
         zip(predictions.labels.tolist(), predictions.names, strict=True)
@@ -499,8 +509,8 @@ def evaluate_run(
 
     Returns:
         The scores of METRICS that can be had: those that need labels only where there are labels.
-        With a source, kNN and the linear probe learn from the run's own images and are measured on
-        the source's.
+        With a source, kNN and the linear probe learn from the run's own images if these have labels
+        of the same classes, and are measured on the source's.
     """
     items = run.read_items()
     known = items["label"].to_pylist()
@@ -508,6 +518,8 @@ def evaluate_run(
     position = {name: k for k, name in enumerate(names)}
     own = np.array([position.get(name, -1) for name in known]) if names else None
     if source is None:
+        if labels is not None:
+            raise ConfigError("--labels needs the images it belongs to: give the source as well")
         clusters = items["cluster"].to_numpy()
         kept = clusters >= 0  # a person may have taken images out of every cluster
         return metrics.evaluate(
@@ -520,14 +532,19 @@ def evaluate_run(
     truth = found.store.labels
     if truth is None:
         return metrics.evaluate(found.embeddings, found.labels, None, rng=np.random.default_rng(0))
+    train = None
+    if own is not None and any(name in position for name in found.store.label_names):
+        train = (run.read_embeddings(), own)
+    for name in found.store.label_names:  # classes that the run does not know keep their own number
+        position.setdefault(name, len(position))
     matched = np.array(
-        [position.get(found.store.label_names[k], -1) if k >= 0 else -1 for k in truth.tolist()]
+        [position[found.store.label_names[k]] if k >= 0 else -1 for k in truth.tolist()]
     )
     return metrics.evaluate(
         found.embeddings,
         found.labels,
-        truth if own is None else matched,
-        train=None if own is None else (run.read_embeddings(), own),
+        matched,
+        train=train,
         rng=np.random.default_rng(0),
     )
 

@@ -198,7 +198,7 @@ class FinalSettings:
     """The clusters a person gets at the end."""
 
     algorithm: Literal["kmeans", "graph"] = "graph"
-    """k-means on the final features, or on an embedding of their nearest-neighbour graph."""
+    """k-means on the final features, or a cut of their nearest-neighbour graph."""
     pca: int = 0
     """Dimensions that PCA keeps before the final clustering; 0 keeps the features as they are."""
     whiten: bool = False

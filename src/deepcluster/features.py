@@ -213,6 +213,8 @@ class FittedModel:
                 "pca.scale": self.pca.scale,
             }
         save_file({k: v.cpu().contiguous() for k, v in tensors.items()}, folder / CLUSTERS_FILE)
+        for path in folder.glob("*.safetensors"):
+            path.chmod(0o644)  # the library makes them unreadable for others
 
     @classmethod
     def load(cls, folder: Path) -> FittedModel:

@@ -152,7 +152,8 @@ def cluster_graph(
         edges += torch.bincount(between.flatten(), minlength=m * m).cpu()
     weights = edges.view(m, m).numpy()
     weights = _join(weights + weights.T, centers.cpu(), neighbours)
-    cluster = _refine(weights, _merge(weights, k))
+    cuts = [_refine(weights, _merge(weights, k, by_density)) for by_density in (False, True)]
+    cluster = max(cuts, key=lambda cut: _merit(weights, cut))
     return Prototypes(centers.cpu(), torch.from_numpy(cluster))
 
 
@@ -347,7 +348,24 @@ def _join(weights: np.ndarray, centers: Tensor, neighbours: int) -> np.ndarray:
     return joined
 
 
-def _merge(weights: np.ndarray, k: int) -> np.ndarray:
+def _merit(weights: np.ndarray, cluster: np.ndarray) -> float:
+    """How good a cut is: share of its edges that a cluster keeps, plus evenness of the sizes.
+
+    The mean over clusters of the first (one less the normalised cut over k, Shi and Malik 2000) is
+    blind to a group that is split while two others are joined; the entropy of the sizes over ln k
+    is not. Both are at most 1.
+    """
+    member = np.eye(cluster.max() + 1)[cluster]  # (m, k)
+    if member.shape[1] == 1:
+        return 2.0
+    kept = ((member.T @ weights) * member.T).sum(1)
+    volume = weights.sum(1) @ member
+    share = volume / volume.sum()
+    entropy = -(share * np.log(share)).sum() / np.log(len(share))
+    return float((kept / volume).mean() + entropy)
+
+
+def _merge(weights: np.ndarray, k: int, by_density: bool) -> np.ndarray:
     """Merge nodes of a symmetric graph until k communities are left: the community of each node."""
     weights = weights / weights.sum()
     m = len(weights)
@@ -359,7 +377,8 @@ def _merge(weights: np.ndarray, k: int) -> np.ndarray:
         root = np.sqrt(degree[i] * degree)
         excess = weights[i] / root - root
         # Above 0 the excess counts, below it the density, less all that an excess can be.
-        rank: np.ndarray = np.where(excess > 0, excess, weights[i] / root**2 - 2)
+        density = weights[i] / root**2 - 2
+        rank: np.ndarray = np.where(excess > 0, excess, density if by_density else excess)
         rank[~alive] = rank[i] = -np.inf
         return rank
 

@@ -92,8 +92,13 @@ def resolve(config: Config, *, n: int, size: int, channels: int) -> Config:
         ConfigError: settings that cannot hold together.
     """
     load_method(config.method)
-    if config.seed < 0:
-        raise ConfigError(f"seed = {config.seed}: give a number from 0")
+    least = {"seed": (config.seed, 0), "epochs": (config.epochs, 1)}
+    least |= {"size": (config.size, 1), "train.batch_size": (config.train.batch_size, 1)}
+    for name, (value, smallest) in least.items():
+        if value != "auto" and value < smallest:
+            raise ConfigError(f"{name} = {value}: give a number from {smallest}")
+    if config.train.lr != "auto" and not 0 < config.train.lr < math.inf:
+        raise ConfigError(f"train.lr = {config.train.lr}: give a number above 0")
     device = pick_device(config.device)
     clusters = guess_clusters(n) if config.clusters == "auto" else config.clusters
     if not 1 <= clusters <= n:

@@ -197,8 +197,8 @@ def _from_folder(root: Path) -> Source:
 def _walk(root: Path) -> tuple[list[str], list[tuple[str, str]]]:
     """Files under a folder, as sorted relative paths, and the folders that cannot be read.
 
-    Hidden files and folders are left out. Links to folders are followed after all real folders, and
-    no folder is entered twice, so a loop of links ends and a link never renames what it points to.
+    Hidden files and folders are left out, and the run folders of this tool. Links to folders are
+    followed after all real folders, and no folder is entered twice, so a loop of links ends and a link never renames what it points to.
     """
     files: list[str] = []
     unread: list[tuple[str, str]] = []
@@ -216,6 +216,8 @@ def _walk(root: Path) -> tuple[list[str], list[tuple[str, str]]]:
         except OSError as error:
             unread.append((_printable(str(root / folder)), reason(error)))
             continue
+        if {"run.json", "config.toml"} <= {entry.name for entry in inside}:
+            continue  # a run folder: its pictures are of the images, not images
         for entry in inside:
             path = f"{folder}/{entry.name}" if folder else entry.name
             if entry.name.startswith((".", "__MACOSX")):

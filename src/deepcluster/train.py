@@ -197,7 +197,7 @@ def fit(
             progress.phase(f"epoch {epoch + 1}/{config.epochs}", len(order))
             losses = torch.zeros((), device=device)
             for step, index in enumerate(batches):
-                rate = schedule((epoch + step / len(batches)) / config.epochs, config)
+                rate = schedule((epoch + (step + 0.5) / len(batches)) / config.epochs, config)
                 for group in optimizer.param_groups:
                     group["lr"] = group["initial_lr"] * rate
                 images = to_device(store.batch(index.numpy()), device)

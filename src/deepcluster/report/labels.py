@@ -41,6 +41,12 @@ class AppliedLabels:
     left_alone: int  # images of the run that the file does not mention
     names: dict[int, str]  # names of all clusters that have one
 
+    def __str__(self) -> str:
+        return (
+            f"{self.renamed} clusters renamed, {len(self.merged)} merged, "
+            f"{self.moved} images moved ({self.taken_out} of them out of every cluster), {self.left_alone} not mentioned"
+        )
+
 
 @dataclass(frozen=True)
 class _Row:
