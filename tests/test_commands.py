@@ -229,7 +229,8 @@ def test_resume_refuses_other_settings_and_images(finished: RunDir, tmp_path: Pa
     with pytest.raises(ConfigError, match=r"train\.lr"):
         fit_source("x", override(Config(), {"train.lr": 0.7}), out=copy.path, resume=True)
     (tmp_path / "rings").mkdir()
-    Image.fromarray(make_shapes(3)[0]).save(tmp_path / "rings" / "other.png")
+    for i, pixels in enumerate(make_shapes(4)):
+        Image.fromarray(pixels).save(tmp_path / "rings" / f"other {i}.png")
     with pytest.raises(RunError, match="other images"):
         fit_source(tmp_path, out=copy.path, resume=True)
     with pytest.raises(ConfigError, match="--out"):

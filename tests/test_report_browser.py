@@ -270,7 +270,7 @@ def test_names_merges_and_moves_go_out_and_come_back(
     page.click("text=Merge into another")
     page.get_by_label("Find a cluster").fill("2")
     page.keyboard.press("Enter")
-    page.wait_for_function("location.hash === '#/cluster/2'")
+    page.wait_for_function("() => location.hash === '#/cluster/2'")
     assert page.inner_text("#changes") == "5 changes"
 
     wanted = {id_: (cluster, "model") for cluster in range(6) for id_ in members(run, cluster)}
@@ -286,7 +286,7 @@ def test_names_merges_and_moves_go_out_and_come_back(
     assert (done.moved, done.taken_out, done.merged, done.renamed) == (3, 1, {3: 2}, 1)
     write_report(run)
     again = visit(run, "cluster/3")  # leads to the one it is part of now
-    again.wait_for_function("location.hash === '#/cluster/2'")
+    again.wait_for_function("() => location.hash === '#/cluster/2'")
     assert again.inner_text("#changes") == "No changes"
     assert len(members(run, 2)) == again.evaluate("deepcluster.changes.rowsOf(2).length")
     assert again.evaluate("deepcluster.changes.nameOf(1)") == 'Äpfel, "りんご" 🍎'
@@ -338,7 +338,7 @@ def test_keyboard_alone(run: RunDir, visit: Open) -> None:
     page.keyboard.press("Control+z")
     assert page.evaluate("deepcluster.changes.rowsOf(0).length") == len(order) - 2
     page.keyboard.press("]")
-    page.wait_for_function("location.hash === '#/cluster/1'")
+    page.wait_for_function("() => location.hash === '#/cluster/1'")
     page.locator(".tiles").focus()
     page.keyboard.press("End")
     page.keyboard.press("Enter")
@@ -407,7 +407,7 @@ def test_map_hovers_zooms_and_colours(run: RunDir, visit: Open) -> None:
     assert page.locator("canvas.map").screenshot() != before
     page.click("text=Show all")
     page.mouse.click(left + 1, top)
-    page.wait_for_function(f"location.hash === '#/image/{far:06d}'")
+    page.wait_for_function(f"() => location.hash === '#/image/{far:06d}'")
 
 
 # -- hard cases ----------------------------------------------------------------------------------

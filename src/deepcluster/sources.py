@@ -198,7 +198,8 @@ def _walk(root: Path) -> tuple[list[str], list[tuple[str, str]]]:
     """Files under a folder, as sorted relative paths, and the folders that cannot be read.
 
     Hidden files and folders are left out, and the run folders of this tool. Links to folders are
-    followed after all real folders, and no folder is entered twice, so a loop of links ends and a link never renames what it points to.
+    followed after all real folders, and no folder is entered twice, so a loop of links ends and a
+    link never renames what it points to.
     """
     files: list[str] = []
     unread: list[tuple[str, str]] = []

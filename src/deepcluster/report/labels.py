@@ -44,7 +44,8 @@ class AppliedLabels:
     def __str__(self) -> str:
         return (
             f"{self.renamed} clusters renamed, {len(self.merged)} merged, "
-            f"{self.moved} images moved ({self.taken_out} of them out of every cluster), {self.left_alone} not mentioned"
+            f"{self.moved} images moved ({self.taken_out} of them out of every cluster), "
+            f"{self.left_alone} not mentioned"
         )
 
 
