@@ -30,6 +30,7 @@ LAYERS = [
 ]
 WITHIN = {  # imports inside a layer that are meant
     ("run", "config"),
+    ("train", "plan"),
     ("images", "sources"),
     ("sources", "named"),
     ("commands", "report"),

@@ -146,3 +146,8 @@ def test_groups_have_their_own_rates() -> None:
     trunk, head = build(head_lr=0.5).groups()
     assert "lr" not in trunk
     assert (head["lr"], head["momentum"]) == (0.5, 0.0)
+
+
+def test_fewer_images_between_two_clusterings() -> None:
+    method = build(n=200, reassign=0.3)
+    assert len(method.order(torch.Generator().manual_seed(0))) == 60

@@ -114,6 +114,8 @@ class DeepClusterSettings:
     """Clusters that make the pseudo-labels; auto over-clusters."""
     recluster_every: int = 1
     """Epochs between two clusterings."""
+    reassign: float = 1.0
+    """Images drawn in an epoch, as a share of all (at most 1)."""
     pca: int = 256
     """Dimensions that PCA keeps before k-means; 0 keeps the features as they are."""
     whiten: bool = True

@@ -20,6 +20,7 @@ from deepcluster.config import Config, ConfigError
 from deepcluster.methods import load_method
 
 FEWEST_STEPS = 400
+PIXEL_SIDE = 32  # pixels k-means, the yardstick, sees images averaged down to this side
 DEFAULT_LR = {"sgd": 0.05, "adamw": 2e-3, "muon": 0.02}
 
 
@@ -92,11 +93,14 @@ def resolve(config: Config, *, n: int, size: int, channels: int) -> Config:
         ConfigError: settings that cannot hold together.
     """
     load_method(config.method)
+    reassign = config.deepcluster.reassign
     least = {"seed": (config.seed, 0), "epochs": (config.epochs, 1)}
     least |= {"size": (config.size, 1), "train.batch_size": (config.train.batch_size, 1)}
     for name, (value, smallest) in least.items():
         if value != "auto" and value < smallest:
             raise ConfigError(f"{name} = {value}: give a number from {smallest}")
+    if not 0 < reassign <= 1:
+        raise ConfigError(f"deepcluster.reassign = {reassign}: give a share above 0, up to 1")
     if config.train.lr != "auto" and not 0 < config.train.lr < math.inf:
         raise ConfigError(f"train.lr = {config.train.lr}: give a number above 0")
     device = pick_device(config.device)
@@ -205,9 +209,10 @@ def estimate(config: Config, *, n: int, channels: int, store_bytes: int) -> Cost
     features = n * int(backbone.num_features) * 4  # type: ignore[arg-type]
     parameters = sum(p.numel() for p in method.parameters()) * 4  # type: ignore[attr-defined]
     activations = batch * len(views) * config.size**2 * 2_000  # a bound that held when measured
+    yardstick = 2 * n * min(config.size, PIXEL_SIDE) ** 2 * channels * 4  # k-means on the pixels
     return Cost(
         # features: as extracted, after PCA, and while they are clustered
-        memory=store_bytes + 3 * features + 6 * parameters + activations + 500_000_000,
+        memory=store_bytes + 3 * features + 6 * parameters + activations + yardstick + 500_000_000,
         # a feature pass and k-means an epoch cost about half a training pass
         seconds=1.5 * seconds_an_image * n * config.epochs,
     )

@@ -31,6 +31,7 @@ from deepcluster.kmeans import kmeans
 from deepcluster.methods import Method, Snapshot, load_method
 from deepcluster.muon import Muon
 from deepcluster.pca import fit_pca, normalise
+from deepcluster.plan import PIXEL_SIDE
 from deepcluster.run import RunDir
 
 if TYPE_CHECKING:
@@ -49,7 +50,6 @@ EPOCH_COLUMNS = [
 ORDER, VIEWS, DROPOUT = range(3)  # uses of chance in an epoch, each with a seed of its own
 ADAM_SHARE = 0.1  # AdamW's learning rate over Muon's, where one optimizer is both
 MOST_GRAPH_CLUSTERS = 1000  # beyond, clusters are as small as the graph's patches: k-means it is
-PIXEL_SIDE = 32  # pixels k-means, the yardstick, sees images averaged down to this side
 
 
 class Progress:

@@ -99,10 +99,13 @@ class DeepCluster(nn.Module):
         return Snapshot(result.labels.cpu(), self.k, features)
 
     def order(self, generator: torch.Generator) -> Tensor:
-        """Uniform over pseudo-labels, or a permutation of all images."""
+        """Uniform over pseudo-labels, or a permutation; the share `reassign` of it."""
+        n = len(self.labels)
         if self.settings.balance == "sampler":
-            return uniform_order(self.labels.cpu(), generator)
-        return torch.randperm(len(self.labels), generator=generator)
+            order = uniform_order(self.labels.cpu(), generator)
+        else:
+            order = torch.randperm(n, generator=generator)
+        return order[: max(1, round(self.settings.reassign * n))]
 
     def groups(self) -> list[dict[str, Any]]:
         """The backbone, and the head with its own rate and momentum."""
