@@ -20,6 +20,7 @@ from deepcluster.config import Config, ConfigError
 from deepcluster.methods import load_method
 
 FEWEST_STEPS = 400
+LIBRARIES = 1_000_000_000  # bytes that torch and the tables of the neighbour graph take
 PIXEL_SIDE = 32  # pixels k-means, the yardstick, sees images averaged down to this side
 DEFAULT_LR = {"sgd": 0.05, "adamw": 2e-3, "muon": 0.02}
 
@@ -204,15 +205,23 @@ def estimate(config: Config, *, n: int, channels: int, store_bytes: int) -> Cost
         float(loss.detach())  # waits for the device
         return time.perf_counter() - start
 
-    step()  # the first one builds kernels
+    held: dict[int, int] = {}  # storages that wait for the backward pass, and their bytes
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        held[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        step()  # the first one builds kernels
     seconds_an_image = min(step() for _ in range(2)) / batch
     features = n * int(backbone.num_features) * 4  # type: ignore[arg-type]
     parameters = sum(p.numel() for p in method.parameters()) * 4  # type: ignore[attr-defined]
-    activations = batch * len(views) * config.size**2 * 2_000  # a bound that held when measured
+    activations = 2 * sum(held.values())  # and as much for gradients and the views
     yardstick = 2 * n * min(config.size, PIXEL_SIDE) ** 2 * channels * 4  # k-means on the pixels
     return Cost(
         # features: as extracted, after PCA, and while they are clustered
-        memory=store_bytes + 3 * features + 6 * parameters + activations + yardstick + 500_000_000,
+        memory=store_bytes + 3 * features + 6 * parameters + activations + yardstick + LIBRARIES,
         # a feature pass and k-means an epoch cost about half a training pass
         seconds=1.5 * seconds_an_image * n * config.epochs,
     )
