@@ -130,7 +130,7 @@ def test_every_page_opens_and_fits(made: RunDir, visit: Open, width: int, scheme
     for route in [*ROUTES, "cluster/-1", "image/000007", "image/none", "nowhere", "image/%"]:
         page.evaluate("route => { location.hash = `#/${route}`; }", route)
         page.wait_for_timeout(60)
-        assert page.locator("h1").count() == 1, route
+        playwright.expect(page.locator("h1")).to_have_count(1)
         wide = page.evaluate("document.documentElement.scrollWidth")
         assert wide <= width, f"{route} is {wide} pixels wide"
     ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
@@ -140,13 +140,13 @@ def test_every_page_opens_and_fits(made: RunDir, visit: Open, width: int, scheme
 def test_first_screen_says_what_how_many_and_how_good(made: RunDir, visit: Open) -> None:
     page = visit(made)
     assert page.inner_text("h1") == "240 images in 6 clusters"
-    assert page.locator(".verdict.good").count() == 1
-    assert page.locator(".cover").count() == 6
+    playwright.expect(page.locator(".verdict.good")).to_have_count(1)
+    playwright.expect(page.locator(".cover")).to_have_count(6)
     shown = [Decimal(text.removesuffix(" %")) for text in page.locator(".share").all_inner_texts()]
     assert sum(shown) == 100
     box = page.locator(".cover").first.bounding_box()
     assert box["y"] + box["height"] < 800
-    assert page.locator("svg.chart").count() == 6  # five curves and the sizes
+    playwright.expect(page.locator("svg.chart")).to_have_count(6)  # five curves and the sizes
 
 
 def test_scores_stand_beside_those_of_the_pixels(tmp_path: Path, visit: Open) -> None:
@@ -250,7 +250,7 @@ def test_names_merges_and_moves_go_out_and_come_back(
     name = page.get_by_label("Name of cluster 1")
     name.fill('Äpfel, "りんご" 🍎')
     name.press("Enter")
-    assert page.inner_text("#changes") == "1 change"
+    playwright.expect(page.locator("#changes")).to_have_text("1 change")
 
     page.goto(f"{page.url.partition('#')[0]}#/cluster/0")
     mine = members(run, 0)
@@ -260,25 +260,25 @@ def test_names_merges_and_moves_go_out_and_come_back(
     page.click(".actions >> text=Move to")
     page.get_by_label("Find a cluster").fill("りんご")
     page.keyboard.press("Enter")
-    assert tile(page, mine[0]).count() == 0
+    playwright.expect(tile(page, mine[0])).to_have_count(0)
 
     tile(page, mine[2]).locator(".check").click()
     page.click(".actions >> text=Not this")
-    assert tile(page, mine[2]).count() == 0
+    playwright.expect(tile(page, mine[2])).to_have_count(0)
 
     page.goto(f"{page.url.partition('#')[0]}#/cluster/3")
     page.click("text=Merge into another")
     page.get_by_label("Find a cluster").fill("2")
     page.keyboard.press("Enter")
     page.wait_for_function("() => location.hash === '#/cluster/2'")
-    assert page.inner_text("#changes") == "5 changes"
+    playwright.expect(page.locator("#changes")).to_have_text("5 changes")
 
     wanted = {id_: (cluster, "model") for cluster in range(6) for id_ in members(run, cluster)}
     wanted |= {id_: (2, "model") for id_ in members(run, 3)}
     wanted |= {mine[0]: (1, "person"), mine[1]: (1, "person"), mine[2]: (-1, "person")}
-    assert page.locator("#download.pending").count() == 1
+    playwright.expect(page.locator("#download.pending")).to_have_count(1)
     rows = download(page, tmp_path / "labels.csv")
-    assert page.locator("#download.pending").count() == 0
+    playwright.expect(page.locator("#download.pending")).to_have_count(0)
     assert {row["id"]: (int(row["cluster"]), row["by"]) for row in rows} == wanted
     assert {row["name"] for row in rows if row["cluster"] == "1"} == {'Äpfel, "りんご" 🍎'}
 
@@ -287,7 +287,7 @@ def test_names_merges_and_moves_go_out_and_come_back(
     write_report(run)
     again = visit(run, "cluster/3")  # leads to the one it is part of now
     again.wait_for_function("() => location.hash === '#/cluster/2'")
-    assert again.inner_text("#changes") == "No changes"
+    playwright.expect(again.locator("#changes")).to_have_text("No changes")
     assert len(members(run, 2)) == again.evaluate("deepcluster.changes.rowsOf(2).length")
     assert again.evaluate("deepcluster.changes.nameOf(1)") == 'Äpfel, "りんご" 🍎'
     rows = download(again, tmp_path / "again.csv")
@@ -305,7 +305,7 @@ def test_a_report_made_again_keeps_what_was_not_applied(run: RunDir, visit: Open
     apply_labels(run, path)
     write_report(run)
     again = visit(run)
-    assert again.inner_text("#changes") == "2 changes"
+    playwright.expect(again.locator("#changes")).to_have_text("2 changes")
     titles = [again.evaluate(f"deepcluster.changes.titleOf({c})") for c in (2, 4)]
     assert titles == ["by another", "kept"]
     row = int(mine)
@@ -349,13 +349,13 @@ def test_undo_and_drop(run: RunDir, visit: Open) -> None:
     page = visit(run)
     page.evaluate("deepcluster.changes.merge(0, 1); deepcluster.changes.rename(2, 'two')")
     page.click("#changes")
-    assert page.locator(".changes li").count() == 2
+    playwright.expect(page.locator(".changes li")).to_have_count(2)
     page.locator(".changes li", has_text="merged").get_by_role("button").click()
     assert page.locator(".changes li").all_inner_texts() == ["Cluster 2 is named “two”\nDrop"]
     page.click("dialog >> text=Undo the last")
-    assert page.locator(".changes li").count() == 2
+    playwright.expect(page.locator(".changes li")).to_have_count(2)
     page.click("dialog >> text=Drop all")
-    assert page.locator(".changes li").count() == 0
+    playwright.expect(page.locator(".changes li")).to_have_count(0)
     page.keyboard.press("Escape")
     assert page.evaluate("localStorage.length") == 0
 
@@ -438,7 +438,7 @@ def test_hostile_names_are_only_text(tmp_path: Path, visit: Open) -> None:
             page.evaluate("route => { location.hash = `#/${route}`; }", route)
             page.wait_for_timeout(60)
     assert page.title().endswith("<b>mine</b></script>")
-    assert page.locator("main img, main script, main b b").count() == 0
+    playwright.expect(page.locator("main img, main script, main b b")).to_have_count(0)
     rows = download(page, tmp_path / "labels.csv")
     assert [row["id"] for row in rows] == run.read_items()["id"].to_pylist()
     assert [row["path"] for row in rows] == run.read_items()["path"].to_pylist()
@@ -451,7 +451,7 @@ def test_one_cluster_and_five_hundred(tmp_path: Path, visit: Open, n: int, clust
     write_report(run)
     page = visit(run, "clusters")
     page.wait_for_selector(".card header")
-    assert page.locator(".card").count() == clusters
+    playwright.expect(page.locator(".card")).to_have_count(clusters)
     shares = page.evaluate("[...deepcluster.clusterShares().values()]")
     assert len(shares) == clusters
     assert sum(Decimal(share.removesuffix(" %")) for share in shares) == 100
@@ -462,7 +462,7 @@ def test_one_cluster_and_five_hundred(tmp_path: Path, visit: Open, n: int, clust
     for route in ("", "map", "unusual/pairs"):
         page.evaluate("route => { location.hash = `#/${route}`; }", route)
         page.wait_for_timeout(60)
-        assert page.locator("h1").count() == 1
+        playwright.expect(page.locator("h1")).to_have_count(1)
 
 
 def test_fifty_thousand_images(tmp_path: Path, visit: Open) -> None:
