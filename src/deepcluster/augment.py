@@ -5,11 +5,12 @@ parameters of its own, and each step is a few tensor operations on the whole bat
 (:meth:`Views.sample`) stands apart from applying (:meth:`Views.apply` and the functions below), and
 each function is torchvision's on the same parameters, with these differences:
 
-- Crop, flip and rotation are one bilinear resampling instead of two or three. It has no antialias
-  filter: torchvision smooths where a crop is larger than the view. That happens only as far as the
-  kept images are larger than the view (``data.margin``), by 1.14 for the paper's 256 and 224.
-- Rotation turns about the centre of the view and continues the image beyond its edge with the
-  pixels of the edge, where torchvision puts black.
+- Crop, flip, rotation, shear, shift and bend are one bilinear resampling instead of several. It has
+  no antialias filter: torchvision smooths where a crop is larger than the view. That happens only
+  as far as the kept images are larger than the view (``data.margin``), by 1.14 for the paper's 256
+  and 224.
+- Rotation turns about the centre of the view. Beyond the edge of the image lies its background, the
+  median of its edge, where torchvision puts black.
 - Colour jitter takes brightness, contrast, saturation and hue in this order, torchvision in a
   random one.
 
