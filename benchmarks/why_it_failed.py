@@ -52,7 +52,7 @@ from deepcluster.plan import resolve
 
 ROOT = Path(__file__).parents[1]
 EVERY = 10  # every tenth image of CIFAR-10's train split
-EPOCHS = 10
+EPOCHS = 8
 EPOCHS_OF_ALL = 6  # of the two runs on all images
 CLASSES = 10
 
@@ -318,12 +318,12 @@ def run(
     test: tuple[ImageStore, np.ndarray] | None = None,
 ) -> dict[str, Any]:
     """Train a variant and measure it; the fit itself sees no labels."""
-    start = time.perf_counter()
+    start = time.process_time()
     config, net, method = build(variant, store, seed)
     if variant.startswith("untrained"):
         device = torch.device("cpu")
         features = extract(net, store, Preprocessing.measure(store), device=device)
-        return scores(normalise(features), truth) | {"seconds": time.perf_counter() - start}
+        return scores(normalise(features), truth) | {"seconds": time.process_time() - start}
     made: list[Any] = []
     load = library.load_method
 
@@ -358,12 +358,12 @@ def run(
     last = result.history[-1]
     record |= {name: last[name] for name in ("loss", "ln_k", "nmi_previous") if name in last}
     record |= {"first_loss": result.history[0]["loss"]}
-    return record | {"seconds": time.perf_counter() - start}
+    return record | {"seconds": time.process_time() - start}
 
 
 def plain_kmeans(store: ImageStore, truth: np.ndarray) -> dict[str, float]:
     """The yardstick, on the same images: k-means on the pixels, and their neighbours' vote."""
-    start = time.perf_counter()
+    start = time.process_time()
     pixels = torch.from_numpy(store.pixels.reshape(len(store), -1)).float() / 255
     generator = torch.Generator().manual_seed(0)
     found = kmeans(pixels, CLASSES, n_init=10, max_iter=300, generator=generator).labels.numpy()
@@ -371,7 +371,7 @@ def plain_kmeans(store: ImageStore, truth: np.ndarray) -> dict[str, float]:
         "nmi": metrics.nmi(found, truth),
         "acc": metrics.acc(found, truth),
         "knn": metrics.knn(pixels.numpy(), truth, np.random.default_rng(0)),
-        "seconds": time.perf_counter() - start,
+        "seconds": time.process_time() - start,
     }
 
 
