@@ -216,6 +216,20 @@ def test_a_map_of_duplicates_or_of_one_feature() -> None:
     assert layout(torch.arange(30.0)[:, None], generator=seeded()).isfinite().all()
 
 
+def test_rows_that_are_not_laid_out_lie_between_their_neighbours(
+    digits: tuple[torch.Tensor, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, _ = digits
+    monkeypatch.setattr(graph, "LAID_OUT", 900)
+    places = layout(x, generator=seeded())
+    assert trustworthiness(x.numpy(), places.numpy(), n_neighbors=15) > 0.93
+    base, spots = torch.tensor([[0.0], [1.0], [9.0]]), torch.tensor([[0.0, 0], [4, 0], [0, 8]])
+    monkeypatch.setattr(graph, "BETWEEN", 2)
+    assert graph._between(torch.tensor([[0.25]]), base, spots)[0].tolist() == pytest.approx(
+        [1.0, 0.0], abs=1e-4
+    )
+
+
 def test_rows_beyond_the_limit_are_not_on_the_map(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(graph, "ON_MAP", 50)
     places = layout(torch.randn(80, 3, generator=seeded()), generator=seeded())

@@ -219,8 +219,11 @@ class Config:
     """How the backbone learns."""
     clusters: int | Auto = "auto"
     """Clusters to end with; auto makes a guess from the number of images and says so."""
+    minutes: float | Auto = "auto"
+    """Time that the whole fit takes: net, image size and epochs are then chosen for this machine,
+    where they are not given; auto: epochs by the images' number and size, an hour at most."""
     epochs: int | Auto = "auto"
-    """Passes over the images; auto follows from their number and size."""
+    """Passes over the images; auto follows from the minutes or from the images' number and size."""
     seed: int = 0
     """Seed of everything random."""
     device: str = "auto"

@@ -38,10 +38,13 @@ QUERIES = 20_000
 """Rows at most whose edges are counted, so that time grows with n and not with its square."""
 ON_MAP = 60_000
 """Rows at most on the map."""
+LAID_OUT = 20_000
+"""Rows at most whose places the map works out; the others go between their nearest of these."""
 
 NEAREST = 5
 """Centres of a cluster that say how far an image is from it."""
 
+BETWEEN = 3  # neighbours that say where on the map a row lies that was not laid out
 LLOYD_STEPS = 4
 WEAK = 0.05  # of a landmark's mean degree: an edge between pieces of the graph
 CRUMB = 0.05  # a cluster below this share of the mean size is a crumb
@@ -233,6 +236,14 @@ def layout(
         places[drawn] = layout(
             x[drawn.to(x.device)], neighbours=neighbours, steps=steps, generator=generator
         )
+        return places
+    if len(x) > LAID_OUT:
+        order = torch.randperm(len(x), generator=generator)
+        drawn, others = order[:LAID_OUT], order[LAID_OUT:]
+        places = torch.empty(len(x), 2)
+        base = x[drawn.to(x.device)]
+        places[drawn] = layout(base, neighbours=neighbours, steps=steps, generator=generator)
+        places[others] = _between(x[others.to(x.device)], base, places[drawn])
         return places
     n = len(x)
     if n < 3:
@@ -440,6 +451,18 @@ def _refine(weights: np.ndarray, cluster: np.ndarray, sweeps: int = 20) -> np.nd
         if not moved:
             break
     return cluster
+
+
+def _between(x: Tensor, base: Tensor, places: Tensor) -> Tensor:
+    """Places for rows: the mean place of the BETWEEN nearest rows of `base`, nearer ones first."""
+    found = []
+    for rows, scores in _scores(x, base):
+        nearest = scores.topk(min(BETWEEN, len(base)), dim=1).indices  # (b, BETWEEN)
+        distance = (rows[:, None, :] - base[nearest]).norm(dim=2)
+        weight = 1 / (distance + 1e-6)
+        weight = (weight / weight.sum(1, keepdim=True)).cpu()
+        found.append((weight[:, :, None] * places[nearest.cpu()]).sum(1))
+    return torch.cat(found)
 
 
 def _principal_plane(x: Tensor) -> Tensor:

@@ -49,6 +49,7 @@ EPOCH_COLUMNS = [
 ]
 ORDER, VIEWS, DROPOUT = range(3)  # uses of chance in an epoch, each with a seed of its own
 ADAM_SHARE = 0.1  # AdamW's learning rate over Muon's, where one optimizer is both
+PIXEL_ROWS = 1000  # images a cluster on which the yardstick, k-means on the pixels, is fitted
 MOST_GRAPH_CLUSTERS = 1000  # beyond, clusters are as small as the graph's patches: k-means it is
 
 
@@ -394,7 +395,10 @@ def final_clusters(embeddings: Tensor, config: Config, generator: torch.Generato
 
 
 def pixel_clusters(store: ImageStore, config: Config, generator: torch.Generator) -> np.ndarray:
-    """Plain k-means on the pixels: the yardstick. Large images are averaged down first."""
+    """Plain k-means on the pixels: the yardstick.
+
+    Large images are averaged down first, and centres are fitted on PIXEL_ROWS images a cluster.
+    """
     side = min(store.pixels.shape[1], PIXEL_SIDE)
     flat = torch.empty(len(store), side * side * store.channels)
     for start in range(0, len(store), 1024):
@@ -403,7 +407,14 @@ def pixel_clusters(store: ImageStore, config: Config, generator: torch.Generator
         small = nn.functional.adaptive_avg_pool2d(images, side)
         flat[start : start + len(index)] = small.flatten(1)
     assert isinstance(config.clusters, int)
-    result = kmeans(flat, config.clusters, max_iter=100, n_init=3, generator=generator)
+    result = kmeans(
+        flat,
+        config.clusters,
+        max_iter=100,
+        n_init=3,
+        max_points_per_centre=PIXEL_ROWS,
+        generator=generator,
+    )
     return result.labels.numpy()
 
 
