@@ -1,0 +1,69 @@
+"""What every measured figure carries: where, with what and by which command it was measured."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from deepcluster.commands import hardware, versions
+from deepcluster.config import Config
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks/results"
+PACKAGES = ("clustpy", "umap-learn", "numba", "scipy")
+
+
+def commit() -> str:
+    """The commit of the working tree, with a + where the package differs from it."""
+    names = ["git", "rev-parse", "--short", "HEAD"]
+    changed = ["git", "status", "--porcelain", "--", "src"]
+    head, dirty = (
+        subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip()
+        for command in (names, changed)
+    )
+    return head + ("+" if dirty else "")
+
+
+def shown(words: Sequence[str]) -> str:
+    """A command as one line; of absolute paths, which mean nothing elsewhere, the last part."""
+    bare = [re.sub(r"(^|(?<==))/\S*?([^/\s]+)/?$", r"\2", word) for word in words]
+    return shlex.join(bare)
+
+
+def command() -> str:
+    """The command that runs now."""
+    return shown(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+
+
+def circumstances(device: str = "cpu") -> dict[str, Any]:
+    """Hardware, threads, versions, commit and command."""
+    found = dict(versions())
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return {
+        "hardware": hardware(Config(device=device)),
+        "threads": torch.get_num_threads(),
+        "versions": found,
+        "commit": commit(),
+        "command": command(),
+    }
+
+
+def write(path: Path, value: Any) -> None:
+    """Write JSON under another name first, so that no half of a file is ever left."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    part.replace(path)

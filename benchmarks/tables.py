@@ -1,0 +1,309 @@
+"""Tables and pictures of docs/benchmarks.md, from the JSON in benchmarks/results/.
+
+    python benchmarks/tables.py
+
+Fills the document's marked places, ``<!--name-->…<!--/-->``, and draws docs/images/minutes.svg. A
+test holds that the document is what this makes of the JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks/results"
+DOCUMENT = ROOT / "docs/benchmarks.md"
+PICTURE = ROOT / "docs/images/minutes.svg"
+
+METHODS = {
+    "pixels": "k-means on the pixels",
+    "pca": "PCA, k-means",
+    "umap-kmeans": "UMAP, k-means",
+    "umap-hdbscan": "UMAP, HDBSCAN",
+    "dec": "DEC",
+    "idec": "IDEC",
+    "dcn": "DCN",
+    "deepcluster": "**deepcluster**",
+}
+FULL = {"pretrain_epochs": 100, "clustering_epochs": 150}  # ClustPy's defaults
+GPU_ROWS = [
+    (name, minutes)
+    for name in ("mnist", "fashion-mnist", "cifar10", "imagenette")
+    for minutes in (1, 8)
+]
+"""What benchmarks/gpu.py is to measure."""
+
+Line = dict[str, Any]
+
+# -- cells ------------------------------------------------------------------------------------
+
+
+def spread(values: Iterable[float], form: str = "{:.3f}") -> str:
+    """Mean and, of several, ± their standard deviation."""
+    found = list(values)
+    mean = form.format(statistics.mean(found))
+    return f"{mean} ± {form.format(statistics.stdev(found))}" if len(found) > 1 else mean
+
+
+def table(columns: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table; the first column is words, the others are figures."""
+    lines = [columns, ["---", *["---:"] * (len(columns) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def machine(line: Line) -> str:
+    """What a line was measured on."""
+    facts = line["hardware"]
+    if "gpu" in facts:
+        return str(facts["gpu"])
+    threads = "1 thread" if line["threads"] == 1 else f"{line['threads']} threads"
+    return f"{facts['cpu']}, {threads} on {facts['cores']} cores"
+
+
+def listed(values: Iterable[Any]) -> str:
+    """Different values, in order, between commas."""
+    return ", ".join(map(str, sorted(set(values))))
+
+
+def together(lines: Iterable[Line], key: Callable[[Line], Any]) -> dict[Any, list[Line]]:
+    """Lines by a key, in the order in which the keys come first."""
+    groups: dict[Any, list[Line]] = {}
+    for line in lines:
+        groups.setdefault(key(line), []).append(line)
+    return groups
+
+
+def sources(lines: list[Line]) -> str:
+    """Where figures come from: machine, versions, commit and commands, for each machine."""
+    parts = []
+    for where, some in together(lines, machine).items():
+        torch = listed(line["versions"]["torch"] for line in some)
+        commits = listed(line["commit"] for line in some)
+        commands = dict.fromkeys(
+            re.sub(r" (--seed|--out|--stop-after) \S+", "", line["command"]) for line in some
+        )
+        parts.append(
+            f"{where}; torch {torch}; commit {commits} (a + means: with changes not yet in it):"
+            "\n\n```sh\n" + "\n".join(commands) + "\n```"
+        )
+    return "\n\n".join(parts)
+
+
+# -- the three tables -------------------------------------------------------------------------
+
+
+def note(line: Line) -> str:
+    """What a method was given that is not its default, and what it found."""
+    words = []
+    settings = line["settings"]
+    if "pretrain_epochs" in settings and settings != FULL:
+        words.append(
+            f"cut to {settings['pretrain_epochs']} + {settings['clustering_epochs']} epochs "
+            f"(default {FULL['pretrain_epochs']} + {FULL['clustering_epochs']})"
+        )
+    if line["method"] == "deepcluster":
+        words += [f"{value:g} {name}" for name, value in settings.items()]
+    return "; ".join(words)
+
+
+def quality(runs: list[Line]) -> str:
+    """A table a set and machine, a row a method."""
+    if not runs:
+        return "Not measured."
+    order = list(METHODS)
+    parts = []
+    for (name, images, where), some in together(
+        runs, lambda line: (line["set"], line["images"], machine(line))
+    ).items():
+        rows = []
+        groups = together(some, lambda line: (order.index(line["method"]), note(line)))
+        for (number, words), lines in sorted(groups.items()):
+            clusters = [line["clusters"] for line in lines]
+            rows.append(
+                [
+                    METHODS[order[number]] + (f" ({words})" if words else ""),
+                    *(spread(line[score] for line in lines) for score in ("nmi", "acc", "ari")),
+                    listed(clusters),
+                    *(
+                        spread((line[time] for line in lines), "{:.0f}")
+                        for time in ("seconds", "cpu_seconds")
+                    ),
+                    listed(line["seed"] for line in lines),
+                ]
+            )
+        if not any(line["method"] == "deepcluster" for line in some):
+            rows.append([METHODS["deepcluster"], *["not measured"] * 3, *[""] * 4])
+        columns = ["method", "NMI", "ACC", "ARI", "clusters", "seconds", "processor s", "seeds"]
+        parts.append(f"**{name}**, {images:,} images; {where}\n\n" + table(columns, rows))
+    return "\n\n".join([*parts, sources(runs)])
+
+
+def name_of(line: Line) -> str:
+    """The set; the train split is meant where none is named."""
+    return str(line["set"]).removesuffix("-train")
+
+
+def minutes_of(line: Line) -> str:
+    """The minutes that were asked for."""
+    return "auto" if line["minutes"] is None else f"{line['minutes']:g}"
+
+
+def fit_cells(lines: list[Line]) -> list[str]:
+    """What a fit reached, over its seeds."""
+    several = [
+        f"{statistics.mean(line['kmeans_nmi'][k] for line in lines):.3f}"
+        for k in lines[0]["kmeans_nmi"]
+    ]
+    return [
+        spread((line["seconds"] / 60 for line in lines), "{:.1f}"),
+        *(spread(line["fit"][score] for line in lines) for score in ("nmi", "acc", "ari")),
+        spread(line["pixels"]["nmi"] for line in lines),
+        spread(line["knn"] for line in lines),
+        spread(line["linear_probe"] for line in lines),
+        " / ".join(several),
+        listed(line["seed"] for line in lines),
+    ]
+
+
+FIT_COLUMNS = ["took", "NMI", "ACC", "ARI", "pixels NMI", "kNN", "linear probe"]
+FIT_COLUMNS += ["k-means 10 / 20 / 50 / 100", "seeds"]
+
+
+def fits(runs: list[Line]) -> str:
+    """A row a set and its minutes."""
+    if not runs:
+        return "Not measured."
+    key = ("set", "images")
+    groups = together(
+        sorted(runs, key=lambda line: (*(line[k] for k in key), line["minutes"] or 0)),
+        lambda line: (name_of(line), line["images"], minutes_of(line), machine(line)),
+    )
+    rows = [
+        [f"{name}, {images:,}; {where}", minutes, *fit_cells(lines)]
+        for (name, images, minutes, where), lines in groups.items()
+    ]
+    return table(["images", "minutes", *FIT_COLUMNS], rows) + "\n\n" + sources(runs)
+
+
+def gpu(runs: list[Line]) -> str:
+    """A row a set and its minutes, the planned ones too."""
+    figures = ["images/s", "GFLOP an image", "share of peak", "peak TFLOP/s"]
+    columns = ["images", "minutes", *FIT_COLUMNS, *figures]
+    measured = together(runs, lambda line: (name_of(line), minutes_of(line), machine(line)))
+    rows = []
+    for (name, minutes, where), lines in measured.items():
+        figure = {
+            "images_per_second": (1, "{:,.0f}"),
+            "flop_per_image": (1e9, "{:.3f}"),
+            "share_of_peak": (0.01, "{:.1f} %"),
+            "peak_flop_per_second": (1e12, "{:.1f}"),
+        }
+        cells = [
+            spread((line[field] / unit for line in lines), form)
+            for field, (unit, form) in figure.items()
+        ]
+        images = f"{name}, {lines[0]['images']:,}; {where}"
+        rows.append([images, minutes, *fit_cells(lines), *cells])
+    done = {(name, minutes) for name, minutes, _ in measured}
+    for name, minutes in GPU_ROWS:
+        if (name, f"{minutes:g}") not in done:
+            rows.append([name, f"{minutes:g}", "not measured", *[""] * (len(columns) - 3)])
+    text = table(columns, rows)
+    return f"{text}\n\n{sources(runs)}" if runs else text
+
+
+# -- the document -----------------------------------------------------------------------------
+
+
+def read(pattern: str) -> list[Line]:
+    """The results in files of that name."""
+    paths = sorted(RESULTS.glob(pattern))
+    return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+
+
+def budgets(runs: list[Line]) -> dict[str, list[Line]]:
+    """The fits of the sets that were given more than one number of minutes, by set and machine."""
+    timed = [line for line in runs if line["minutes"] is not None]
+    groups = together(timed, lambda line: f"{name_of(line)}, {line['images']:,}; {machine(line)}")
+    return {
+        name: lines
+        for name, lines in groups.items()
+        if len({line["minutes"] for line in lines}) > 1
+    }
+
+
+def draw(runs: list[Line]) -> None:
+    """NMI against minutes; k-means on the pixels as a dashed line."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    import matplotlib.pyplot as plt
+
+    plt.rcParams["svg.hashsalt"] = "deepcluster"  # the same file from the same figures
+    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    for number, (name, lines) in enumerate(budgets(runs).items()):
+        colour = f"C{number}"
+        groups = together(sorted(lines, key=lambda line: line["minutes"]), lambda m: m["minutes"])
+        nmi = [[line["fit"]["nmi"] for line in some] for some in groups.values()]
+        axes.errorbar(
+            list(groups),
+            [statistics.mean(values) for values in nmi],
+            [statistics.stdev(values) if len(values) > 1 else 0 for values in nmi],
+            marker="o",
+            capsize=3,
+            color=colour,
+            label=name,
+        )
+        pixels = statistics.mean(line["pixels"]["nmi"] for line in lines)
+        axes.axhline(pixels, color=colour, linestyle="--", linewidth=0.8)
+    axes.set(xscale="log", xlabel="minutes asked for", ylabel="NMI", ylim=(0, 1))
+    ticks = sorted({line["minutes"] for lines in budgets(runs).values() for line in lines})
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.minorticks_off()
+    axes.legend(fontsize="small")
+    figure.savefig(PICTURE, metadata={"Date": None})
+    plt.close(figure)
+
+
+def picture(runs: list[Line]) -> str:
+    """The picture's place in the document."""
+    if not budgets(runs):
+        return "No set has been measured with more than one number of minutes yet."
+    return (
+        "![NMI against minutes](images/minutes.svg)\n\n"
+        "Mean and standard deviation over the seeds; dashed: k-means on the pixels."
+    )
+
+
+def fill(text: str) -> str:
+    """The document, its marked places filled from the results."""
+    peers = RESULTS / "quality.json"
+    timed = read("fit-*.json")
+    filled = {
+        "quality": quality(json.loads(peers.read_text(encoding="utf-8")) if peers.exists() else []),
+        "fits": fits(timed),
+        "picture": picture(timed),
+        "gpu": gpu(read("gpu-*.json")),
+    }
+
+    def place(match: re.Match[str]) -> str:
+        return f"<!--{match[1]}-->\n{filled[match[1]]}\n<!--/-->"
+
+    return re.sub(r"<!--([\w-]+)-->.*?<!--/-->", place, text, flags=re.DOTALL)
+
+
+def main() -> None:
+    """Write the document, and the picture if there is something to see."""
+    DOCUMENT.write_text(fill(DOCUMENT.read_text(encoding="utf-8")), encoding="utf-8")
+    timed = read("fit-*.json")
+    if budgets(timed):
+        draw(timed)
+
+
+if __name__ == "__main__":
+    main()

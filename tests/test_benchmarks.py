@@ -1,0 +1,153 @@
+"""The benchmarks' document is what the results say; what writes the results says what it should."""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+from make_run import write_run
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture
+def load(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+
+    def one(name: str) -> ModuleType:
+        return importlib.import_module(name)
+
+    yield one
+    for name in ("record", "quality", "tables", "fit", "gpu"):
+        sys.modules.pop(name, None)
+
+
+def run_main(module: ModuleType, monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
+    monkeypatch.setattr(sys, "argv", [str(module.__file__), *words])
+    module.main()
+
+
+def line(**changes: Any) -> dict[str, Any]:
+    hardware = {"cpu": "CPU", "cores": 2, "device": "cpu", "threads": 1}
+    facts = {"threads": 1, "hardware": hardware, "versions": {"torch": "2"}, "commit": "abc"}
+    scores = {"nmi": 0.5, "acc": 0.25, "ari": 0.125}
+    fit = {"set": "mnist-train", "images": 60000, "minutes": 1.0, "seed": 0, "seconds": 66.0}
+    fit |= {"fit": scores, "pixels": scores, "knn": 0.9, "linear_probe": 0.8}
+    fit |= {"kmeans_nmi": {"10": 0.4, "20": 0.3}, "command": "deepcluster fit mnist --seed 0"}
+    return {**facts, **fit, **changes}
+
+
+def test_the_document_is_what_the_results_say(load: Any) -> None:
+    tables = load("tables")
+    text = tables.DOCUMENT.read_text(encoding="utf-8")
+    assert text == tables.fill(text), "python benchmarks/tables.py writes it anew"
+    assert tables.PICTURE.exists() == bool(tables.budgets(tables.read("fit-*.json")))
+
+
+def test_rows_are_means_over_seeds(load: Any) -> None:
+    tables = load("tables")
+    better = {"nmi": 0.7, "acc": 0.35, "ari": 0.2}
+    text = tables.fits([line(), line(seed=1, fit=better, command="deepcluster fit mnist --seed 1")])
+    assert "| mnist, 60,000; CPU, 1 thread on 2 cores | 1 | 1.1 ± 0.0 | 0.600 ± 0.141 |" in text
+    assert "| 0.400 / 0.300 | 0, 1 |" in text
+    assert text.count("deepcluster fit mnist") == 1  # the seed is no command of its own
+
+
+def test_only_sets_of_several_budgets_are_drawn(load: Any) -> None:
+    tables = load("tables")
+    runs = [line(), line(minutes=5.0), line(set="digits"), line(set="digits", minutes=None)]
+    assert list(tables.budgets(runs)) == ["mnist, 60,000; CPU, 1 thread on 2 cores"]
+    assert "minutes.svg" in tables.picture(runs)
+    assert "minutes.svg" not in tables.picture(runs[:1])
+
+
+def test_gpu_rows_that_nobody_measured_say_so(load: Any) -> None:
+    tables = load("tables")
+    assert tables.gpu([]).count("not measured") == len(tables.GPU_ROWS)
+    speed = {"images_per_second": 1e4, "flop_per_image": 2e9}
+    speed |= {"share_of_peak": 0.25, "peak_flop_per_second": 8e13}
+    text = tables.gpu([line(hardware={"gpu": "H"}, **speed)])
+    assert text.count("not measured") == len(tables.GPU_ROWS) - 1
+    assert "| 10,000 | 2.000 | 25.0 % | 80.0 |" in text
+
+
+def test_commands_lose_the_folders_of_the_machine(load: Any) -> None:
+    shown = load("record").shown
+    words = ["deepcluster", "fit", "/a/b/mnist.parquet", "--out=/tmp/x/", "runs/demo"]
+    assert shown(words) == "deepcluster fit mnist.parquet --out=x runs/demo"
+
+
+def test_a_result_is_written_as_it_ends_and_not_repeated(
+    load: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    quality = load("quality")
+    out = tmp_path / "quality.json"
+    words = ["--sets", "digits", "--images", "300", "--methods", "pixels", "pca", "--out", str(out)]
+    run_main(quality, monkeypatch, *words)
+    first = json.loads(out.read_text(encoding="utf-8"))
+    assert [run["method"] for run in first] == ["pixels", "pca"]
+    assert first[0]["images"] == 300
+    assert 0.4 < first[0]["nmi"] < 1
+    run_main(quality, monkeypatch, *words)
+    assert json.loads(out.read_text(encoding="utf-8")) == first
+    assert "not measured" in load("tables").quality(first)  # ours
+
+
+def test_a_peer_that_is_not_installed_is_left_out(
+    load: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name in ("umap", "clustpy", "clustpy.deep", "clustpy.deep.neural_networks"):
+        monkeypatch.setitem(sys.modules, name, None)
+    words = ["--sets", "digits", "--images", "100", "--methods", "umap-kmeans", "dec"]
+    run_main(load("quality"), monkeypatch, *words, "--out", str(tmp_path / "quality.json"))
+    assert capsys.readouterr().out.count("is left out") == 2
+
+
+def test_a_finished_run_gives_its_figures(
+    load: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(0)
+    clusters = np.arange(120) % 3
+    embeddings = np.eye(8)[clusters] + rng.normal(0, 0.01, (120, 8))
+    scores = {"nmi": 1.0, "acc": 1.0, "ari": 1.0}
+    write_run(
+        tmp_path / "run",
+        images=np.zeros((120, 8, 8, 1), np.uint8),
+        embeddings=embeddings.astype(np.float32),
+        clusters=clusters,
+        labels=[f"class {c}" for c in clusters],
+        info={
+            "seconds": 90.0,
+            "scores": {"fit": scores, "pixels": scores},
+            "hardware": line()["hardware"],
+            "versions": {"torch": "2"},
+            "command": ["deepcluster", "fit", "/somewhere/images"],
+        },
+    )
+    out = tmp_path / "results"
+    run_main(load("fit"), monkeypatch, str(tmp_path / "run"), "--out", str(out), "--commit", "abc")
+    (path,) = out.glob("fit-*.json")
+    found = json.loads(path.read_text(encoding="utf-8"))
+    assert found["knn"] == found["linear_probe"] == 1
+    assert found["kmeans_nmi"]["10"] > 0.5
+    assert found["command"] == "deepcluster fit images"
+    assert "0.000" not in load("tables").fits([found])
+
+
+@pytest.mark.slow
+def test_the_gpu_benchmark_runs_on_a_processor(
+    load: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    words = ["--set", "digits", "--minutes", "0.2", "--device", "cpu", "--out", str(tmp_path)]
+    run_main(load("gpu"), monkeypatch, *words)
+    (path,) = tmp_path.glob("gpu-*.json")
+    found = json.loads(path.read_text(encoding="utf-8"))
+    assert 0 < found["share_of_peak"] < 1
+    assert found["flop_per_image"] > 1e5
