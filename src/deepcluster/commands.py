@@ -30,7 +30,7 @@ from deepcluster.config import Config, ConfigError, flatten
 from deepcluster.features import FittedModel
 from deepcluster.images import ImageStore, open_images, scan_images
 from deepcluster.pictures import write_pictures
-from deepcluster.plan import Cost, estimate, pick_inference, resolve
+from deepcluster.plan import MOST_EPOCHS, Cost, pick_inference, scale_source, schedule_minutes
 from deepcluster.report import write_report
 from deepcluster.run import RunDir, RunError
 from deepcluster.tensorboard import TensorBoard
@@ -84,13 +84,13 @@ def default_out(name: str) -> Path:
 
 def plan_source(source: Source, config: Config, *, labels: str | None = None) -> Plan:
     """Look at a source and say what a fit of it would do; decodes nothing, writes nothing."""
+    config = scale_source(source, config, labels=labels)
     scan = scan_images(source, data=config.data, size=config.size, labels=labels)
-    channels = 1 if config.data.channels == "grey" else scan.channels
-    resolved = resolve(config, n=scan.count, size=scan.size, channels=channels)
-    cost = estimate(
-        resolved,
+    resolved, cost = schedule_minutes(
+        config,
         n=scan.count,
-        channels=channels,
+        size=scan.size,
+        channels=1 if config.data.channels == "grey" else scan.channels,
         store_bytes=scan.bytes_needed if scan.in_memory else 0,
     )
     return Plan(scan.name, scan.count, resolved, cost)
@@ -143,6 +143,8 @@ def fit_source(
         labels = labels or run.read_info()["labels"]
     elif out is not None:
         RunDir.free(out, overwrite=overwrite)  # refused before the work, made after it
+    if not resume:
+        asked = scale_source(source, asked, labels=labels)
     store = open_images(
         source,
         data=asked.data,
@@ -150,9 +152,14 @@ def fit_source(
         labels=labels,
         progress=_phase_of(progress, "decoding"),
     )
-    resolved = resolve(asked, n=len(store), size=store.size, channels=store.channels)
-    stored = 0 if isinstance(store.pixels, np.memmap) else store.pixels.nbytes
-    cost = estimate(resolved, n=len(store), channels=store.channels, store_bytes=stored)
+    resolved, cost = schedule_minutes(
+        asked,
+        n=len(store),
+        size=store.size,
+        channels=store.channels,
+        store_bytes=0 if isinstance(store.pixels, np.memmap) else store.pixels.nbytes,
+        spent=time.perf_counter() - clock,
+    )
     if run is None:
         run = RunDir.create(out or default_out(store.name), overwrite=overwrite)
     board = TensorBoard(progress, run.tensorboard) if tensorboard else None
@@ -164,6 +171,7 @@ def fit_source(
         "labels": labels,
         "started": started.isoformat(timespec="seconds"),
         "seed": resolved.seed,
+        "minutes": None if asked.minutes == "auto" else asked.minutes,
         "versions": versions(),
         "hardware": hardware(resolved),
         "images": store.fingerprint(),
@@ -173,7 +181,7 @@ def fit_source(
             "clusters": resolved.clusters,
             "classes": len(store.label_names) if store.labels is not None else 0,
         },
-        "notes": notes(asked, resolved, store),
+        "notes": notes(asked, resolved, store, cost),
     }
     if resume:
         before = run.read_info()
@@ -278,7 +286,7 @@ def _words(source: Source) -> list[str]:
     return [str(part) for part in parts] if all(isinstance(p, str | Path) for p in parts) else ["…"]
 
 
-def notes(asked: Config, resolved: Config, store: ImageStore) -> list[str]:
+def notes(asked: Config, resolved: Config, store: ImageStore, cost: Cost) -> list[str]:
     """Plain sentences about choices the user did not make and should know of."""
     sentences = []
     if asked.clusters == "auto":
@@ -291,7 +299,15 @@ def notes(asked: Config, resolved: Config, store: ImageStore) -> list[str]:
     sentences.append(
         f"{len(store)} images at {resolved.size} pixels, {resolved.backbone}, "
         f"{resolved.epochs} epochs on {resolved.device} in {resolved.train.precision}"
+        + ("" if asked.minutes == "auto" else f", to end after {asked.minutes:g} minutes")
     )
+    if asked.minutes != "auto" and cost.seconds > 60 * asked.minutes * 1.1:
+        sentences.append(
+            f"{asked.minutes:g} minutes are too few for so many images on this machine: one epoch "
+            f"takes {_span(cost.epoch)}, and what comes after it {_span(cost.rest)}"
+        )
+    if resolved.epochs == MOST_EPOCHS and asked.minutes != "auto":
+        sentences.append(f"{MOST_EPOCHS} epochs are enough: this will end before its time")
     return sentences
 
 

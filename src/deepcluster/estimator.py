@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import time
 import warnings
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -15,9 +16,9 @@ from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
 from deepcluster.backbones import CUSTOM
-from deepcluster.config import Config, load_recipe, override
+from deepcluster.config import Config, ConfigError, load_recipe, override
 from deepcluster.images import ImageStore, open_images
-from deepcluster.plan import pick_inference, resolve
+from deepcluster.plan import pick_inference, resolve, scale_source, schedule_minutes
 from deepcluster.train import fit
 
 
@@ -30,6 +31,8 @@ class DeepCluster(ClusterMixin, TransformerMixin, BaseEstimator):  # type: ignor
         backbone: name of a net (see ``Config.backbone``), or an ``nn.Module`` that turns
             ``(b, c, size, size)`` into ``(b, d)``; a copy of it is trained.
         epochs: passes over the images.
+        minutes: time for the fit, in place of epochs; what it comes to depends on the machine and
+            is in ``config_``.
         size: side of the training images in pixels.
         device: auto, cpu, cuda, mps …
         settings: any other setting, by its dotted name: ``{"train.lr": 0.1}``.
@@ -55,6 +58,7 @@ class DeepCluster(ClusterMixin, TransformerMixin, BaseEstimator):  # type: ignor
         recipe: str = "default",
         backbone: str | nn.Module = "auto",
         epochs: int | Literal["auto"] = "auto",
+        minutes: float | Literal["auto"] = "auto",
         size: int | Literal["auto"] = "auto",
         device: str = "auto",
         settings: Mapping[str, Any] | None = None,
@@ -64,6 +68,7 @@ class DeepCluster(ClusterMixin, TransformerMixin, BaseEstimator):  # type: ignor
         self.recipe = recipe
         self.backbone = backbone
         self.epochs = epochs
+        self.minutes = minutes
         self.size = size
         self.device = device
         self.settings = settings
@@ -85,6 +90,7 @@ class DeepCluster(ClusterMixin, TransformerMixin, BaseEstimator):  # type: ignor
         asked = override(asked, dict(self.settings or {}))
         given: dict[str, Any] = {
             "epochs": self.epochs,
+            "minutes": self.minutes,
             "size": self.size,
             "device": self.device,
         }
@@ -96,13 +102,19 @@ class DeepCluster(ClusterMixin, TransformerMixin, BaseEstimator):  # type: ignor
             seed = self.random_state
         else:
             seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        asked = dataclasses.replace(asked, seed=seed)
+        if own_net is not None and asked.minutes != "auto":
+            raise ConfigError("minutes cannot be kept with a net of your own: give epochs instead")
+        started = time.perf_counter()
+        if not isinstance(images, ImageStore):
+            asked = scale_source(images, asked)
         store = self._open(images, asked)
-        config = resolve(
-            dataclasses.replace(asked, seed=seed),
-            n=len(store),
-            size=store.size,
-            channels=store.channels,
-        )
+        facts = {"n": len(store), "size": store.size, "channels": store.channels}
+        if asked.minutes == "auto":  # no clock: the same bits again
+            config = resolve(asked, **facts)
+        else:
+            spent = time.perf_counter() - started
+            config, _ = schedule_minutes(asked, **facts, store_bytes=0, spent=spent)
         if own_net is not None:
             config = dataclasses.replace(config, backbone=CUSTOM)
         result = fit(store, config, backbone=own_net)

@@ -11,15 +11,28 @@ import dataclasses
 import math
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from deepcluster.augment import Views, resolve_views, small_views
 from deepcluster.backbones import auto_backbone, build_backbone
 from deepcluster.config import Config, ConfigError
+from deepcluster.images import scan_images
 from deepcluster.methods import load_method
+from deepcluster.sources import Labels
 
 FEWEST_STEPS = 400
+AN_HOUR = 60.0  # minutes that a fit takes at most unless more is asked for
+ENOUGH_EPOCHS = 12  # below so many, a smaller net or image learns more in the same time
+MOST_EPOCHS = 1000
+SIZES = (96, 64, 48, 32)  # sides that images above 64 pixels may get, to keep to the time
+TRIAL_SIDE = 32  # pixels; steps are timed at this side where several are to be compared
+TRIAL_SHARE, TRIAL_MOST = 0.02, 10.0  # of the time that was given, and seconds: spent on timing
+# Seconds an image of what comes beside the steps, measured on two cores: once a fit (neighbour
+# graph, map, pictures, report), and once an epoch (the bank's clusters, figures, the checkpoint).
+AFTERWARDS, EACH_EPOCH = 1.2e-3, 5e-5
+STEP_EXTRAS = 1.06  # optimizer and reading the images, on top of a timed step
 LIBRARIES = 1_000_000_000  # bytes that torch and the tables of the neighbour graph take
 PIXEL_SIDE = 32  # pixels k-means, the yardstick, sees images averaged down to this side
 DEFAULT_LR = {"sgd": 0.05, "adamw": 2e-3, "muon": 0.02}
@@ -94,6 +107,13 @@ def resolve(config: Config, *, n: int, size: int, channels: int) -> Config:
         ConfigError: settings that cannot hold together.
     """
     load_method(config.method)
+    if config.minutes != "auto" and config.epochs != "auto":
+        raise ConfigError(
+            f"minutes = {config.minutes:g} and epochs = {config.epochs} say the same thing twice: "
+            "give one of them"
+        )
+    if config.minutes != "auto" and not 0 < config.minutes < math.inf:
+        raise ConfigError(f"minutes = {config.minutes}: give a number above 0")
     reassign = config.deepcluster.reassign
     least = {"seed": (config.seed, 0), "epochs": (config.epochs, 1)}
     least |= {"size": (config.size, 1), "train.batch_size": (config.train.batch_size, 1)}
@@ -157,10 +177,102 @@ class Cost:
     """What a fit is expected to take."""
 
     memory: int  # bytes at the peak
-    seconds: float
+    epoch: float  # seconds an epoch
+    rest: float  # seconds of all that comes once
+    epochs: int
+
+    @property
+    def seconds(self) -> float:
+        """Of the whole fit, once the images are decoded."""
+        return self.rest + self.epochs * self.epoch
 
 
-def estimate(config: Config, *, n: int, channels: int, store_bytes: int) -> Cost:
+def choose_scale(config: Config, *, n: int, size: int, channels: int) -> Config:
+    """Image size and net for the minutes that were given, where they are left at auto.
+
+    The largest side and net that get ENOUGH_EPOCHS, else the smallest. A step
+    is timed at TRIAL_SIDE; its time grows with the number of pixels.
+
+    Args:
+        config: settings as asked for.
+        n: number of images.
+        size: side in pixels that the images would get without a limit of time.
+        channels: 1 or 3.
+    """
+    if config.minutes == "auto" or config.backbone != "auto":
+        return config
+    device = pick_device(config.device)
+    sizes = [size]
+    if config.size == "auto":
+        sizes += [side for side in SIZES if 64 < size > side]
+    options = [(side, auto_backbone(side, channels, n, device.type)) for side in sizes]
+    if device.type == "cpu" and options[-1][1] == "convnet_small":
+        options.append((options[-1][0], "convnet_tiny"))
+    if len(options) == 1:
+        return dataclasses.replace(config, size=size)
+    epochs = {}
+    for net in {net for _, net in options}:
+        side = min(TRIAL_SIDE, size)
+        trial = dataclasses.replace(config, minutes="auto", epochs=1, size=side, backbone=net)
+        resolved = resolve(trial, n=n, size=side, channels=channels)
+        cost = estimate(resolved, n=n, channels=channels, store_bytes=0, patience=2.0)
+        for option in options:
+            if option[1] == net:
+                room = 60 * config.minutes - cost.rest
+                epochs[option] = room / (cost.epoch * (option[0] / side) ** 2)
+    side, net = next((o for o in options if epochs[o] >= ENOUGH_EPOCHS), options[-1])
+    return dataclasses.replace(config, size=side, backbone=net)
+
+
+def scale_source(source: Any, config: Config, *, labels: Labels | None = None) -> Config:
+    """:func:`choose_scale` for a source that is not decoded yet; nothing to do without minutes."""
+    if config.minutes == "auto":
+        return config
+    scan = scan_images(source, data=config.data, size=config.size, labels=labels)
+    channels = 1 if config.data.channels == "grey" else scan.channels
+    return choose_scale(config, n=scan.count, size=scan.size, channels=channels)
+
+
+def schedule_minutes(
+    config: Config, *, n: int, size: int, channels: int, store_bytes: int, spent: float = 0.0
+) -> tuple[Config, Cost]:
+    """Resolve the settings, with as many epochs as the time allows.
+
+    Epochs that were given stay. With minutes, all of the time is used, up to MOST_EPOCHS; without,
+    epochs follow from the images, but the fit shall take no more than AN_HOUR.
+
+    Args:
+        config: settings as asked for.
+        n: number of images.
+        size: side of the training images in pixels.
+        channels: 1 or 3.
+        store_bytes: bytes of the decoded images that stay in memory.
+        spent: seconds since the fit began.
+
+    Returns:
+        The settings, with nothing but epochs in place of minutes, and what they will cost.
+    """
+    minutes = AN_HOUR if config.minutes == "auto" else config.minutes
+    resolved = resolve(config, n=n, size=size, channels=channels)
+    patience = 1.0
+    if config.minutes != "auto":
+        patience = min(TRIAL_MOST, TRIAL_SHARE * 60 * minutes)
+    began = time.perf_counter()
+    cost = estimate(resolved, n=n, channels=channels, store_bytes=store_bytes, patience=patience)
+    if config.epochs == "auto":
+        spent += time.perf_counter() - began
+        epochs = max(1, round((60 * minutes - spent - cost.rest) / cost.epoch))
+        assert isinstance(resolved.epochs, int)
+        most = resolved.epochs if config.minutes == "auto" else MOST_EPOCHS
+        epochs = min(epochs, most)
+        resolved = dataclasses.replace(resolved, epochs=epochs, minutes="auto")
+        cost = dataclasses.replace(cost, epochs=epochs)
+    return resolved, cost
+
+
+def estimate(
+    config: Config, *, n: int, channels: int, store_bytes: int, patience: float = 1.0
+) -> Cost:
     """Memory and time of a fit, from a few timed steps on random pixels.
 
     Args:
@@ -168,6 +280,7 @@ def estimate(config: Config, *, n: int, channels: int, store_bytes: int) -> Cost
         n: number of images.
         channels: 1 or 3.
         store_bytes: bytes of the decoded images that stay in memory.
+        patience: seconds that may go into timing, beside the first step.
     """
     assert isinstance(config.size, int)
     assert isinstance(config.epochs, int)
@@ -214,7 +327,12 @@ def estimate(config: Config, *, n: int, channels: int, store_bytes: int) -> Cost
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         step()  # the first one builds kernels
-    seconds_an_image = min(step() for _ in range(2)) / batch
+    timed = [step()]
+    while len(timed) < 2 or sum(timed) < patience:
+        timed.append(step())
+    seconds_an_image = STEP_EXTRAS * sum(timed) / len(timed) / batch
+    passes = 1.5 if config.method == "deepcluster" else 1.0  # features of all images an epoch
+    forward = seconds_an_image / (3 * method.views)
     features = n * int(backbone.num_features) * 4  # type: ignore[arg-type]
     parameters = sum(p.numel() for p in method.parameters()) * 4  # type: ignore[attr-defined]
     activations = 2 * sum(held.values())  # and as much for gradients and the views
@@ -222,6 +340,7 @@ def estimate(config: Config, *, n: int, channels: int, store_bytes: int) -> Cost
     return Cost(
         # features: as extracted, after PCA, and while they are clustered
         memory=store_bytes + 3 * features + 6 * parameters + activations + yardstick + LIBRARIES,
-        # a feature pass and k-means an epoch cost about half a training pass
-        seconds=1.5 * seconds_an_image * n * config.epochs,
+        epoch=n * (passes * seconds_an_image + EACH_EPOCH),
+        rest=n * (forward + AFTERWARDS),
+        epochs=config.epochs,
     )

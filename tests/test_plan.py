@@ -1,0 +1,94 @@
+"""The dial: minutes become net, size and epochs; what was found needs no clock to be repeated."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import make_shapes
+
+from deepcluster import DeepCluster, plan
+from deepcluster.config import Config, ConfigError, override
+from deepcluster.plan import Cost, choose_scale, resolve, schedule_minutes
+
+FACTS: dict[str, Any] = {"n": 10_000, "size": 32, "channels": 3}
+
+
+def costs(monkeypatch: pytest.MonkeyPatch, epoch: dict[str, float], rest: float = 20.0) -> None:
+    """Put known costs, a net, in place of the timed ones."""
+
+    def known(config: Config, **_: Any) -> Cost:
+        assert isinstance(config.epochs, int)
+        return Cost(10**9, epoch[config.backbone], rest, config.epochs)
+
+    monkeypatch.setattr(plan, "estimate", known)
+
+
+def schedule(config: Config, spent: float = 0.0) -> tuple[Config, Cost]:
+    return schedule_minutes(config, **FACTS, store_bytes=0, spent=spent)
+
+
+def test_epochs_fill_the_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
+    costs(monkeypatch, {"convnet_small": 5.0})
+    config = override(Config(), {"minutes": 3, "backbone": "convnet_small", "device": "cpu"})
+    found, cost = schedule(config, spent=10.0)
+    assert found.epochs == (180 - 10 - 20) // 5
+    assert cost.seconds == pytest.approx(170)
+    assert found.minutes == "auto"  # the settings that are written down name epochs alone
+    assert resolve(found, **FACTS) == found
+    assert schedule(dataclasses.replace(config, minutes=0.01))[0].epochs == 1
+    assert schedule(dataclasses.replace(config, minutes=1e6))[0].epochs == plan.MOST_EPOCHS
+
+
+def test_without_minutes_a_fit_takes_an_hour_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = override(Config(), {"backbone": "convnet_small", "device": "cpu"})
+    rule = resolve(config, **FACTS).epochs
+    assert isinstance(rule, int)
+    costs(monkeypatch, {"convnet_small": 1.0})
+    assert schedule(config)[0].epochs == rule
+    costs(monkeypatch, {"convnet_small": 179.0})
+    assert schedule(config)[0].epochs == 20
+    assert schedule(dataclasses.replace(config, epochs=100))[0].epochs == 100
+
+
+@pytest.mark.parametrize(
+    ("minutes", "size", "expected"),
+    [
+        (60, 32, (32, "convnet_small")),  # 30 s an epoch: 119 of them
+        (3, 32, (32, "convnet_tiny")),  # 5 of the small net, 20 of the tiny one
+        (60, 96, (96, "convnet_small")),  # nine times the pixels: 13
+        (30, 96, (64, "convnet_small")),  # 6 at 96 pixels, 14 at 64
+        (1, 96, (32, "convnet_tiny")),  # nothing reaches 12: the smallest
+    ],
+)
+def test_size_and_net_follow_from_the_minutes(
+    minutes: float, size: int, expected: tuple[int, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    costs(monkeypatch, {"convnet_small": 30.0, "convnet_tiny": 8.0})
+    asked = override(Config(), {"minutes": minutes, "device": "cpu"})
+    found = choose_scale(asked, n=10_000, size=size, channels=3)
+    assert (found.size, found.backbone) == expected
+
+
+def test_what_was_asked_for_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    costs(monkeypatch, {"convnet_small": 1e9, "convnet_tiny": 1e9})
+    asked = override(Config(), {"minutes": 1, "size": 80, "device": "cpu"})
+    assert choose_scale(asked, n=100, size=80, channels=3).size == 80
+    asked = override(Config(), {"minutes": 1, "backbone": "resnet18", "device": "cpu"})
+    assert choose_scale(asked, n=100, size=96, channels=3) == asked
+
+
+@pytest.mark.parametrize("values", [{"minutes": 0}, {"minutes": 1, "epochs": 3}])
+def test_minutes_that_will_not_do(values: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="minutes"):
+        resolve(override(Config(), values), **FACTS)
+
+
+def test_a_fit_in_minutes_repeats_from_its_settings() -> None:
+    images = make_shapes(64)
+    settings = {"train.batch_size": 32, "train.precision": "float32"}
+    first = DeepCluster(n_clusters=3, minutes=0.02, settings=settings, random_state=0).fit(images)
+    again = DeepCluster(
+        n_clusters=3, epochs=first.n_iter_, settings=settings, random_state=0, device="cpu"
+    ).fit(images)
+    assert np.array_equal(first.embeddings_, again.embeddings_)
