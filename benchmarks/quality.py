@@ -234,6 +234,11 @@ def measure(
     return {**rounded, "clusters": len(np.unique(clusters)), **times}
 
 
+def read(path: Path) -> list[dict[str, Any]]:
+    """The results so far."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+
+
 def main() -> None:
     """Run what is missing."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -255,7 +260,6 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     given = {"minutes": args.minutes, "epochs": args.epochs}
     given = {name: value for name, value in given.items() if value is not None}
-    runs = json.loads(args.out.read_text(encoding="utf-8")) if args.out.exists() else []
     key = ("set", "images", "method", "seed", "threads", "settings")
     for name in args.sets:
         store, truth = open_set(name, args.data, args.images)
@@ -265,7 +269,9 @@ def main() -> None:
             for method in args.methods:
                 facts = (name, len(store), method, seed, args.threads, settings(method, task))
                 line: dict[str, Any] = dict(zip(key, facts, strict=True))
-                old = [run for run in runs if all(run[part] == line[part] for part in key)]
+                old = [
+                    run for run in read(args.out) if all(run[part] == line[part] for part in key)
+                ]
                 if old and not args.again:
                     continue
                 if args.stop_after and time.perf_counter() - began > 60 * args.stop_after:
@@ -276,9 +282,8 @@ def main() -> None:
                 except ImportError as error:
                     print(f"{method} is left out: {error}; pip install '.[peers]'")
                     continue
-                runs = [run for run in runs if run not in old]
-                runs.append(line | record.circumstances())
-                record.write(args.out, runs)
+                kept = [run for run in read(args.out) if run not in old]
+                record.write(args.out, [*kept, line | record.circumstances()])
                 figures = "  ".join(f"{n} {line[n]:.3f}" for n in ("nmi", "acc", "ari", "seconds"))
                 print(f"{name:14} {method:12} {seed}  {figures}", flush=True)
 
