@@ -19,6 +19,7 @@ LAYERS = [
         "kmeans",
         "pca",
         "graph",
+        "choose",
         "metrics",
         "muon",
     },
@@ -31,6 +32,7 @@ LAYERS = [
 WITHIN = {  # imports inside a layer that are meant
     ("run", "config"),
     ("train", "plan"),
+    ("choose", "graph"),
     ("images", "sources"),
     ("sources", "named"),
     ("commands", "report"),

@@ -143,21 +143,53 @@ def cluster_graph(
     if neighbours < 1:
         raise ValueError(f"neighbours = {neighbours}: a row needs at least 1")
     wanted = min(n, max(min(n // 4, LANDMARKS), min(4 * k, 6000), k, 200))
-    centers, patch = _landmarks(x, wanted, k, generator)
-    m = len(centers)
-    if m <= k:  # nothing to merge
-        return Prototypes(centers.cpu(), torch.arange(m))
+    centers, patch = landmarks(x, wanted, k, generator)
+    if len(centers) <= k:  # nothing to merge
+        return Prototypes(centers.cpu(), torch.arange(len(centers)))
+    weights = patch_graph(x, centers, patch, neighbours, QUERIES, generator)
+    cluster = cut(weights, k)
+    return Prototypes(centers.cpu(), torch.from_numpy(cluster))
+
+
+def patch_graph(
+    x: Tensor,
+    centers: Tensor,
+    patch: Tensor,
+    neighbours: int,
+    queries: int,
+    generator: torch.Generator,
+) -> np.ndarray:
+    """Edges between patches of the rows, counted from both ends: a connected symmetric graph.
+
+    Args:
+        x: ``(n, d)``.
+        centers: ``(m, d)``, the landmarks.
+        patch: ``(n,)`` int64 below m, the landmark of each row.
+        neighbours: edges that go out from a row.
+        queries: rows at most, drawn at random, whose edges are counted.
+        generator: draws them.
+
+    Returns:
+        ``(m, m)`` float64.
+    """
+    n, m = len(x), len(centers)
     edges = torch.zeros(m * m, dtype=torch.float64)
     if n > 1:
-        asking = torch.randperm(n, generator=generator)[:QUERIES].to(x.device)
+        asking = torch.randperm(n, generator=generator)[:queries].to(x.device)
         found, _ = knn(x, min(neighbours, n - 1), queries=asking)
         between = patch[asking][:, None] * m + patch[found]
         edges += torch.bincount(between.flatten(), minlength=m * m).cpu()
     weights = edges.view(m, m).numpy()
-    weights = _join(weights + weights.T, centers.cpu(), neighbours)
+    return _join(weights + weights.T, centers.cpu(), neighbours)
+
+
+def cut(weights: np.ndarray, k: int) -> np.ndarray:
+    """Cut a symmetric connected graph into k communities: the community of each node.
+
+    Merged past the best modularity by size and by density; the better of both by `_merit`.
+    """
     cuts = [_refine(weights, _merge(weights, k, by_density)) for by_density in (False, True)]
-    cluster = max(cuts, key=lambda cut: _merit(weights, cut))
-    return Prototypes(centers.cpu(), torch.from_numpy(cluster))
+    return max(cuts, key=lambda cluster: _merit(weights, cluster))
 
 
 def knn(
@@ -309,7 +341,7 @@ def _nearest(x: Tensor, centers: Tensor) -> Tensor:
     return torch.cat([scores.argmax(1) for _, scores in _scores(x, centers)])
 
 
-def _landmarks(x: Tensor, m: int, k: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def landmarks(x: Tensor, m: int, k: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """At most m centres of patches of `x`, none without rows, and the patch of each row."""
     centers = x[torch.randperm(len(x), generator=generator)[:m].to(x.device)]
     for _ in range(LLOYD_STEPS):
