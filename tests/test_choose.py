@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from deepcluster.choose import _quality, choose_clusters
+from deepcluster.choose import _score, choose_clusters
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -33,16 +33,16 @@ def test_the_same_generator_chooses_the_same() -> None:
     assert first == second
 
 
-def test_quality_of_a_cut_by_hand() -> None:
-    # Two pairs of nodes, 4 edges' ends within each pair and 1 from one to the other.
-    weights = np.array([[0, 4, 1, 0], [4, 0, 0, 0], [1, 0, 0, 4], [0, 0, 4, 0]], float)
-    assert _quality(weights, np.array([0, 0, 1, 1])) == pytest.approx(16 / 18 - 1 / 2)
-    # One node alone: 5 of 18 ends, all of them going out.
-    share = np.array([5, 13]) / 18
-    evenness = -(share * np.log(share)).sum() / math.log(2)
-    kept = 8 / 18
-    expected = (kept - (share**2).sum()) * evenness**2
-    assert _quality(weights, np.array([0, 1, 1, 1])) == pytest.approx(expected)
+def test_score_of_a_cut_by_hand() -> None:
+    # Rows at 0, 1 and 4, 5 on a line: each is 1 from its own and 3, 4 or 5 from the others.
+    places = np.array([0.0, 1.0, 4.0, 5.0])
+    distances = abs(places[:, None] - places)
+    silhouette = (2 * (1 - 1 / 4.5) + 2 * (1 - 1 / 3.5)) / 4
+    assert _score(distances, np.array([0, 0, 1, 1]), 2) == pytest.approx(silhouette)
+    # Asked for three, found two: the sizes are as even as two of three can be.
+    evenness = math.log(2) / math.log(3)
+    assert _score(distances, np.array([0, 0, 1, 1]), 3) == pytest.approx(silhouette * evenness**2)
+    assert _score(distances, np.zeros(4, int), 2) == 0
 
 
 def test_few_rows_and_equal_rows() -> None:
