@@ -11,7 +11,7 @@ import torch
 from deepcluster.config import Config, override
 from deepcluster.images import ImageStore
 from deepcluster.methods import METHODS
-from deepcluster.plan import estimate, guess_clusters, resolve
+from deepcluster.plan import estimate, most_clusters, resolve
 from deepcluster.run import RunDir
 from deepcluster.train import FitResult, Progress, fit, load_checkpoint, schedule
 
@@ -132,8 +132,8 @@ def test_schedule_by_hand(tiny: Config) -> None:
     assert schedule(0.9, override(tiny, {"train.schedule": "constant"})) == 1
 
 
-def test_guess_is_sensible() -> None:
-    assert [guess_clusters(n) for n in (1, 7, 1797, 60_000, 10**6)] == [1, 2, 11, 61, 100]
+def test_over_clustering_is_sensible() -> None:
+    assert [most_clusters(n) for n in (1, 7, 1797, 60_000, 10**6)] == [1, 2, 21, 50, 50]
 
 
 def test_estimate_needs_no_images(tiny: Config) -> None:

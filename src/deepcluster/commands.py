@@ -213,6 +213,8 @@ def fit_source(
     run.write_info(
         {
             **info,
+            "counts": {**info["counts"], "clusters": result.clusters},
+            "choice": result.choice,
             "status": "done",
             "seconds": round(time.perf_counter() - clock, 3),
             "timings": result.timings,
@@ -291,7 +293,7 @@ def notes(asked: Config, resolved: Config, store: ImageStore, cost: Cost) -> lis
     sentences = []
     if asked.clusters == "auto":
         sentences.append(
-            f"clusters: {resolved.clusters}, a guess from the number of images; "
+            f"clusters: the best number from 2 to {resolved.clusters}, chosen at the end; "
             "if you know better, say --clusters K"
         )
     if store.skipped:

@@ -201,6 +201,9 @@ class FinalSettings:
 
     algorithm: Literal["kmeans", "graph"] = "graph"
     """k-means on the final features, or a cut of their nearest-neighbour graph."""
+    choose: bool = False
+    """Choose the number of clusters, from 2 to `clusters`, by how well and how evenly they lie
+    apart; on where `clusters` is auto."""
     pca: int = 0
     """Dimensions that PCA keeps before the final clustering; 0 keeps the features as they are."""
     whiten: bool = False
@@ -218,7 +221,7 @@ class Config:
     method: str = "contrastive-clusters"
     """How the backbone learns."""
     clusters: int | Auto = "auto"
-    """Clusters to end with; auto makes a guess from the number of images and says so."""
+    """Clusters to end with; auto trains with more and chooses their number at the end."""
     minutes: float | Auto = "auto"
     """Time that the whole fit takes: net, image size and epochs are then chosen for this machine,
     where they are not given; auto: epochs by the images' number and size, an hour at most."""

@@ -26,7 +26,7 @@ class DeepCluster(ClusterMixin, TransformerMixin, BaseEstimator):  # type: ignor
     """Train a net on unlabelled images and cluster them with it.
 
     Args:
-        n_clusters: clusters to end with; ``"auto"`` guesses from the number of images.
+        n_clusters: clusters to end with; ``"auto"`` chooses their number from the features.
         recipe: a named set of settings, or the path of a .toml file.
         backbone: name of a net (see ``Config.backbone``), or an ``nn.Module`` that turns
             ``(b, c, size, size)`` into ``(b, d)``; a copy of it is trained.
@@ -127,7 +127,7 @@ class DeepCluster(ClusterMixin, TransformerMixin, BaseEstimator):  # type: ignor
         self.n_iter_ = len(result.history)
         self.ids_ = store.ids
         self.skipped_ = store.skipped
-        sums = np.zeros((int(config.clusters), self.embeddings_.shape[1]), np.float32)
+        sums = np.zeros((result.clusters, self.embeddings_.shape[1]), np.float32)
         np.add.at(sums, self.labels_, self.embeddings_)
         sizes = np.bincount(self.labels_, minlength=len(sums))
         self.cluster_centers_ = sums / np.maximum(sizes, 1)[:, None]

@@ -24,13 +24,14 @@ from torch import Tensor, nn
 from deepcluster import metrics
 from deepcluster.augment import Views, small_views
 from deepcluster.backbones import build_backbone, prepare_backbone
+from deepcluster.choose import choose_clusters
 from deepcluster.config import Config
 from deepcluster.features import FittedModel, Preprocessing, extract, to_device
 from deepcluster.graph import Prototypes, cluster_graph, layout
 from deepcluster.kmeans import kmeans
 from deepcluster.methods import Method, Snapshot, load_method
 from deepcluster.muon import Muon
-from deepcluster.pca import fit_pca, normalise
+from deepcluster.pca import PCA, fit_pca, normalise
 from deepcluster.plan import PIXEL_SIDE
 from deepcluster.run import RunDir
 
@@ -91,6 +92,8 @@ class FitResult:
     confidence: np.ndarray  # (n,) float32 in [0, 1]
     places: np.ndarray  # (n, 2) float32 on the map, NaN where an image is not on it
     history: list[dict[str, Any]]  # the lines of metrics.jsonl
+    clusters: int  # their number
+    choice: dict[int, float]  # score of each number that was looked at, if it was chosen
     scores: dict[str, dict[str, float]]  # of "fit" and of "pixels"
     timings: dict[str, float]  # seconds a phase
 
@@ -243,7 +246,10 @@ def fit(
     clock.lap("features")
     generator = torch.Generator().manual_seed(mix(config.seed, config.epochs, ORDER))
     progress.phase("clusters", 1)
-    pca, prototypes = final_clusters(embeddings, config, generator)
+    pca, prototypes, choice = final_clusters(embeddings, config, generator)
+    clusters = len(prototypes.cluster.unique())
+    if choice:
+        progress.note(f"{clusters} clusters, chosen among 2 to {max(choice)}")
     model = FittedModel(
         backbone=method.backbone,
         name=config.backbone,
@@ -263,7 +269,7 @@ def fit(
     scores = {"fit": score(labels.numpy(), store.labels)}
     if store.labels is not None:
         progress.phase("k-means on the pixels, to compare", 1)
-        scores["pixels"] = score(pixel_clusters(store, config, generator), store.labels)
+        scores["pixels"] = score(pixel_clusters(store, clusters, generator), store.labels)
         progress.advance(1)
         clock.lap("compare")
     return FitResult(
@@ -275,6 +281,8 @@ def fit(
         confidence=confidence.numpy(),
         places=np.asarray(places),
         history=history,
+        clusters=clusters,
+        choice=choice,
         scores=scores,
         timings={name: round(seconds, 3) for name, seconds in clock.seconds.items()},
     )
@@ -377,8 +385,10 @@ def score(labels: np.ndarray, truth: np.ndarray | None) -> dict[str, float]:
     return {name: getattr(metrics, name)(labels[known], truth[known]) for name in names}
 
 
-def final_clusters(embeddings: Tensor, config: Config, generator: torch.Generator) -> Any:
-    """The clusters a person gets: (PCA or None, prototypes)."""
+def final_clusters(
+    embeddings: Tensor, config: Config, generator: torch.Generator
+) -> tuple[PCA | None, Prototypes, dict[int, float]]:
+    """The clusters a person gets, and the scores of their numbers where the number is chosen."""
     final = config.final
     assert isinstance(config.clusters, int)
     kept = min(final.pca, *embeddings.shape)
@@ -386,15 +396,18 @@ def final_clusters(embeddings: Tensor, config: Config, generator: torch.Generato
     x = embeddings if pca is None else normalise(pca.apply(embeddings))
     device = config.device if config.device.startswith("cuda") else "cpu"  # MPS has no float64
     x = x.to(device)
-    if final.algorithm == "graph" and config.clusters < min(len(x), MOST_GRAPH_CLUSTERS):
-        return pca, cluster_graph(
-            x, config.clusters, neighbours=final.neighbours, generator=generator
-        )
-    result = kmeans(x, config.clusters, max_iter=300, n_init=final.restarts, generator=generator)
-    return pca, Prototypes(result.centers.cpu(), torch.arange(config.clusters))
+    k, choice = config.clusters, {}
+    if final.choose and k > 2:
+        found = choose_clusters(x, largest=k, neighbours=final.neighbours, generator=generator)
+        k, choice = found.k, found.scores
+    if final.algorithm == "graph" and k < min(len(x), MOST_GRAPH_CLUSTERS):
+        cut = cluster_graph(x, k, neighbours=final.neighbours, generator=generator)
+        return pca, cut, choice
+    result = kmeans(x, k, max_iter=300, n_init=final.restarts, generator=generator)
+    return pca, Prototypes(result.centers.cpu(), torch.arange(k)), choice
 
 
-def pixel_clusters(store: ImageStore, config: Config, generator: torch.Generator) -> np.ndarray:
+def pixel_clusters(store: ImageStore, k: int, generator: torch.Generator) -> np.ndarray:
     """Plain k-means on the pixels: the yardstick.
 
     Large images are averaged down first, and centres are fitted on PIXEL_ROWS images a cluster.
@@ -406,10 +419,9 @@ def pixel_clusters(store: ImageStore, config: Config, generator: torch.Generator
         images = to_device(store.batch(index), torch.device("cpu")).float() / 255
         small = nn.functional.adaptive_avg_pool2d(images, side)
         flat[start : start + len(index)] = small.flatten(1)
-    assert isinstance(config.clusters, int)
     result = kmeans(
         flat,
-        config.clusters,
+        k,
         max_iter=100,
         n_init=3,
         max_points_per_centre=PIXEL_ROWS,
