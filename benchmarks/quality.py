@@ -258,6 +258,7 @@ def main() -> None:
     args = parser.parse_args()
     began = time.perf_counter()
     torch.set_num_threads(args.threads)
+    circumstances = record.circumstances()
     given = {"minutes": args.minutes, "epochs": args.epochs}
     given = {name: value for name, value in given.items() if value is not None}
     key = ("set", "images", "method", "seed", "threads", "settings")
@@ -283,7 +284,7 @@ def main() -> None:
                     print(f"{method} is left out: {error}; pip install '.[peers]'")
                     continue
                 kept = [run for run in read(args.out) if run not in old]
-                record.write(args.out, [*kept, line | record.circumstances()])
+                record.write(args.out, [*kept, line | circumstances])
                 figures = "  ".join(f"{n} {line[n]:.3f}" for n in ("nmi", "acc", "ari", "seconds"))
                 print(f"{name:14} {method:12} {seed}  {figures}", flush=True)
 

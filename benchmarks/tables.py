@@ -130,7 +130,7 @@ def quality(runs: list[Line]) -> str:
                     *(spread(line[score] for line in lines) for score in ("nmi", "acc", "ari")),
                     listed(clusters),
                     *(
-                        spread((line[time] for line in lines), "{:.0f}")
+                        spread((line[time] for line in lines), "{:.1f}")
                         for time in ("seconds", "cpu_seconds")
                     ),
                     listed(line["seed"] for line in lines),
