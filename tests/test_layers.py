@@ -33,6 +33,7 @@ WITHIN = {  # imports inside a layer that are meant
     ("run", "config"),
     ("train", "plan"),
     ("choose", "graph"),
+    ("choose", "metrics"),
     ("images", "sources"),
     ("sources", "named"),
     ("commands", "report"),

@@ -162,6 +162,20 @@ def test_linear_probe():
     )
 
 
+def test_even_silhouette_by_hand():
+    # Rows at 0, 1 and at 4, 5 on a line: each is 1 from its own, 4.5 or 3.5 from the others.
+    x = np.array([[0.0], [1.0], [4.0], [5.0]])
+    even = (2 * (1 - 1 / 4.5) + 2 * (1 - 1 / 3.5)) / 4
+    assert metrics.even_silhouette(x, np.array([0, 0, 1, 1]), rng()) == pytest.approx(even)
+    # A row alone has 0, and the shares 1/4 and 3/4 are less even.
+    uneven = (0 + (1 / 3.5 - 1) + (1 - 2 / 4) + (1 - 2.5 / 5)) / 4
+    entropy = -(0.25 * np.log(0.25) + 0.75 * np.log(0.75)) / np.log(2)
+    found = metrics.even_silhouette(x, np.array([0, 1, 1, 1]), rng())
+    assert found == pytest.approx(uneven * entropy**2)
+    with pytest.raises(metrics.TooFewError):
+        metrics.even_silhouette(x, np.zeros(4, int), rng())
+
+
 def test_silhouette(monkeypatch):
     x, labels = faces(300, 0)
     assert metrics.silhouette(x, labels, rng()) == pytest.approx(
@@ -191,7 +205,7 @@ def test_evaluate_gives_what_can_be_had(monkeypatch):
     assert everything["nmi"] == metrics.nmi(clusters, labels)
     assert everything == metrics.evaluate(x, clusters, labels, rng=rng())
     without = metrics.evaluate(x, clusters, rng=rng())
-    assert list(without) == ["silhouette", "effective_rank"]
+    assert list(without) == ["silhouette", "even_silhouette", "effective_rank"]
     assert list(metrics.evaluate(x, clusters, np.full(60, -1), rng=rng())) == list(without)
     # One image: what is undefined is left out, not an error.
     assert "knn" not in metrics.evaluate(x[:1], clusters[:1], labels[:1], rng=rng())

@@ -5,10 +5,11 @@ other landmarks. The score of a number is the mean over these cuts of
 
     silhouette coefficient (Rousseeuw 1987) × squared evenness of the clusters,
 
-where evenness is the entropy of the shares over ln k. The silhouette alone goes on to rise a
-little when a class falls apart into two that do lie apart, say sevens with and without a bar;
-then the clusters are less even. That is a prior, the one that :mod:`deepcluster.graph` has among
-cuts: where the largest group is many times the smallest, the answer tends to be too small.
+where evenness is the entropy of the shares over ln k (:func:`metrics.even_silhouette`). The
+silhouette alone goes on to rise a little when a class falls apart into two that do lie apart, say
+sevens with and without a bar; then the clusters are less even. That is a prior, the one that
+:mod:`deepcluster.graph` has among cuts: where the largest group is many times the smallest, the
+answer tends to be too small.
 
 Other criteria that were tried, and how far each landed, are in docs/log.md: stability under other
 landmarks, prediction strength, modularity, the eigengap, edges between the closest clusters.
@@ -20,10 +21,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from sklearn.metrics import pairwise_distances, silhouette_score
 from torch import Tensor
 
 from deepcluster.graph import cut, landmarks, patch_graph
+from deepcluster.metrics import TooFewError, even_silhouette
 
 DRAWS = 4
 """Sets of landmarks."""
@@ -68,7 +69,7 @@ def choose_clusters(
     x, n = x.detach().float(), len(x)
     wanted = min(n, max(PATCHES, 10 * largest))
     judged = torch.randperm(n, generator=generator)[:JUDGED].to(x.device)
-    distances = pairwise_distances(x[judged].cpu().numpy())  # its diagonal is 0
+    rows = x[judged].cpu().numpy()
     draws = []
     for _ in range(DRAWS):
         centers, patch = landmarks(x, wanted, 2, generator)
@@ -76,16 +77,15 @@ def choose_clusters(
         draws.append((weights, patch[judged].cpu().numpy()))
     fewest = min(len(weights) for weights, _ in draws)
     scores = {
-        k: float(np.mean([_score(distances, cut(weights, k)[own], k) for weights, own in draws]))
+        k: float(np.mean([_score(rows, cut(weights, k)[own]) for weights, own in draws]))
         for k in range(2, min(largest, fewest - 1) + 1)
     }
     return Choice(max(scores, key=lambda k: scores[k], default=fewest), scores)
 
 
-def _score(distances: np.ndarray, clusters: np.ndarray, k: int) -> float:
-    """Silhouette times squared evenness of k clusters, of which some may have no row here."""
-    share = np.unique(clusters, return_counts=True)[1] / len(clusters)
-    if len(share) == 1:
-        return 0.0
-    evenness = -(share * np.log(share)).sum() / np.log(k)
-    return float(silhouette_score(distances, clusters, metric="precomputed") * evenness**2)
+def _score(rows: np.ndarray, clusters: np.ndarray) -> float:
+    """Even silhouette; the lowest there is where these rows are all of one cluster."""
+    try:
+        return even_silhouette(rows, clusters, np.random.default_rng(0))
+    except TooFewError:
+        return -1.0
