@@ -11,7 +11,7 @@ features kept in ``--features`` (a second call goes on from there; ``--minutes``
 - ``runs``: NMI of each fit, its features cut into ten, beside the scores that need no labels;
 - ``spearman``: their rank correlation with NMI over the fits on the same images.
 
-The score and its exponent were settled on digits and Fashion-MNIST; MNIST and CIFAR-10 confirm.
+The score was settled on digits, Fashion-MNIST and CIFAR-10; MNIST confirms.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
+import numpy as np
 import pytest
 import torch
 from torch.nn.functional import normalize
 
-from deepcluster.choose import choose_clusters
+from deepcluster.choose import _modularity, choose_clusters
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -28,6 +29,13 @@ def test_the_same_generator_chooses_the_same() -> None:
     x = groups([40] * 3, spread=0.4)
     first, second = (choose_clusters(x, largest=5, generator=seeded(3)) for _ in range(2))
     assert first == second
+
+
+def test_modularity_by_hand() -> None:
+    # Two pairs of nodes: 8 ends of edges within each, and one edge from pair to pair.
+    weights = np.array([[0, 4, 1, 0], [4, 0, 0, 0], [1, 0, 0, 4], [0, 0, 4, 0]], float)
+    assert _modularity(weights, np.array([0, 0, 1, 1])) == pytest.approx(16 / 18 - 1 / 2)
+    assert _modularity(weights, np.zeros(4, int)) == pytest.approx(0)
 
 
 def test_few_rows_and_equal_rows() -> None:

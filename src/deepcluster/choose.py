@@ -1,26 +1,30 @@
 """How many clusters there are, from the features alone.
 
 The neighbour graph is cut into every number of clusters from 2 on, several times, each time from
-other landmarks. The score of a number is the mean over these cuts of
+other landmarks. The score of a number is the product of
 
-    silhouette coefficient (Rousseeuw 1987) × squared evenness of the clusters,
+- the silhouette of the cuts (Rousseeuw 1987), times their squared evenness: the entropy of the
+  shares over ln k (:func:`metrics.even_silhouette`);
+- their modularity: edges kept within clusters, less those that chance would keep (Newman 2004);
+- their stability: adjusted mutual information of two cuts, over all pairs (von Luxburg 2010).
 
-where evenness is the entropy of the shares over ln k (:func:`metrics.even_silhouette`). The
-silhouette alone goes on to rise a little when a class falls apart into two that do lie apart, say
-sevens with and without a bar; then the clusters are less even. That is a prior, the one that
+Each alone fails on the features of a net. The silhouette goes on to rise a little when a class
+falls apart into two that do lie apart, and falls from 2 on where no class lies apart; modularity
+rises when a class is split; the cut in two is as stable as any. Evenness is a prior, the one that
 :mod:`deepcluster.graph` has among cuts: where the largest group is many times the smallest, the
 answer tends to be too small.
 
-Other criteria that were tried, and how far each landed, are in docs/log.md: stability under other
-landmarks, prediction strength, modularity, the eigengap, edges between the closest clusters.
+How far these and other criteria land from the truth is in docs/log.md.
 """
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from sklearn.metrics import adjusted_mutual_info_score
 from torch import Tensor
 
 from deepcluster.graph import cut, landmarks, patch_graph
@@ -33,7 +37,7 @@ PATCHES = 200
 QUERIES = 3000
 """Rows whose edges are counted."""
 JUDGED = 1500
-"""Rows that the silhouette is of."""
+"""Rows on which cuts are judged."""
 
 
 @dataclass(frozen=True)
@@ -76,16 +80,27 @@ def choose_clusters(
         weights = patch_graph(x, centers, patch, neighbours, QUERIES, generator)
         draws.append((weights, patch[judged].cpu().numpy()))
     fewest = min(len(weights) for weights, _ in draws)
-    scores = {
-        k: float(np.mean([_score(rows, cut(weights, k)[own]) for weights, own in draws]))
-        for k in range(2, min(largest, fewest - 1) + 1)
-    }
+    scores = {}
+    for k in range(2, min(largest, fewest - 1) + 1):
+        cuts = [cut(weights, k) for weights, _ in draws]
+        found = [c[own] for c, (_, own) in zip(cuts, draws, strict=True)]
+        apart = [_silhouette(rows, clusters) for clusters in found]
+        kept = [_modularity(weights, c) for c, (weights, _) in zip(cuts, draws, strict=True)]
+        again = [adjusted_mutual_info_score(a, b) for a, b in itertools.combinations(found, 2)]
+        scores[k] = float(np.mean(apart) * np.mean(kept) * np.mean(again))
     return Choice(max(scores, key=lambda k: scores[k], default=fewest), scores)
 
 
-def _score(rows: np.ndarray, clusters: np.ndarray) -> float:
-    """Even silhouette; the lowest there is where these rows are all of one cluster."""
+def _modularity(weights: np.ndarray, clusters: np.ndarray) -> float:
+    """Share of the edges within clusters, less what chance would keep there."""
+    member = np.eye(clusters.max() + 1)[clusters]  # (m, k)
+    between = member.T @ weights @ member / weights.sum()
+    return float(between.trace() - (between.sum(0) ** 2).sum())
+
+
+def _silhouette(rows: np.ndarray, clusters: np.ndarray) -> float:
+    """Even silhouette; 0 where it is below, or where these rows are all of one cluster."""
     try:
-        return even_silhouette(rows, clusters, np.random.default_rng(0))
+        return max(0.0, even_silhouette(rows, clusters, np.random.default_rng(0)))
     except TooFewError:
-        return -1.0
+        return 0.0
