@@ -147,7 +147,7 @@ def test_everything_is_resolved(tiny: Config) -> None:
 
     config = resolve(Config(), n=1000, size=32, channels=3)
     left = {k for k, v in flatten(dataclasses.asdict(config)).items() if v == "auto"}
-    assert left <= {"data.memory_gb", "data.workers"}
+    assert left <= {"data.memory_gb", "data.workers", "minutes"}
 
 
 @pytest.mark.parametrize("clusters", [0, 11])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import statistics
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -29,9 +30,9 @@ MOST_EPOCHS = 1000
 SIZES = (96, 64, 48, 32)  # sides that images above 64 pixels may get, to keep to the time
 TRIAL_SIDE = 32  # pixels; steps are timed at this side where several are to be compared
 TRIAL_SHARE, TRIAL_MOST = 0.02, 10.0  # of the time that was given, and seconds: spent on timing
-# Seconds an image of what comes beside the steps, measured on two cores: once a fit (neighbour
+# Seconds an image of what comes beside the steps, measured on one core: once a fit (neighbour
 # graph, map, pictures, report), and once an epoch (the bank's clusters, figures, the checkpoint).
-AFTERWARDS, EACH_EPOCH = 1.2e-3, 5e-5
+AFTERWARDS, EACH_EPOCH = 1.0e-3, 7e-5
 STEP_EXTRAS = 1.06  # optimizer and reading the images, on top of a timed step
 LIBRARIES = 1_000_000_000  # bytes that torch and the tables of the neighbour graph take
 PIXEL_SIDE = 32  # pixels k-means, the yardstick, sees images averaged down to this side
@@ -336,7 +337,7 @@ def estimate(
     timed = [step()]
     while len(timed) < 2 or sum(timed) < patience:
         timed.append(step())
-    seconds_an_image = STEP_EXTRAS * sum(timed) / len(timed) / batch
+    seconds_an_image = STEP_EXTRAS * statistics.median(timed) / batch
     passes = 1.5 if config.method == "deepcluster" else 1.0  # features of all images an epoch
     forward = seconds_an_image / (3 * method.views)
     features = n * int(backbone.num_features) * 4  # type: ignore[arg-type]
