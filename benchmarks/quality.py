@@ -170,7 +170,7 @@ def clustpy(name: str, task: Task, seed: int, start: Start) -> np.ndarray:
 def ours(task: Task, seed: int, start: Start) -> np.ndarray:
     """The default fit of this project."""
     model = DeepCluster(n_clusters=task.k, random_state=seed, device="cpu", settings=task.ours)
-    return model.fit_predict(task.store)
+    return model.fit_predict(task.store.pixels)
 
 
 METHODS: dict[str, tuple[Callable[..., Start], Callable[..., np.ndarray]]] = {

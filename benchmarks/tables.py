@@ -103,8 +103,8 @@ def note(line: Line) -> str:
     settings = line["settings"]
     if "pretrain_epochs" in settings and settings != FULL:
         words.append(
-            f"cut to {settings['pretrain_epochs']} + {settings['clustering_epochs']} epochs "
-            f"(default {FULL['pretrain_epochs']} + {FULL['clustering_epochs']})"
+            f"{settings['pretrain_epochs']} + {settings['clustering_epochs']} epochs "
+            f"in place of {FULL['pretrain_epochs']} + {FULL['clustering_epochs']}"
         )
     if line["method"] == "deepcluster":
         words += [f"{value:g} {name}" for name, value in settings.items()]
