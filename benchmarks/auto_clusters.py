@@ -62,7 +62,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "dc": {"epochs": 2, "method": "deepcluster"},
 }
 SUBSETS = [list(range(10)), [0, 1, 2], [1, 4, 6, 8, 9], [0, 1, 3, 4, 5, 7, 9]]
-SCORES = ("silhouette", "even_silhouette", "effective_rank")
+SCORES = ("silhouette", "modularity", "effective_rank")
 
 
 def part(name: str, data: Path) -> ImageStore:

@@ -162,18 +162,16 @@ def test_linear_probe():
     )
 
 
-def test_even_silhouette_by_hand():
-    # Rows at 0, 1 and at 4, 5 on a line: each is 1 from its own, 4.5 or 3.5 from the others.
-    x = np.array([[0.0], [1.0], [4.0], [5.0]])
-    even = (2 * (1 - 1 / 4.5) + 2 * (1 - 1 / 3.5)) / 4
-    assert metrics.even_silhouette(x, np.array([0, 0, 1, 1]), rng()) == pytest.approx(even)
-    # A row alone has 0, and the shares 1/4 and 3/4 are less even.
-    uneven = (0 + (1 / 3.5 - 1) + (1 - 2 / 4) + (1 - 2.5 / 5)) / 4
-    entropy = -(0.25 * np.log(0.25) + 0.75 * np.log(0.75)) / np.log(2)
-    found = metrics.even_silhouette(x, np.array([0, 1, 1, 1]), rng())
-    assert found == pytest.approx(uneven * entropy**2)
+def test_modularity_by_hand(monkeypatch):
+    monkeypatch.setattr(metrics, "GRAPH_NEIGHBOURS", 1)
+    # On a line 0 and 1, 4 and 5.5 are one another's nearest; 8 has 5.5.
+    x = np.array([[0.0], [1.0], [4.0], [5.5], [8.0]])
+    clusters = np.array([0, 0, 1, 1, 2])
+    chance = (2 / 5) ** 2 + (2 / 5) ** 2 + (1 / 5) ** 2
+    assert metrics.modularity(x, clusters, rng()) == pytest.approx(4 / 5 - chance)
+    assert metrics.modularity(x, np.zeros(5, int), rng()) == pytest.approx(0)
     with pytest.raises(metrics.TooFewError):
-        metrics.even_silhouette(x, np.zeros(4, int), rng())
+        metrics.modularity(x, np.array([0, -1, -1, -1, -1]), rng())
 
 
 def test_silhouette(monkeypatch):
@@ -205,7 +203,7 @@ def test_evaluate_gives_what_can_be_had(monkeypatch):
     assert everything["nmi"] == metrics.nmi(clusters, labels)
     assert everything == metrics.evaluate(x, clusters, labels, rng=rng())
     without = metrics.evaluate(x, clusters, rng=rng())
-    assert list(without) == ["silhouette", "even_silhouette", "effective_rank"]
+    assert list(without) == ["silhouette", "modularity", "effective_rank"]
     assert list(metrics.evaluate(x, clusters, np.full(60, -1), rng=rng())) == list(without)
     # One image: what is undefined is left out, not an error.
     assert "knn" not in metrics.evaluate(x[:1], clusters[:1], labels[:1], rng=rng())

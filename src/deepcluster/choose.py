@@ -4,7 +4,7 @@ The neighbour graph is cut into every number of clusters from 2 on, several time
 other landmarks. The score of a number is the product of
 
 - the silhouette of the cuts (Rousseeuw 1987), times their squared evenness: the entropy of the
-  shares over ln k (:func:`metrics.even_silhouette`);
+  shares over ln k;
 - their modularity: edges kept within clusters, less those that chance would keep (Newman 2004);
 - their stability: adjusted mutual information of two cuts, over all pairs (von Luxburg 2010).
 
@@ -28,7 +28,7 @@ from sklearn.metrics import adjusted_mutual_info_score
 from torch import Tensor
 
 from deepcluster.graph import cut, landmarks, patch_graph
-from deepcluster.metrics import TooFewError, even_silhouette
+from deepcluster.metrics import occupancy, silhouette
 
 DRAWS = 4
 """Sets of landmarks."""
@@ -84,7 +84,7 @@ def choose_clusters(
     for k in range(2, min(largest, fewest - 1) + 1):
         cuts = [cut(weights, k) for weights, _ in draws]
         found = [c[own] for c, (_, own) in zip(cuts, draws, strict=True)]
-        apart = [_silhouette(rows, clusters) for clusters in found]
+        apart = [_even_silhouette(rows, clusters) for clusters in found]
         kept = [_modularity(weights, c) for c, (weights, _) in zip(cuts, draws, strict=True)]
         again = [adjusted_mutual_info_score(a, b) for a, b in itertools.combinations(found, 2)]
         scores[k] = float(np.mean(apart) * np.mean(kept) * np.mean(again))
@@ -98,9 +98,9 @@ def _modularity(weights: np.ndarray, clusters: np.ndarray) -> float:
     return float(between.trace() - (between.sum(0) ** 2).sum())
 
 
-def _silhouette(rows: np.ndarray, clusters: np.ndarray) -> float:
-    """Even silhouette; 0 where it is below, or where these rows are all of one cluster."""
-    try:
-        return max(0.0, even_silhouette(rows, clusters, np.random.default_rng(0)))
-    except TooFewError:
+def _even_silhouette(rows: np.ndarray, clusters: np.ndarray) -> float:
+    """Silhouette times squared evenness; 0 if that is below, or if there is one cluster here."""
+    if len(np.unique(clusters)) == 1:
         return 0.0
+    evenness = occupancy(clusters, int(clusters.max()) + 1)["entropy"]
+    return max(0.0, silhouette(rows, clusters, np.random.default_rng(0))) * evenness**2
