@@ -133,7 +133,7 @@ def test_schedule_by_hand(tiny: Config) -> None:
 
 
 def test_over_clustering_is_sensible() -> None:
-    assert [most_clusters(n) for n in (1, 7, 1797, 60_000, 10**6)] == [1, 2, 21, 50, 50]
+    assert [most_clusters(n) for n in (1, 7, 1797, 60_000, 10**6)] == [1, 2, 30, 30, 30]
 
 
 def test_estimate_needs_no_images(tiny: Config) -> None:
