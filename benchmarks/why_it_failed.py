@@ -211,6 +211,7 @@ OTHERS = {
     "untrained:port": "the port's net, untrained",
     "untrained:C12": "the net with all causes undone, untrained",
     "untrained:colour": "the same in colour, untrained",
+    "untrained:methods": "its last map, untrained",
     "sampler:misread": "the authors' sampler, as its indices are read",
     "sampler:none": "neither sampler nor weights",
     "v2": "`deepcluster-v2`",
@@ -242,7 +243,7 @@ def build(
     preprocessing = Preprocessing.measure(store)
     config = override(Config(), {**MEASURE, "seed": seed})
     method: type[DeepCluster] | None = None
-    if variant in ("v2", "default"):
+    if variant in ("v2", "default", "untrained:methods"):
         if variant == "v2":
             config = override(config, {"method": "deepcluster-v2"})
         shape = Shape(collapsed=False, norm_all=True, raw=False, sobel=False)
@@ -462,9 +463,11 @@ def spread(runs: list[dict[str, Any]], variant: str, name: str) -> str:
 
 def table(runs: list[dict[str, Any]], rows: Rows, columns: dict[str, str]) -> str:
     """A Markdown table: a row a variant, a column a figure."""
-    lines = ["|  | " + " | ".join(columns.values()) + " |", "| --- |" + " ---: |" * len(columns)]
+    heads = [*columns.values(), "seeds"]
+    lines = ["|  | " + " | ".join(heads) + " |", "| --- |" + " ---: |" * len(heads)]
     for variant, text in rows:
         cells = [spread(runs, variant, name) for name in columns]
+        cells.append(str(len(values(runs, variant, "nmi"))))
         lines.append(f"| {text} | " + " | ".join(cells) + " |")
     return "\n" + "\n".join(lines) + "\n"
 
@@ -488,9 +491,16 @@ def picture(path: Path, runs: list[dict[str, Any]], rows: Rows, line: str, headi
             colour = "#1f5f8b" if statistics.mean(found) > yardstick else "#8fa3b0"
             axes.barh(y, statistics.mean(found), height=0.62, color=colour, alpha=0.55)
             axes.plot(found, [y] * len(found), "o", ms=3.5, color="#222222")
+        else:
+            axes.text(0, y, " not run", color="#999999", fontsize=8, va="center")
     axes.set_yticks(range(len(rows)), [text.replace("`", "") for _, text in rows], fontsize=9)
     axes.set_ylim(len(rows) - 0.4, -1.4)
-    axes.text(yardstick, -0.75, " k-means on the pixels", color="#c0392b", fontsize=8)
+    for x, text, colour in (
+        (yardstick, "k-means on the pixels ", "#c0392b"),
+        (reference, " the port", "#777777"),
+    ):
+        side = "right" if text.endswith(" ") else "left"
+        axes.text(x, -0.75, text, color=colour, fontsize=8, ha=side)
     axes.set_xlabel("NMI with the ten classes, of k-means (k = 10) on the features", fontsize=9)
     axes.set_title(heading, fontsize=10, loc="left")
     axes.set_xlim(0)
@@ -541,7 +551,7 @@ def draw(results: dict[str, Any]) -> None:
     filled["total.seeds"] = str(max(line["seed"] for line in runs) + 1)
 
     def place(match: re.Match[str]) -> str:
-        return f"<!--{match[1]}-->{filled[match[1]]}<!--/-->"
+        return f"<!--{match[1]}-->{filled.get(match[1], '(not measured)')}<!--/-->"
 
     text = DOCUMENT.read_text(encoding="utf-8")
     text = re.sub(r"<!--([\w:.-]+)-->.*?<!--/-->", place, text, flags=re.DOTALL)
