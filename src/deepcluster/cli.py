@@ -366,7 +366,8 @@ def _print_run(run: RunDir, as_json: bool) -> None:
     )
     history = run.read_metrics()
     last = [line["nmi_previous"] for line in history if line.get("nmi_previous") is not None]
-    if scores.get("fit"):
+    found = scores.get("fit", {})
+    if "nmi" in found:
         table = Table("", "NMI", "ARI", "ACC", "NMI to the previous epoch")
         for name, title in (("fit", "deepcluster"), ("pixels", "k-means on the pixels")):
             if name in scores:
@@ -376,6 +377,12 @@ def _print_run(run: RunDir, as_json: bool) -> None:
         console.print(table)
     elif last:
         console.print(f"NMI to the previous epoch: {last[-1]:.3f}")
+    if "modularity" in found:
+        console.print(
+            f"modularity: {found['modularity']:.3f} (needs no labels; of runs with the same images "
+            "and number of clusters, take the highest)",
+            soft_wrap=True,
+        )
     console.print(f"run folder: {run.path}", soft_wrap=True)
     if run.pictures.is_dir():
         console.print(f"pictures:   {run.pictures}", soft_wrap=True)

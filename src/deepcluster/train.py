@@ -267,6 +267,11 @@ def fit(
     progress.advance(1)
     clock.lap("map")
     scores = {"fit": score(labels.numpy(), store.labels)}
+    if clusters > 1:
+        scores["fit"]["modularity"] = metrics.modularity(
+            embeddings.numpy(), labels.numpy(), np.random.default_rng(config.seed)
+        )
+    clock.lap("measure")
     if store.labels is not None:
         progress.phase("k-means on the pixels, to compare", 1)
         scores["pixels"] = score(pixel_clusters(store, clusters, generator), store.labels)

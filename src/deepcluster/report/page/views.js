@@ -130,6 +130,7 @@ deepcluster.views = (() => {
     ["acc", "ACC", "share of the images in the right place if each cluster is given one class of its own", 0, 1],
     ["ari", "ARI", "agreement on which pairs of images belong together: 0 is chance, 1 is full", 0, 1],
     ["silhouette", "Silhouette", "how clearly the clusters stand apart in feature space: below 0 they overlap, 1 is far apart; needs no labels", -1, 1],
+    ["modularity", "Modularity", "share of an image's nearest images that are in its own cluster, less what chance gives: 0 is chance; needs no labels", 0, 1],
   ];
 
   function scoreTable({ scores, labelled, images: total, info }) {
