@@ -133,7 +133,11 @@ def fit_source(
     """
     progress = progress or Progress()
     asked = config or Config()
-    started, clock = datetime.now().astimezone(), time.perf_counter()
+    started, clock, processor = (
+        datetime.now().astimezone(),
+        time.perf_counter(),
+        time.process_time(),
+    )
     run = None
     if resume:
         run, asked = _reopen(out, asked)
@@ -217,6 +221,7 @@ def fit_source(
             "choice": result.choice,
             "status": "done",
             "seconds": round(time.perf_counter() - clock, 3),
+            "processor_seconds": round(time.process_time() - processor, 3),
             "timings": result.timings,
             "scores": result.scores,
         }
