@@ -133,11 +133,8 @@ def fit_source(
     """
     progress = progress or Progress()
     asked = config or Config()
-    started, clock, processor = (
-        datetime.now().astimezone(),
-        time.perf_counter(),
-        time.process_time(),
-    )
+    started = datetime.now().astimezone()
+    clock, processor = time.perf_counter(), time.process_time()
     run = None
     if resume:
         run, asked = _reopen(out, asked)
