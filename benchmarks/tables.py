@@ -79,18 +79,14 @@ def together(lines: Iterable[Line], key: Callable[[Line], Any]) -> dict[Any, lis
 
 
 def sources(lines: list[Line]) -> str:
-    """Where figures come from: machine, versions, commit and commands, for each machine."""
+    """Where figures come from: machine, version and commands, for each machine."""
     parts = []
     for where, some in together(lines, machine).items():
         torch = listed(line["versions"]["torch"] for line in some)
-        commits = listed(line["commit"] for line in some)
         commands = dict.fromkeys(
             re.sub(r" (--seed|--out|--stop-after) \S+", "", line["command"]) for line in some
         )
-        parts.append(
-            f"{where}; torch {torch}; commit {commits} (a + means: with changes not yet in it):"
-            "\n\n```sh\n" + "\n".join(commands) + "\n```"
-        )
+        parts.append(f"{where}; torch {torch}:\n\n```sh\n" + "\n".join(commands) + "\n```")
     return "\n\n".join(parts)
 
 
@@ -107,7 +103,7 @@ def note(line: Line) -> str:
             f"in place of {FULL['pretrain_epochs']} + {FULL['clustering_epochs']}"
         )
     if line["method"] == "deepcluster":
-        words += [f"{value:g} {name}" for name, value in settings.items()]
+        words += [f"{name} {value:g}" for name, value in settings.items()]
     return "; ".join(words)
 
 
@@ -115,30 +111,27 @@ def quality(runs: list[Line]) -> str:
     """A table a set and machine, a row a method."""
     if not runs:
         return "Not measured."
-    order = list(METHODS)
+    columns = ["method", "NMI", "ACC", "ARI", "clusters", "seconds", "processor s"]
+    columns += ["seeds", "commit"]
     parts = []
     for (name, images, where), some in together(
         runs, lambda line: (line["set"], line["images"], machine(line))
     ).items():
         rows = []
-        groups = together(some, lambda line: (order.index(line["method"]), note(line)))
-        for (number, words), lines in sorted(groups.items()):
-            clusters = [line["clusters"] for line in lines]
-            rows.append(
+        for method, title in METHODS.items():
+            own = [line for line in some if line["method"] == method]
+            rows += [
                 [
-                    METHODS[order[number]] + (f" ({words})" if words else ""),
+                    title + (f" ({words})" if words else ""),
                     *(spread(line[score] for line in lines) for score in ("nmi", "acc", "ari")),
-                    listed(clusters),
-                    *(
-                        spread((line[time] for line in lines), "{:.1f}")
-                        for time in ("seconds", "cpu_seconds")
-                    ),
+                    listed(line["clusters"] for line in lines),
+                    spread((line["seconds"] for line in lines), "{:.1f}"),
+                    spread((line["cpu_seconds"] for line in lines), "{:.1f}"),
                     listed(line["seed"] for line in lines),
+                    listed(line["commit"] for line in lines),
                 ]
-            )
-        if not any(line["method"] == "deepcluster" for line in some):
-            rows.append([METHODS["deepcluster"], *["not measured"] * 3, *[""] * 4])
-        columns = ["method", "NMI", "ACC", "ARI", "clusters", "seconds", "processor s", "seeds"]
+                for words, lines in together(own, note).items()
+            ] or [[title, "not measured", *[""] * 7]]
         parts.append(f"**{name}**, {images:,} images; {where}\n\n" + table(columns, rows))
     return "\n\n".join([*parts, sources(runs)])
 
@@ -167,11 +160,12 @@ def fit_cells(lines: list[Line]) -> list[str]:
         spread(line["linear_probe"] for line in lines),
         " / ".join(several),
         listed(line["seed"] for line in lines),
+        listed(line["commit"] for line in lines),
     ]
 
 
 FIT_COLUMNS = ["took", "NMI", "ACC", "ARI", "pixels NMI", "kNN", "linear probe"]
-FIT_COLUMNS += ["k-means 10 / 20 / 50 / 100", "seeds"]
+FIT_COLUMNS += ["k-means 10 / 20 / 50 / 100", "seeds", "commit"]
 
 
 def fits(runs: list[Line]) -> str:
