@@ -300,3 +300,32 @@ def test_a_run_folder_among_the_images_is_not_read(finished: RunDir, tmp_path: P
         Image.fromarray(pixels).save(tmp_path / f"{i}.png")
     shutil.copytree(finished.path, tmp_path / "runs" / "first")
     assert len(open_images(tmp_path)) == 5
+
+
+def test_a_chosen_number_of_clusters_and_minutes_are_kept(tmp_path: Path) -> None:
+    """Stopped and resumed with the same flags; then again from the settings alone."""
+    images = make_shapes(80)
+    quick = {"backbone": "convnet_tiny", "train.batch_size": 32, "device": "cpu", "minutes": 0.02}
+    asked = override(Config(), quick)
+    out = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        fit_source(images, asked, out=out, progress=StopAfterAnEpoch())
+    run = fit_source(images, asked, out=out, resume=True)
+    info, config = run.read_info(), run.read_config()
+    assert info["minutes"] == 0.02
+    assert (config.minutes, config.clusters, config.final.choose) == ("auto", 4, True)
+    scores = {int(k): score for k, score in info["choice"].items()}
+    assert list(scores) == [2, 3, 4]
+    assert info["counts"]["clusters"] == max(scores, key=lambda k: scores[k])
+    assert len(set(run.read_items()["cluster"].to_pylist())) == info["counts"]["clusters"]
+    assert any("from 2 to 4" in sentence for sentence in info["notes"])
+    again = fit_source(images, config, out=tmp_path / "again")
+    assert np.array_equal(again.read_embeddings(), run.read_embeddings())
+    assert again.read_info()["choice"] == info["choice"]
+    with pytest.raises(ConfigError, match="minutes"):
+        fit_source(images, override(asked, {"minutes": 5}), out=out, resume=True)
+
+
+class StopAfterAnEpoch(Progress):
+    def epoch(self, line: dict[str, object]) -> None:
+        raise KeyboardInterrupt

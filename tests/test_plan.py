@@ -31,13 +31,14 @@ def schedule(config: Config, spent: float = 0.0) -> tuple[Config, Cost]:
 def test_epochs_fill_the_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
     costs(monkeypatch, {"convnet_small": 5.0})
     config = override(Config(), {"minutes": 3, "backbone": "convnet_small", "device": "cpu"})
-    found, cost = schedule(config, spent=10.0)
-    assert found.epochs == (180 - 10 - 20) // 5
+    found, cost = schedule(config, spent=8.0)
+    assert found.epochs == 30  # 152 s of 180 are left, 30.4 epochs
     assert cost.seconds == pytest.approx(170)
     assert found.minutes == "auto"  # the settings that are written down name epochs alone
     assert resolve(found, **FACTS) == found
     assert schedule(dataclasses.replace(config, minutes=0.01))[0].epochs == 1
-    assert schedule(dataclasses.replace(config, minutes=1e6))[0].epochs == plan.MOST_EPOCHS
+    assert schedule(dataclasses.replace(config, minutes=1e4))[0].epochs == plan.MOST_EPOCHS
+    assert schedule(dataclasses.replace(config, minutes=29.9 / 60))[0].epochs == 1  # not over it
 
 
 def test_without_minutes_a_fit_takes_an_hour_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,7 +47,7 @@ def test_without_minutes_a_fit_takes_an_hour_at_most(monkeypatch: pytest.MonkeyP
     assert isinstance(rule, int)
     costs(monkeypatch, {"convnet_small": 1.0})
     assert schedule(config)[0].epochs == rule
-    costs(monkeypatch, {"convnet_small": 179.0})
+    costs(monkeypatch, {"convnet_small": 178.0})
     assert schedule(config)[0].epochs == 20
     assert schedule(dataclasses.replace(config, epochs=100))[0].epochs == 100
 
@@ -59,6 +60,7 @@ def test_without_minutes_a_fit_takes_an_hour_at_most(monkeypatch: pytest.MonkeyP
         (60, 96, (96, "convnet_small")),  # nine times the pixels: 13
         (30, 96, (64, "convnet_small")),  # 6 at 96 pixels, 14 at 64
         (1, 96, (32, "convnet_tiny")),  # nothing reaches 12: the smallest
+        (15, 64, (48, "convnet_small")),  # 7 at 64 pixels, 12.7 at 48
     ],
 )
 def test_size_and_net_follow_from_the_minutes(
@@ -78,10 +80,14 @@ def test_what_was_asked_for_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose_scale(asked, n=100, size=96, channels=3) == asked
 
 
-@pytest.mark.parametrize("values", [{"minutes": 0}, {"minutes": 1, "epochs": 3}])
+@pytest.mark.parametrize(
+    "values", [{"minutes": 0}, {"minutes": -1.0}, {"minutes": 1e308}, {"minutes": 1, "epochs": 3}]
+)
 def test_minutes_that_will_not_do(values: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match="minutes"):
-        resolve(override(Config(), values), **FACTS)
+    asked = override(Config(), values)
+    for refuses in (resolve, choose_scale):  # before any work, and after
+        with pytest.raises(ConfigError, match="minutes"):
+            refuses(asked, **FACTS)
 
 
 def test_a_fit_in_minutes_repeats_from_its_settings() -> None:

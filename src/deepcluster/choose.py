@@ -24,11 +24,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from sklearn.metrics import adjusted_mutual_info_score
+from sklearn.metrics import adjusted_mutual_info_score, pairwise_distances, silhouette_score
 from torch import Tensor
 
 from deepcluster.graph import cut, landmarks, patch_graph
-from deepcluster.metrics import occupancy, silhouette
+from deepcluster.metrics import occupancy
 
 DRAWS = 4
 """Sets of landmarks."""
@@ -73,7 +73,7 @@ def choose_clusters(
     x, n = x.detach().float(), len(x)
     wanted = min(n, max(PATCHES, 10 * largest))
     judged = torch.randperm(n, generator=generator)[:JUDGED].to(x.device)
-    rows = x[judged].cpu().numpy()
+    distances = pairwise_distances(x[judged].cpu().numpy())  # its diagonal is 0
     draws = []
     for _ in range(DRAWS):
         centers, patch = landmarks(x, wanted, 2, generator)
@@ -84,10 +84,11 @@ def choose_clusters(
     for k in range(2, min(largest, fewest - 1) + 1):
         cuts = [cut(weights, k) for weights, _ in draws]
         found = [c[own] for c, (_, own) in zip(cuts, draws, strict=True)]
-        apart = [_even_silhouette(rows, clusters) for clusters in found]
+        apart = [_even_silhouette(distances, clusters, k) for clusters in found]
         kept = [_modularity(weights, c) for c, (weights, _) in zip(cuts, draws, strict=True)]
         again = [adjusted_mutual_info_score(a, b) for a, b in itertools.combinations(found, 2)]
-        scores[k] = float(np.mean(apart) * np.mean(kept) * np.mean(again))
+        factors = [np.mean(apart), np.mean(kept), np.mean(again)]
+        scores[k] = float(np.prod(np.maximum(factors, 0)))
     return Choice(max(scores, key=lambda k: scores[k], default=fewest), scores)
 
 
@@ -98,9 +99,9 @@ def _modularity(weights: np.ndarray, clusters: np.ndarray) -> float:
     return float(between.trace() - (between.sum(0) ** 2).sum())
 
 
-def _even_silhouette(rows: np.ndarray, clusters: np.ndarray) -> float:
-    """Silhouette times squared evenness; 0 if that is below, or if there is one cluster here."""
-    if len(np.unique(clusters)) == 1:
+def _even_silhouette(distances: np.ndarray, clusters: np.ndarray, k: int) -> float:
+    """Silhouette times squared evenness of k clusters, of which some may have no row here."""
+    if not 2 <= len(np.unique(clusters)) < len(clusters):
         return 0.0
-    evenness = occupancy(clusters, int(clusters.max()) + 1)["entropy"]
-    return max(0.0, silhouette(rows, clusters, np.random.default_rng(0))) * evenness**2
+    evenness = occupancy(clusters, k)["entropy"]
+    return float(silhouette_score(distances, clusters, metric="precomputed") * evenness**2)

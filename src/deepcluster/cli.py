@@ -341,7 +341,9 @@ def _print_plan(plan: Any, as_json: bool) -> None:
     facts = {
         "source": plan.name,
         "images": plan.images,
-        "clusters": plan.config.clusters,
+        "clusters": f"2 to {plan.config.clusters}, chosen at the end"
+        if plan.config.final.choose
+        else plan.config.clusters,
         "size": plan.config.size,
         "backbone": plan.config.backbone,
         "epochs": plan.config.epochs,
@@ -379,8 +381,8 @@ def _print_run(run: RunDir, as_json: bool) -> None:
         console.print(f"NMI to the previous epoch: {last[-1]:.3f}")
     if "modularity" in found:
         console.print(
-            f"modularity: {found['modularity']:.3f} (needs no labels; of runs with the same images "
-            "and number of clusters, take the highest)",
+            f"modularity: {found['modularity']:.3f} (needs no labels; among runs with the same "
+            "images and number of clusters, the highest is as a rule the best)",
             soft_wrap=True,
         )
     console.print(f"run folder: {run.path}", soft_wrap=True)

@@ -30,7 +30,14 @@ from deepcluster.config import Config, ConfigError, flatten
 from deepcluster.features import FittedModel
 from deepcluster.images import ImageStore, open_images, scan_images
 from deepcluster.pictures import write_pictures
-from deepcluster.plan import MOST_EPOCHS, Cost, pick_inference, scale_source, schedule_minutes
+from deepcluster.plan import (
+    MOST_EPOCHS,
+    Cost,
+    guess_epochs,
+    pick_inference,
+    scale_source,
+    schedule_minutes,
+)
 from deepcluster.report import write_report
 from deepcluster.run import RunDir, RunError
 from deepcluster.tensorboard import TensorBoard
@@ -153,13 +160,14 @@ def fit_source(
         labels=labels,
         progress=_phase_of(progress, "decoding"),
     )
+    spent = time.perf_counter() - clock
     resolved, cost = schedule_minutes(
         asked,
         n=len(store),
         size=store.size,
         channels=store.channels,
         store_bytes=0 if isinstance(store.pixels, np.memmap) else store.pixels.nbytes,
-        spent=time.perf_counter() - clock,
+        spent=spent,
     )
     if run is None:
         run = RunDir.create(out or default_out(store.name), overwrite=overwrite)
@@ -182,7 +190,7 @@ def fit_source(
             "clusters": resolved.clusters,
             "classes": len(store.label_names) if store.labels is not None else 0,
         },
-        "notes": notes(asked, resolved, store, cost),
+        "notes": notes(asked, resolved, store, cost, spent),
     }
     if resume:
         before = run.read_info()
@@ -191,7 +199,7 @@ def fit_source(
                 f"{run.path} was fitted on other images than the source holds now: "
                 "give the same source, or start anew in another folder"
             )
-        info |= {name: before[name] for name in ("started", "command")}
+        info |= {name: before[name] for name in ("started", "command", "minutes")}
     run.write_config(resolved)
     run.write_skipped(store.skipped)
     run.write_info(info)
@@ -214,7 +222,7 @@ def fit_source(
     run.write_info(
         {
             **info,
-            "counts": {**info["counts"], "clusters": result.clusters},
+            "counts": info["counts"] | ({"clusters": result.clusters} if result.choice else {}),
             "choice": result.choice,
             "status": "done",
             "seconds": round(time.perf_counter() - clock, 3),
@@ -240,6 +248,7 @@ def _reopen(out: str | Path | None, asked: Config) -> tuple[RunDir, Config]:
     default, wanted, kept = (
         flatten(dataclasses.asdict(config)) for config in (Config(), asked, saved)
     )
+    kept["minutes"] = run.read_info()["minutes"]  # the settings hold the epochs these came to
     differing = [
         name
         for name, value in wanted.items()
@@ -290,10 +299,14 @@ def _words(source: Source) -> list[str]:
     return [str(part) for part in parts] if all(isinstance(p, str | Path) for p in parts) else ["…"]
 
 
-def notes(asked: Config, resolved: Config, store: ImageStore, cost: Cost) -> list[str]:
+def notes(
+    asked: Config, resolved: Config, store: ImageStore, cost: Cost, spent: float
+) -> list[str]:
     """Plain sentences about choices the user did not make and should know of."""
     sentences = []
-    if asked.clusters == "auto":
+    assert isinstance(resolved.clusters, int)
+    assert isinstance(resolved.epochs, int)
+    if resolved.final.choose and resolved.clusters > 2:
         sentences.append(
             f"clusters: the best number from 2 to {resolved.clusters}, chosen at the end; "
             "if you know better, say --clusters K"
@@ -305,11 +318,20 @@ def notes(asked: Config, resolved: Config, store: ImageStore, cost: Cost) -> lis
         f"{resolved.epochs} epochs on {resolved.device} in {resolved.train.precision}"
         + ("" if asked.minutes == "auto" else f", to end after {asked.minutes:g} minutes")
     )
-    if asked.minutes != "auto" and cost.seconds > 60 * asked.minutes * 1.1:
+    if asked.minutes != "auto" and spent + cost.seconds > 60 * asked.minutes * 1.1:
         sentences.append(
-            f"{asked.minutes:g} minutes are too few for so many images on this machine: one epoch "
-            f"takes {_span(cost.epoch)}, and what comes after it {_span(cost.rest)}"
+            f"{asked.minutes:g} minutes are too few for so many images on this machine: decoding "
+            f"took {_span(spent)}, one epoch takes {_span(cost.epoch)}, the rest {_span(cost.rest)}"
         )
+    if asked.minutes == asked.epochs == "auto":
+        batch = resolved.train.batch_size
+        assert isinstance(resolved.size, int) and isinstance(batch, int)
+        rule = guess_epochs(len(store), resolved.size, batch)
+        if resolved.epochs < rule:
+            sentences.append(
+                f"{rule} epochs would be usual, {resolved.epochs} fit into an hour on this "
+                "machine: for more, say --minutes or --epochs"
+            )
     if resolved.epochs == MOST_EPOCHS and asked.minutes != "auto":
         sentences.append(f"{MOST_EPOCHS} epochs are enough: this will end before its time")
     return sentences

@@ -18,7 +18,7 @@ from torch import nn
 from deepcluster.backbones import CUSTOM
 from deepcluster.config import Config, ConfigError, load_recipe, override
 from deepcluster.images import ImageStore, open_images
-from deepcluster.plan import pick_inference, resolve, scale_source, schedule_minutes
+from deepcluster.plan import choose_scale, pick_inference, resolve, scale_source, schedule_minutes
 from deepcluster.train import fit
 
 
@@ -110,6 +110,8 @@ class DeepCluster(ClusterMixin, TransformerMixin, BaseEstimator):  # type: ignor
             asked = scale_source(images, asked)
         store = self._open(images, asked)
         facts = {"n": len(store), "size": store.size, "channels": store.channels}
+        if isinstance(images, ImageStore):  # decoded already: its size stays
+            asked = choose_scale(dataclasses.replace(asked, size=store.size), **facts)
         if asked.minutes == "auto":  # no clock: the same bits again
             config = resolve(asked, **facts)
         else:

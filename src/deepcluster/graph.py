@@ -255,7 +255,8 @@ def layout(
         generator: a CPU generator, the only source of randomness.
 
     Returns:
-        ``(n, 2)`` float32 on the CPU. Above ON_MAP rows, that many are drawn at random and placed;
+        ``(n, 2)`` float32 on the CPU. Above LAID_OUT rows, that many are drawn at random and laid
+        out, and the others go between their nearest of these; above ON_MAP, that many are placed;
         the others are NaN.
 
     Raises:

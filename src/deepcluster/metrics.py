@@ -166,8 +166,8 @@ def modularity(embeddings: np.ndarray, clusters: np.ndarray, rng: np.random.Gene
     they have the same number of clusters.
     """
     rows = np.flatnonzero(clusters >= 0)
-    if len(rows) < 2:
-        raise TooFewError("modularity needs two images with a cluster")
+    if len(rows) <= GRAPH_NEIGHBOURS:
+        raise TooFewError(f"modularity needs more than {GRAPH_NEIGHBOURS} images with a cluster")
     x, own = np.asarray(embeddings[rows]), clusters[rows]
     asked = np.arange(len(rows))
     if len(rows) > MODULARITY_ROWS:

@@ -2,7 +2,9 @@
 
 :func:`resolve` fills every setting left at ``"auto"`` from the images' number, size and colour and
 from the device: never from the name of the data, never from labels. :func:`estimate` times a few
-steps on random pixels and counts the bytes.
+steps on random pixels and counts the bytes. :func:`choose_scale` and :func:`schedule_minutes` turn
+the time a person has into image size, net and epochs. These are written into the settings, which
+then give the same bits again without a clock.
 """
 
 from __future__ import annotations
@@ -27,12 +29,14 @@ FEWEST_STEPS = 400
 AN_HOUR = 60.0  # minutes that a fit takes at most unless more is asked for
 ENOUGH_EPOCHS = 12  # below so many, a smaller net or image learns more in the same time
 MOST_EPOCHS = 1000
-SIZES = (96, 64, 48, 32)  # sides that images above 64 pixels may get, to keep to the time
+MOST_MINUTES = 100_000
+SIZES = (64, 48, 32)  # smaller sides that images may get, to keep to the time
 TRIAL_SIDE = 32  # pixels; steps are timed at this side where several are to be compared
 TRIAL_SHARE, TRIAL_MOST = 0.02, 10.0  # of the time that was given, and seconds: spent on timing
 # Seconds an image of what comes beside the steps, measured on one core: once a fit (neighbour
 # graph, map, pictures, report), and once an epoch (the bank's clusters, figures, the checkpoint).
 AFTERWARDS, EACH_EPOCH = 1.0e-3, 7e-5
+CHOOSING = 0.3  # seconds for each number of clusters that is looked at
 STEP_EXTRAS = 1.06  # optimizer and reading the images, on top of a timed step
 LIBRARIES = 1_000_000_000  # bytes that torch and the tables of the neighbour graph take
 PIXEL_SIDE = 32  # pixels k-means, the yardstick, sees images averaged down to this side
@@ -80,6 +84,25 @@ def fast_bfloat16(device: torch.device) -> bool:
     return False
 
 
+def check_time(config: Config) -> None:
+    """Refuse minutes that cannot be.
+
+    Raises:
+        ConfigError: they are not above 0, above MOST_MINUTES, or epochs are given as well.
+    """
+    if config.minutes == "auto":
+        return
+    if not 0 < config.minutes <= MOST_MINUTES:
+        raise ConfigError(
+            f"minutes = {config.minutes:g}: give a number above 0, up to {MOST_MINUTES}"
+        )
+    if config.epochs != "auto":
+        raise ConfigError(
+            f"minutes = {config.minutes:g} and epochs = {config.epochs} (given, or of the recipe) "
+            "say the same thing twice: leave one of them out"
+        )
+
+
 def most_clusters(n: int) -> int:
     """Clusters to train with, and most to choose from, where none were asked for.
 
@@ -111,13 +134,7 @@ def resolve(config: Config, *, n: int, size: int, channels: int) -> Config:
         ConfigError: settings that cannot hold together.
     """
     load_method(config.method)
-    if config.minutes != "auto" and config.epochs != "auto":
-        raise ConfigError(
-            f"minutes = {config.minutes:g} and epochs = {config.epochs} say the same thing twice: "
-            "give one of them"
-        )
-    if config.minutes != "auto" and not 0 < config.minutes < math.inf:
-        raise ConfigError(f"minutes = {config.minutes}: give a number above 0")
+    check_time(config)
     reassign = config.deepcluster.reassign
     least = {"seed": (config.seed, 0), "epochs": (config.epochs, 1)}
     least |= {"size": (config.size, 1), "train.batch_size": (config.train.batch_size, 1)}
@@ -197,8 +214,9 @@ class Cost:
 def choose_scale(config: Config, *, n: int, size: int, channels: int) -> Config:
     """Image size and net for the minutes that were given, where they are left at auto.
 
-    The largest side and net that get ENOUGH_EPOCHS, else the smallest. A step
-    is timed at TRIAL_SIDE; its time grows with the number of pixels.
+    The largest side and net that get ENOUGH_EPOCHS, else the smallest. A step is timed at
+    TRIAL_SIDE; its time grows with the number of pixels. With a backbone that was given the size
+    stays as well: not every net takes every size.
 
     Args:
         config: settings as asked for.
@@ -206,12 +224,13 @@ def choose_scale(config: Config, *, n: int, size: int, channels: int) -> Config:
         size: side in pixels that the images would get without a limit of time.
         channels: 1 or 3.
     """
+    check_time(config)
     if config.minutes == "auto" or config.backbone != "auto":
         return config
     device = pick_device(config.device)
     sizes = [size]
     if config.size == "auto":
-        sizes += [side for side in SIZES if 64 < size > side]
+        sizes += [side for side in SIZES if side < size]
     options = [(side, auto_backbone(side, channels, n, device.type)) for side in sizes]
     if device.type == "cpu" and options[-1][1] == "convnet_small":
         options.append((options[-1][0], "convnet_tiny"))
@@ -223,10 +242,11 @@ def choose_scale(config: Config, *, n: int, size: int, channels: int) -> Config:
         trial = dataclasses.replace(config, minutes="auto", epochs=1, size=side, backbone=net)
         resolved = resolve(trial, n=n, size=side, channels=channels)
         cost = estimate(resolved, n=n, channels=channels, store_bytes=0, patience=2.0)
+        room, fixed = 60 * config.minutes - cost.rest, n * EACH_EPOCH
         for option in options:
             if option[1] == net:
-                room = 60 * config.minutes - cost.rest
-                epochs[option] = room / (cost.epoch * (option[0] / side) ** 2)
+                steps = (cost.epoch - fixed) * (option[0] / side) ** 2
+                epochs[option] = room / (steps + fixed)
     side, net = next((o for o in options if epochs[o] >= ENOUGH_EPOCHS), options[-1])
     return dataclasses.replace(config, size=side, backbone=net)
 
@@ -268,7 +288,7 @@ def schedule_minutes(
     cost = estimate(resolved, n=n, channels=channels, store_bytes=store_bytes, patience=patience)
     if config.epochs == "auto":
         spent += time.perf_counter() - began
-        epochs = max(1, round((60 * minutes - spent - cost.rest) / cost.epoch))
+        epochs = max(1, int((60 * minutes - spent - cost.rest) / cost.epoch))
         assert isinstance(resolved.epochs, int)
         most = resolved.epochs if config.minutes == "auto" else MOST_EPOCHS
         epochs = min(epochs, most)
@@ -291,6 +311,7 @@ def estimate(
     """
     assert isinstance(config.size, int)
     assert isinstance(config.epochs, int)
+    assert isinstance(config.clusters, int)
     assert isinstance(config.train.batch_size, int)
     device = torch.device(config.device)
     dtype = getattr(torch, config.train.precision)
@@ -338,6 +359,7 @@ def estimate(
     while len(timed) < 2 or sum(timed) < patience:
         timed.append(step())
     seconds_an_image = STEP_EXTRAS * statistics.median(timed) / batch
+    choosing = CHOOSING * config.clusters if config.final.choose else 0.0
     passes = 1.5 if config.method == "deepcluster" else 1.0  # features of all images an epoch
     forward = seconds_an_image / (3 * method.views)
     features = n * int(backbone.num_features) * 4  # type: ignore[arg-type]
@@ -345,9 +367,9 @@ def estimate(
     activations = 2 * sum(held.values())  # and as much for gradients and the views
     yardstick = 2 * n * min(config.size, PIXEL_SIDE) ** 2 * channels * 4  # k-means on the pixels
     return Cost(
-        # features: as extracted, after PCA, and while they are clustered
-        memory=store_bytes + 3 * features + 6 * parameters + activations + yardstick + LIBRARIES,
+        # features: the banks', as extracted, after PCA, and while they are clustered
+        memory=store_bytes + 5 * features + 6 * parameters + activations + yardstick + LIBRARIES,
         epoch=n * (passes * seconds_an_image + EACH_EPOCH),
-        rest=n * (forward + AFTERWARDS),
+        rest=n * (forward + AFTERWARDS) + choosing,
         epochs=config.epochs,
     )

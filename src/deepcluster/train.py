@@ -50,6 +50,7 @@ EPOCH_COLUMNS = [
 ]
 ORDER, VIEWS, DROPOUT = range(3)  # uses of chance in an epoch, each with a seed of its own
 ADAM_SHARE = 0.1  # AdamW's learning rate over Muon's, where one optimizer is both
+RANK_ROWS = 10_000  # rows, spread evenly, whose effective rank is measured each epoch
 PIXEL_ROWS = 1000  # images a cluster on which the yardstick, k-means on the pixels, is fitted
 MOST_GRAPH_CLUSTERS = 1000  # beyond, clusters are as small as the graph's patches: k-means it is
 
@@ -230,6 +231,7 @@ def fit(
         if snapshot is not None:
             line |= describe(snapshot, previous, store.labels)
             previous = snapshot.labels.clone()  # the method may write over its own
+            snapshot = None  # its features are as large as the images are many
         watch.lap("measure")
         line["seconds"] = {name: round(value, 3) for name, value in watch.seconds.items()}
         history.append(line)
@@ -372,7 +374,9 @@ def describe(
         "nmi_previous": None,
         "changed": None,
         **metrics.occupancy(labels, snapshot.clusters),
-        "effective_rank": metrics.effective_rank(snapshot.features.numpy()),
+        "effective_rank": metrics.effective_rank(
+            snapshot.features[:: -(-len(labels) // RANK_ROWS)].numpy()
+        ),
     }
     if previous is not None:
         before = previous.numpy()

@@ -255,7 +255,7 @@ deepcluster.views = (() => {
         h("div", {}, h("h3", {}, "The fit"), list([
           ["Run folder", folder], ["Command", command], ["Images", count(total)], ["Left out", count(counts.skipped ?? skippedTotal)],
           ["Classes", counts.classes ? count(counts.classes) : "no labels"], ["Method", settings.method], ["Backbone", settings.backbone],
-          ["Image size", `${settings.size} pixels`], ["Epochs", settings.epochs], ["Clusters asked for", settings.clusters], ["Seed", info.seed],
+          ["Image size", `${settings.size} pixels`], ["Epochs", settings.epochs], ["Clusters asked for", settings["final.choose"] ? `chosen, up to ${settings.clusters}` : settings.clusters], ["Seed", info.seed],
           ["Started", info.started && String(info.started).replace("T", " ").slice(0, 16)],
         ])),
         h("div", {}, h("h3", {}, "Time"), list([["All", charts.isNumber(info.seconds) ? duration(info.seconds) : null], ...phases])),
