@@ -71,12 +71,13 @@ def measure(run: RunDir, commit: str) -> dict[str, Any]:
         "set": info["name"],
         "images": len(labels),
         "clusters": config.clusters,
-        "minutes": info.get("minutes"),  # None: the fit chose its epochs itself
+        "minutes": info.get("minutes"),  # None: epochs were given, or followed from the images
         "epochs": config.epochs,
         "backbone": config.backbone,
         "size": config.size,
         "seed": info["seed"],
         "seconds": info["seconds"],
+        "processor_seconds": info.get("processor_seconds"),
         "threads": info["hardware"]["threads"],
         **rounded(scores),
         "hardware": info["hardware"],
@@ -88,8 +89,8 @@ def measure(run: RunDir, commit: str) -> dict[str, Any]:
 
 def file_name(kind: str, line: dict[str, Any]) -> str:
     """A name that tells runs of other images, minutes, threads or seeds apart."""
-    minutes = "auto" if line["minutes"] is None else f"{line['minutes']:g}min"
-    parts = (line["set"], line["images"], minutes, f"{line['threads']}threads", line["seed"])
+    given = f"{line['epochs']}epochs" if line["minutes"] is None else f"{line['minutes']:g}min"
+    parts = (line["set"], line["images"], given, f"{line['threads']}threads", line["seed"])
     return "-".join(map(str, (kind, *parts))) + ".json"
 
 

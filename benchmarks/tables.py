@@ -141,9 +141,19 @@ def name_of(line: Line) -> str:
     return str(line["set"]).removesuffix("-train")
 
 
-def minutes_of(line: Line) -> str:
-    """The minutes that were asked for."""
-    return "auto" if line["minutes"] is None else f"{line['minutes']:g}"
+def asked_of(lines: list[Line]) -> str:
+    """The minutes that were asked for; none where epochs were given."""
+    return listed(sorted({f"{line['minutes']:g}" for line in lines if line["minutes"]})) or "–"
+
+
+def trained(line: Line) -> tuple[str, int]:
+    """The net and its image size, and the epochs."""
+    return f"{line['backbone']}, {line['size']} px", int(line["epochs"])
+
+
+def processor_minutes(line: Line) -> float:
+    """Minutes of the processor; of the clock where only these are known."""
+    return float(line.get("processor_seconds") or line["seconds"]) / 60
 
 
 def fit_cells(lines: list[Line]) -> list[str]:
@@ -154,6 +164,7 @@ def fit_cells(lines: list[Line]) -> list[str]:
     ]
     return [
         spread((line["seconds"] / 60 for line in lines), "{:.1f}"),
+        spread(map(processor_minutes, lines), "{:.1f}"),
         *(spread(line["fit"][score] for line in lines) for score in ("nmi", "acc", "ari")),
         spread(line["pixels"]["nmi"] for line in lines),
         spread(line["knn"] for line in lines),
@@ -164,31 +175,31 @@ def fit_cells(lines: list[Line]) -> list[str]:
     ]
 
 
-FIT_COLUMNS = ["took", "NMI", "ACC", "ARI", "pixels NMI", "kNN", "linear probe"]
+FIT_COLUMNS = ["took", "processor", "NMI", "ACC", "ARI", "pixels NMI", "kNN", "linear probe"]
 FIT_COLUMNS += ["k-means 10 / 20 / 50 / 100", "seeds", "commit"]
 
 
 def fits(runs: list[Line]) -> str:
-    """A row a set and its minutes."""
+    """A row a set, its net and its epochs."""
     if not runs:
         return "Not measured."
-    key = ("set", "images")
     groups = together(
-        sorted(runs, key=lambda line: (*(line[k] for k in key), line["minutes"] or 0)),
-        lambda line: (name_of(line), line["images"], minutes_of(line), machine(line)),
+        sorted(runs, key=lambda line: (line["set"], line["images"], *trained(line))),
+        lambda line: (name_of(line), line["images"], *trained(line), machine(line)),
     )
     rows = [
-        [f"{name}, {images:,}; {where}", minutes, *fit_cells(lines)]
-        for (name, images, minutes, where), lines in groups.items()
+        [f"{name}, {images:,}; {where}", asked_of(lines), net, str(epochs), *fit_cells(lines)]
+        for (name, images, net, epochs, where), lines in groups.items()
     ]
-    return table(["images", "minutes", *FIT_COLUMNS], rows) + "\n\n" + sources(runs)
+    columns = ["images", "minutes asked for", "net", "epochs", *FIT_COLUMNS]
+    return table(columns, rows) + "\n\n" + sources(runs)
 
 
 def gpu(runs: list[Line]) -> str:
     """A row a set and its minutes, the planned ones too."""
     figures = ["images/s", "GFLOP an image", "share of peak", "peak TFLOP/s"]
     columns = ["images", "minutes", *FIT_COLUMNS, *figures]
-    measured = together(runs, lambda line: (name_of(line), minutes_of(line), machine(line)))
+    measured = together(runs, lambda line: (name_of(line), f"{line['minutes']:g}", machine(line)))
     rows = []
     for (name, minutes, where), lines in measured.items():
         figure = {
@@ -221,13 +232,10 @@ def read(pattern: str) -> list[Line]:
 
 
 def budgets(runs: list[Line]) -> dict[str, list[Line]]:
-    """The fits of the sets that were given more than one number of minutes, by set and machine."""
-    timed = [line for line in runs if line["minutes"] is not None]
-    groups = together(timed, lambda line: f"{name_of(line)}, {line['images']:,}; {machine(line)}")
+    """The fits of the sets that were given more than one length, by set and machine."""
+    groups = together(runs, lambda line: f"{name_of(line)}, {line['images']:,}; {machine(line)}")
     return {
-        name: lines
-        for name, lines in groups.items()
-        if len({line["minutes"] for line in lines}) > 1
+        name: lines for name, lines in groups.items() if len({trained(line) for line in lines}) > 1
     }
 
 
@@ -242,10 +250,10 @@ def draw(runs: list[Line]) -> None:
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
     for number, (name, lines) in enumerate(budgets(runs).items()):
         colour = f"C{number}"
-        groups = together(sorted(lines, key=lambda line: line["minutes"]), lambda m: m["minutes"])
+        groups = together(sorted(lines, key=processor_minutes), trained)
         nmi = [[line["fit"]["nmi"] for line in some] for some in groups.values()]
         axes.errorbar(
-            list(groups),
+            [statistics.mean(map(processor_minutes, some)) for some in groups.values()],
             [statistics.mean(values) for values in nmi],
             [statistics.stdev(values) if len(values) > 1 else 0 for values in nmi],
             marker="o",
@@ -255,10 +263,7 @@ def draw(runs: list[Line]) -> None:
         )
         pixels = statistics.mean(line["pixels"]["nmi"] for line in lines)
         axes.axhline(pixels, color=colour, linestyle="--", linewidth=0.8)
-    axes.set(xscale="log", xlabel="minutes asked for", ylabel="NMI", ylim=(0, 1))
-    ticks = sorted({line["minutes"] for lines in budgets(runs).values() for line in lines})
-    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-    axes.minorticks_off()
+    axes.set(xlabel="minutes of the processor", ylabel="NMI", xlim=(0, None), ylim=(0, 1))
     axes.legend(fontsize="small")
     figure.savefig(PICTURE, metadata={"Date": None})
     plt.close(figure)
@@ -267,7 +272,7 @@ def draw(runs: list[Line]) -> None:
 def picture(runs: list[Line]) -> str:
     """The picture's place in the document."""
     if not budgets(runs):
-        return "No set has been measured with more than one number of minutes yet."
+        return "No set has been measured with more than one length of training yet."
     return (
         "![NMI against minutes](images/minutes.svg)\n\n"
         "Mean and standard deviation over the seeds; dashed: k-means on the pixels."

@@ -36,6 +36,7 @@ def line(**changes: Any) -> dict[str, Any]:
     facts = {"threads": 1, "hardware": hardware, "versions": {"torch": "2"}, "commit": "abc"}
     scores = {"nmi": 0.5, "acc": 0.25, "ari": 0.125}
     fit = {"set": "mnist-train", "images": 60000, "minutes": 1.0, "seed": 0, "seconds": 66.0}
+    fit |= {"backbone": "tiny", "size": 28, "epochs": 3, "processor_seconds": 60.0}
     fit |= {"fit": scores, "pixels": scores, "knn": 0.9, "linear_probe": 0.8}
     fit |= {"kmeans_nmi": {"10": 0.4, "20": 0.3}, "command": "deepcluster fit mnist --seed 0"}
     return {**facts, **fit, **changes}
@@ -51,15 +52,17 @@ def test_the_document_is_what_the_results_say(load: Any) -> None:
 def test_rows_are_means_over_seeds(load: Any) -> None:
     tables = load("tables")
     better = {"nmi": 0.7, "acc": 0.35, "ari": 0.2}
-    text = tables.fits([line(), line(seed=1, fit=better, command="deepcluster fit mnist --seed 1")])
-    assert "| mnist, 60,000; CPU, 1 thread on 2 cores | 1 | 1.1 ± 0.0 | 0.600 ± 0.141 |" in text
+    again = "deepcluster fit mnist --seed 1"
+    text = tables.fits([line(), line(seed=1, fit=better, minutes=None, command=again)])
+    row = "| mnist, 60,000; CPU, 1 thread on 2 cores | 1 | tiny, 28 px | 3 | 1.1 ± 0.0 | 1.0 ± 0.0 |"
+    assert f"{row} 0.600 ± 0.141 |" in text
     assert "| 0.400 / 0.300 | 0, 1 | abc |" in text
     assert text.count("deepcluster fit mnist") == 1  # the seed is no command of its own
 
 
 def test_only_sets_of_several_budgets_are_drawn(load: Any) -> None:
     tables = load("tables")
-    runs = [line(), line(minutes=5.0), line(set="digits"), line(set="digits", minutes=None)]
+    runs = [line(), line(epochs=5), line(set="digits"), line(set="digits", minutes=None)]
     assert list(tables.budgets(runs)) == ["mnist, 60,000; CPU, 1 thread on 2 cores"]
     assert "minutes.svg" in tables.picture(runs)
     assert "minutes.svg" not in tables.picture(runs[:1])
