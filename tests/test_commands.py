@@ -304,7 +304,7 @@ def test_a_run_folder_among_the_images_is_not_read(finished: RunDir, tmp_path: P
 
 def test_a_chosen_number_of_clusters_and_minutes_are_kept(tmp_path: Path) -> None:
     """Stopped and resumed with the same flags; then again from the settings alone."""
-    images = make_shapes(80)
+    images = make_shapes(48)
     quick = {"backbone": "convnet_tiny", "train.batch_size": 32, "device": "cpu", "minutes": 0.02}
     asked = override(Config(), quick)
     out = tmp_path / "run"

@@ -338,16 +338,16 @@ def _print_rows(head: list[str], rows: list[tuple[Any, ...]], as_json: bool) -> 
 
 
 def _print_plan(plan: Any, as_json: bool) -> None:
+    config = plan.config
+    chosen = config.final.choose and config.clusters > 2
     facts = {
         "source": plan.name,
         "images": plan.images,
-        "clusters": f"2 to {plan.config.clusters}, chosen at the end"
-        if plan.config.final.choose
-        else plan.config.clusters,
-        "size": plan.config.size,
-        "backbone": plan.config.backbone,
-        "epochs": plan.config.epochs,
-        "device": plan.config.device,
+        "clusters": f"2 to {config.clusters}, chosen at the end" if chosen else config.clusters,
+        "size": config.size,
+        "backbone": config.backbone,
+        "epochs": config.epochs,
+        "device": config.device,
         "memory_gb": round(plan.cost.memory / 1e9, 2),
         "seconds": round(plan.cost.seconds),
     }

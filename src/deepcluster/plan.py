@@ -106,9 +106,9 @@ def check_time(config: Config) -> None:
 def most_clusters(n: int) -> int:
     """Clusters to train with, and most to choose from, where none were asked for.
 
-    30, or one for 20 images where there are fewer than 600; never fewer than 2.
+    30, or one for 10 images where there are fewer than 300; never fewer than 2.
     """
-    return min(max(2, n // 20), 30, n)
+    return min(max(2, n // 10), 30, n)
 
 
 def guess_epochs(n: int, size: int, batch_size: int) -> int:
