@@ -269,7 +269,7 @@ def fit(
     progress.advance(1)
     clock.lap("map")
     scores = {"fit": score(labels.numpy(), store.labels)}
-    if clusters > 1:
+    if clusters > 1 and len(labels) > metrics.GRAPH_NEIGHBOURS:
         scores["fit"]["modularity"] = metrics.modularity(
             embeddings.numpy(), labels.numpy(), np.random.default_rng(config.seed)
         )
