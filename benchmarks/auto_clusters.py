@@ -18,13 +18,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import record
 import torch
 from scipy.stats import spearmanr
 
@@ -148,8 +148,7 @@ def main() -> None:
         }
         spearman.append({"set": name, "runs": len(here), "from": min(nmi), "to": max(nmi)} | rank)
         print(spearman[-1])
-    text = json.dumps({"chosen": chosen, "spearman": spearman, "runs": runs}, indent=1)
-    args.out.write_text(text + "\n")
+    record.write(args.out, {"chosen": chosen, "spearman": spearman, "runs": runs})
 
 
 if __name__ == "__main__":

@@ -30,7 +30,6 @@ only. A result is written as it ends, and what the file already holds is not rep
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import functools
 import json
 import time
@@ -202,16 +201,7 @@ def open_set(name: str, folder: Path | None, images: int) -> tuple[ImageStore, n
     elif folder is None:
         raise SystemExit(f"{name} is read from FOLDER/{name}-train.parquet: give --data FOLDER")
     store = open_images(name if folder is None else folder / f"{name}-train.parquet")
-    assert store.labels is not None
-    index = np.arange(0, len(store), max(1, len(store) // images))[:images]
-    part = dataclasses.replace(
-        store,
-        pixels=store.pixels[index],
-        ids=[store.ids[i] for i in index],
-        paths=[store.paths[i] for i in index],
-        labels=None,
-    )
-    return part, store.labels[index]
+    return record.part_of(store, np.arange(0, len(store), max(1, len(store) // images))[:images])
 
 
 def measure(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shlex
@@ -12,14 +13,29 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from deepcluster.commands import hardware, versions
 from deepcluster.config import Config
+from deepcluster.images import ImageStore
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks/results"
 PACKAGES = ("clustpy", "umap-learn", "numba", "scipy")
+
+
+def part_of(store: ImageStore, index: np.ndarray) -> tuple[ImageStore, np.ndarray]:
+    """Some images of a set, without their labels, and the labels for measuring."""
+    assert store.labels is not None
+    part = dataclasses.replace(
+        store,
+        pixels=store.pixels[index],
+        ids=[store.ids[i] for i in index],
+        paths=[store.paths[i] for i in index],
+        labels=None,
+    )
+    return part, store.labels[index]
 
 
 def commit() -> str:

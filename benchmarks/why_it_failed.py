@@ -27,7 +27,6 @@ import math
 import platform
 import re
 import statistics
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -35,6 +34,7 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
+import record
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -42,6 +42,7 @@ from torch import Tensor, nn
 import deepcluster.train as library
 from deepcluster import metrics
 from deepcluster.backbones import Sobel
+from deepcluster.commands import hardware
 from deepcluster.config import Config, load_recipe, override
 from deepcluster.features import Preprocessing, extract
 from deepcluster.images import ImageStore, open_images
@@ -379,32 +380,10 @@ def plain_kmeans(store: ImageStore, truth: np.ndarray) -> dict[str, float]:
 def subset(path: Path, every: int) -> tuple[ImageStore, np.ndarray]:
     """Every so manieth image, without its label, and the labels for measuring."""
     store = open_images(path)
-    assert store.labels is not None
-    index = np.arange(0, len(store), every)
-    part = dataclasses.replace(
-        store,
-        pixels=store.pixels[index],
-        ids=[store.ids[i] for i in index],
-        paths=[store.paths[i] for i in index],
-        labels=None,
-    )
-    return part, store.labels[index]
+    return record.part_of(store, np.arange(0, len(store), every))
 
 
 # -- results ----------------------------------------------------------------------------------
-
-
-def git_commit() -> str:
-    """The commit of the working tree."""
-    command = ["git", "rev-parse", "--short", "HEAD"]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip()
-
-
-def processor() -> str:
-    """The processor's name, where the system tells it."""
-    info = Path("/proc/cpuinfo")
-    found = re.search(r"model name\s*: (.+)", info.read_text()) if info.exists() else None
-    return found[1] if found else platform.machine()
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -589,13 +568,13 @@ def main() -> None:
         "images": len(store),
         "every": EVERY,
         "epochs": EPOCHS,
-        "processor": processor(),
+        "processor": hardware(Config(device="cpu"))["cpu"],
         "threads": 1,
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
     done = {(line["variant"], line["seed"]) for line in results["runs"]}
-    commit = git_commit()
+    commit = record.commit()
     for seed in args.seeds:
         for variant in ["pixels", *args.variants] if seed == 0 else args.variants:
             if (variant, seed) in done:
@@ -604,14 +583,14 @@ def main() -> None:
                 print("out of time")
                 return
             if variant == "pixels":
-                record = plain_kmeans(store, truth)
+                found = plain_kmeans(store, truth)
             elif variant.startswith("all"):
                 whole = subset(args.data / "cifar10-train.parquet", 1)
                 test = subset(args.data / "cifar10-test.parquet", 1)
-                record = run(variant, seed, *whole, test)
+                found = run(variant, seed, *whole, test)
             else:
-                record = run(variant, seed, store, truth)
-            line = {"variant": variant, "seed": seed, "commit": commit, **rounded(record)}
+                found = run(variant, seed, store, truth)
+            line = {"variant": variant, "seed": seed, "commit": commit, **rounded(found)}
             results["runs"].append(line)
             write(args.out, results)
             shown = ("nmi", "acc", "knn", "head_nmi", "first_loss", "loss", "seconds")

@@ -1,8 +1,7 @@
 """The accidents that the benchmark repeats are the ones it says they are."""
 
-import importlib.util
+import importlib
 import math
-import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -20,13 +19,9 @@ N, K, BATCH = 2560, 10, 256
 
 @pytest.fixture(scope="module")
 def why() -> ModuleType:
-    path = Path(__file__).parents[1] / "benchmarks" / "why_it_failed.py"
-    spec = importlib.util.spec_from_file_location("why_it_failed", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+        return importlib.import_module("why_it_failed")
 
 
 class Zeros(nn.Module):

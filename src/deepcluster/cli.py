@@ -339,7 +339,7 @@ def _print_rows(head: list[str], rows: list[tuple[Any, ...]], as_json: bool) -> 
 
 def _print_plan(plan: Any, as_json: bool) -> None:
     config = plan.config
-    chosen = config.final.choose and config.clusters > 2
+    chosen = config.final.choose
     facts = {
         "source": plan.name,
         "images": plan.images,

@@ -97,7 +97,7 @@ def plan_source(source: Source, config: Config, *, labels: str | None = None) ->
         config,
         n=scan.count,
         size=scan.size,
-        channels=1 if config.data.channels == "grey" else scan.channels,
+        channels=scan.channels,
         store_bytes=scan.bytes_needed if scan.in_memory else 0,
     )
     return Plan(scan.name, scan.count, resolved, cost)
@@ -151,8 +151,7 @@ def fit_source(
         labels = labels or run.read_info()["labels"]
     elif out is not None:
         RunDir.free(out, overwrite=overwrite)  # refused before the work, made after it
-    if not resume:
-        asked = scale_source(source, asked, labels=labels)
+    asked = scale_source(source, asked, labels=labels)
     store = open_images(
         source,
         data=asked.data,
@@ -304,9 +303,8 @@ def notes(
 ) -> list[str]:
     """Plain sentences about choices the user did not make and should know of."""
     sentences = []
-    assert isinstance(resolved.clusters, int)
     assert isinstance(resolved.epochs, int)
-    if resolved.final.choose and resolved.clusters > 2:
+    if resolved.final.choose:
         sentences.append(
             f"clusters: the best number from 2 to {resolved.clusters}, chosen at the end; "
             "if you know better, say --clusters K"

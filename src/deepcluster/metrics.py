@@ -172,7 +172,7 @@ def modularity(embeddings: np.ndarray, clusters: np.ndarray, rng: np.random.Gene
     asked = np.arange(len(rows))
     if len(rows) > MODULARITY_ROWS:
         asked = np.sort(rng.choice(len(rows), MODULARITY_ROWS, replace=False))
-    search = NearestNeighbors(n_neighbors=min(GRAPH_NEIGHBOURS + 1, len(rows)), algorithm="brute")
+    search = NearestNeighbors(n_neighbors=GRAPH_NEIGHBOURS + 1, algorithm="brute")
     found = search.fit(x).kneighbors(x[asked], return_distance=False)  # itself among them
     kept = (own[found] == own[asked][:, None])[found != asked[:, None]].mean()
     share = np.unique(own, return_counts=True)[1] / len(own)

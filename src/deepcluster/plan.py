@@ -168,7 +168,8 @@ def resolve(config: Config, *, n: int, size: int, channels: int) -> Config:
         config,
         clusters=clusters,
         final=dataclasses.replace(
-            config.final, choose=config.final.choose or config.clusters == "auto"
+            config.final,
+            choose=clusters > 2 and (config.final.choose or config.clusters == "auto"),
         ),
         epochs=guess_epochs(n, size, batch_size) if config.epochs == "auto" else config.epochs,
         device=str(device),
@@ -256,8 +257,7 @@ def scale_source(source: Any, config: Config, *, labels: Labels | None = None) -
     if config.minutes == "auto":
         return config
     scan = scan_images(source, data=config.data, size=config.size, labels=labels)
-    channels = 1 if config.data.channels == "grey" else scan.channels
-    return choose_scale(config, n=scan.count, size=scan.size, channels=channels)
+    return choose_scale(config, n=scan.count, size=scan.size, channels=scan.channels)
 
 
 def schedule_minutes(

@@ -406,7 +406,7 @@ def final_clusters(
     device = config.device if config.device.startswith("cuda") else "cpu"  # MPS has no float64
     x = x.to(device)
     k, choice = config.clusters, {}
-    if final.choose and k > 2:
+    if final.choose:
         found = choose_clusters(x, largest=k, neighbours=final.neighbours, generator=generator)
         k, choice = found.k, found.scores
     if final.algorithm == "graph" and k < min(len(x), MOST_GRAPH_CLUSTERS):
