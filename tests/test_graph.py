@@ -162,8 +162,27 @@ def test_assignment_by_hand() -> None:
         torch.tensor([[1.0, 0], [9, 0], [4, 0], [7, 0]])
     )
     assert labels[:3].tolist() == [0, 0, 1]
-    assert distance.tolist() == [1, 1, 0, 3]
-    assert confidence.tolist() == pytest.approx([1 - 1 / 3, 1 - 1 / 5, 1, 0])
+    assert distance.tolist() == pytest.approx([1, 1, 0, 3], abs=1e-5)
+    assert confidence.tolist() == pytest.approx([1 - 1 / 3, 1 - 1 / 5, 1, 0], abs=1e-5)
+
+
+def test_a_stray_centre_draws_nothing_over() -> None:
+    centers = torch.tensor([0.0] * 7 + [4.2] + [5.0] * 8)[:, None]  # the two nearest of 8 count
+    prototypes = Prototypes(centers, torch.tensor([0] * 8 + [1] * 8))
+    labels, distance, confidence = prototypes.assign(torch.tensor([[4.5]]))
+    assert labels.tolist() == [1]
+    assert distance.tolist() == pytest.approx([0.5], abs=1e-5)
+    assert confidence.tolist() == pytest.approx([1 - 0.5 / 2.4], abs=1e-5)
+
+
+def test_distances_far_from_the_origin_are_exact() -> None:
+    centers = 1000 + torch.randn(60, 3, generator=seeded())
+    prototypes = Prototypes(centers, torch.arange(60) % 3)
+    x = 1000 + torch.randn(40, 3, generator=seeded(1))
+    _, distance, _ = prototypes.assign(x)
+    by_hand = torch.cdist(x.double(), centers.double()).view(40, 20, 3)
+    expected = by_hand.topk(5, dim=1, largest=False).values.mean(1).min(1).values
+    np.testing.assert_allclose(distance, expected, atol=1e-3)
 
 
 def test_one_cluster_is_certain_and_no_rows_are_fine() -> None:

@@ -4,8 +4,8 @@ Where neighbours are mostly alike, clusters are shapes rather than balls, and k-
 them; the graph of nearest neighbours knows them. Here its communities are found among *landmarks*:
 rows that took a few steps of k-means, so that each stands for a small patch of the data. Edges of
 the graph are counted between the patches, and patches are merged until k clusters are left. The
-landmarks then assign any image, old or new, by the nearest one: the clusters of the training
-images are what their features say, without the graph.
+landmarks then assign any image, old or new, to the cluster whose nearest landmarks are nearest on
+average: the clusters of the training images are what their features say, without the graph.
 
 The merges follow modularity (Newman 2004, "Fast algorithm for detecting community structure in
 networks"). Differences, and why: the gain of a merge is divided by the geometric mean of the two
@@ -42,7 +42,7 @@ LAID_OUT = 20_000
 """Rows at most whose places the map works out; the others go between their nearest of these."""
 
 NEAREST = 5
-"""Centres of a cluster that say how far an image is from it."""
+"""Centres of a cluster, at most, that say how far an image is from it."""
 
 BETWEEN = 3  # neighbours that say where on the map a row lies that was not laid out
 LLOYD_STEPS = 4
@@ -60,18 +60,19 @@ class Prototypes:
     cluster: Tensor  # (m,) int64, the cluster of each centre
 
     def assign(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The cluster of the nearest centre.
+        """The nearest cluster.
 
-        Where clusters have many centres each, distances are means over the NEAREST of a cluster:
-        an odd image that has a centre of its own is not its cluster's best example for that.
+        A cluster is as far from an image as the NEAREST of its centres are on average (fewer where
+        it has fewer than four times as many): the landmark of a few odd images does not draw others
+        over to a cluster that has nothing else near them.
 
         Args:
             x: ``(n, d)``, on any device.
 
         Returns:
-            labels ``(n,)`` int64, the Euclidean distance to the cluster's nearest centres, and the
-            confidence in [0, 1]: 1 - distance / distance to the nearest centres of other clusters
-            (the simplified silhouette), 1 if there is only one cluster. On the device of `x`.
+            labels ``(n,)`` int64, the Euclidean distance to the cluster, and the confidence in
+            [0, 1]: 1 - distance / distance to the second nearest cluster (the simplified
+            silhouette), 1 if there is only one cluster. On the device of `x`.
 
         Raises:
             ValueError: the centres have another number of features.
@@ -81,36 +82,38 @@ class Prototypes:
                 f"x is {tuple(x.shape)}, the centres are {tuple(self.centers.shape)}: give (n, "
                 f"{self.centers.shape[1]}) features of the same backbone and PCA"
             )
-        centers = self.centers.to(x.device, torch.float32)
-        cluster = self.cluster.to(x.device)
-        clusters = len(cluster.unique())
-        several = max(1, min(NEAREST, len(centers) // clusters))
+        order = self.cluster.argsort(stable=True)  # a cluster's centres side by side
+        numbers, counts = self.cluster.unique(return_counts=True)
+        numbers, sizes = numbers.to(x.device), counts.tolist()
+        middle = self.centers.mean(0).to(x.device, torch.float32)
+        centers = self.centers[order].to(x.device, torch.float32) - middle
         labels, distances, confidences = [], [], []
-        for rows, scores in _scores(x, centers):
-            label = cluster[scores.argmax(1)]
-            own = cluster[None, :] == label[:, None]
-            distance = _mean_distance(rows, centers, scores.masked_fill(~own, -torch.inf), several)
+        for rows, scores in _scores(x, centers, middle):
+            squares = (rows.square().sum(1, keepdim=True) - 2 * scores).clamp_(min=0)
+            apart = torch.stack(
+                [
+                    part.topk(_several(size), dim=1, largest=False).values.sqrt().mean(1)
+                    for part, size in zip(squares.split(sizes, dim=1), sizes, strict=True)
+                ],
+                dim=1,
+            )  # (b, clusters)
+            two = apart.topk(min(2, len(sizes)), dim=1, largest=False)
+            distance = two.values[:, 0]
             confidence = torch.ones_like(distance)
-            if clusters > 1:
-                scores.masked_fill_(own, -torch.inf)
-                other = _mean_distance(rows, centers, scores, several)
+            if len(sizes) > 1:
                 # Two clusters at the same place: no telling them apart.
-                confidence = (1 - distance / other).nan_to_num(0.0).clamp(0, 1)
-            labels.append(label)
+                confidence = (1 - distance / two.values[:, 1]).nan_to_num(0.0)
+            labels.append(numbers[two.indices[:, 0]])
             distances.append(distance)
             confidences.append(confidence)
         if not labels:
-            return cluster.new_empty(0), centers.new_empty(0), centers.new_empty(0)
+            return numbers.new_empty(0), centers.new_empty(0), centers.new_empty(0)
         return torch.cat(labels), torch.cat(distances), torch.cat(confidences)
 
 
-def _mean_distance(rows: Tensor, centers: Tensor, scores: Tensor, count: int) -> Tensor:
-    """Mean distance to the `count` centres of best score; -inf rules a centre out."""
-    best, found = scores.topk(count, dim=1)
-    distance = (rows[:, None, :] - centers[found]).norm(dim=2)
-    there = best > -torch.inf
-    mean: Tensor = (distance * there).sum(1) / there.sum(1)
-    return mean
+def _several(size: int) -> int:
+    """Centres that say how far a cluster of `size` centres is: few of few, lest it lose all."""
+    return min(NEAREST, -(-size // 4))
 
 
 def cluster_graph(
@@ -130,7 +133,7 @@ def cluster_graph(
 
     Returns:
         What assigns any row to one of k clusters, on the CPU; ``.assign(x)`` gives the clusters of
-        the rows. None of the k is empty then, unless `x` has fewer than k different rows.
+        the rows. As a rule none of the k is empty then, unless `x` has fewer than k different rows.
 
     Raises:
         ValueError: `x` is no matrix or holds NaN or infinity; k is below 1 or above n;
@@ -330,11 +333,13 @@ def _matrix(x: Tensor) -> Tensor:
     return x
 
 
-def _scores(x: Tensor, centers: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Blocks of rows, and their scores: half their square less half the squared distance."""
+def _scores(
+    x: Tensor, centers: Tensor, middle: Tensor | float = 0.0
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Blocks of rows less `middle`, and their scores: half (square less squared distance)."""
     half = 0.5 * centers.square().sum(1)
     for rows in x.split(max(1, min(BLOCK // len(centers), 8192))):
-        rows = rows.detach().float()
+        rows = rows.detach().float() - middle
         yield rows, rows @ centers.T - half
 
 

@@ -35,7 +35,7 @@ TRIAL_SIDE = 32  # pixels; steps are timed at this side where several are to be 
 TRIAL_SHARE, TRIAL_MOST = 0.02, 10.0  # of the time that was given, and seconds: spent on timing
 # Seconds an image of what comes beside the steps, measured on one core: once a fit (neighbour
 # graph, map, pictures, report), and once an epoch (the bank's clusters, figures, the checkpoint).
-AFTERWARDS, EACH_EPOCH = 1.0e-3, 7e-5
+AFTERWARDS, EACH_EPOCH = 8e-4, 4.5e-5
 CHOOSING = 0.3  # seconds for each number of clusters that is looked at
 STEP_EXTRAS = 1.06  # optimizer and reading the images, on top of a timed step
 LIBRARIES = 1_000_000_000  # bytes that torch and the tables of the neighbour graph take
