@@ -75,6 +75,7 @@ def measure(run: RunDir, commit: str) -> dict[str, Any]:
         "epochs": config.epochs,
         "backbone": config.backbone,
         "size": config.size,
+        "precision": config.train.precision,
         "seed": info["seed"],
         "seconds": info["seconds"],
         "processor_seconds": info.get("processor_seconds"),

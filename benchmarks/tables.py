@@ -62,7 +62,8 @@ def machine(line: Line) -> str:
     if "gpu" in facts:
         return str(facts["gpu"])
     threads = "1 thread" if line["threads"] == 1 else f"{line['threads']} threads"
-    return f"{facts['cpu']}, {threads} on {facts['cores']} cores"
+    faster = ", bfloat16" if line.get("precision") == "bfloat16" else ""
+    return f"{facts['cpu']}{faster}, {threads} on {facts['cores']} cores"
 
 
 def listed(values: Iterable[Any]) -> str:
@@ -141,14 +142,14 @@ def name_of(line: Line) -> str:
     return str(line["set"]).removesuffix("-train")
 
 
-def asked_of(lines: list[Line]) -> str:
-    """The minutes that were asked for; none where epochs were given."""
-    return listed(sorted({f"{line['minutes']:g}" for line in lines if line["minutes"]})) or "–"
+def trained(line: Line) -> tuple[str, float, int]:
+    """What the seeds of a row share: the net and its image size, and how long it was trained.
 
-
-def trained(line: Line) -> tuple[str, int]:
-    """The net and its image size, and the epochs."""
-    return f"{line['backbone']}, {line['size']} px", int(line["epochs"])
+    That is the minutes asked for, which come to a few epochs more or less from run to run, or else
+    the epochs.
+    """
+    asked = line["minutes"] or 0.0
+    return f"{line['backbone']}, {line['size']} px", asked, 0 if asked else int(line["epochs"])
 
 
 def processor_minutes(line: Line) -> float:
@@ -180,17 +181,17 @@ FIT_COLUMNS += ["k-means 10 / 20 / 50 / 100", "seeds", "commit"]
 
 
 def fits(runs: list[Line]) -> str:
-    """A row a set, its net and its epochs."""
+    """A row a set, its net and how long it was trained."""
     if not runs:
         return "Not measured."
     groups = together(
-        sorted(runs, key=lambda line: (line["set"], line["images"], *trained(line))),
+        sorted(runs, key=lambda line: (line["set"], line["images"], line["epochs"], line["seed"])),
         lambda line: (name_of(line), line["images"], *trained(line), machine(line)),
     )
-    rows = [
-        [f"{name}, {images:,}; {where}", asked_of(lines), net, str(epochs), *fit_cells(lines)]
-        for (name, images, net, epochs, where), lines in groups.items()
-    ]
+    rows = []
+    for (name, images, net, asked, _, where), lines in groups.items():
+        cells = [f"{name}, {images:,}; {where}", f"{asked:g}" if asked else "–", net]
+        rows.append([*cells, listed(line["epochs"] for line in lines), *fit_cells(lines)])
     columns = ["images", "minutes asked for", "net", "epochs", *FIT_COLUMNS]
     return table(columns, rows) + "\n\n" + sources(runs)
 

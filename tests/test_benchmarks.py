@@ -53,8 +53,8 @@ def test_rows_are_means_over_seeds(load: Any) -> None:
     tables = load("tables")
     better = {"nmi": 0.7, "acc": 0.35, "ari": 0.2}
     again = "deepcluster fit mnist --seed 1"
-    text = tables.fits([line(), line(seed=1, fit=better, minutes=None, command=again)])
-    assert "| mnist, 60,000; CPU, 1 thread on 2 cores | 1 | tiny, 28 px | 3 |" in text
+    text = tables.fits([line(), line(seed=1, fit=better, epochs=4, command=again)])
+    assert "| mnist, 60,000; CPU, 1 thread on 2 cores | 1 | tiny, 28 px | 3, 4 |" in text
     assert "| 1.1 ± 0.0 | 1.0 ± 0.0 | 0.600 ± 0.141 |" in text
     assert "| 0.400 / 0.300 | 0, 1 | abc |" in text
     assert text.count("deepcluster fit mnist") == 1  # the seed is no command of its own
@@ -62,10 +62,19 @@ def test_rows_are_means_over_seeds(load: Any) -> None:
 
 def test_only_sets_of_several_budgets_are_drawn(load: Any) -> None:
     tables = load("tables")
-    runs = [line(), line(epochs=5), line(set="digits"), line(set="digits", minutes=None)]
+    runs = [line(), line(minutes=5.0), line(set="digits"), line(set="digits", epochs=5)]
     assert list(tables.budgets(runs)) == ["mnist, 60,000; CPU, 1 thread on 2 cores"]
     assert "minutes.svg" in tables.picture(runs)
     assert "minutes.svg" not in tables.picture(runs[:1])
+
+
+def test_epochs_and_arithmetic_tell_rows_apart(load: Any) -> None:
+    tables = load("tables")
+    runs = [line(minutes=None), line(minutes=None, epochs=5), line(precision="bfloat16")]
+    text = tables.fits(runs)
+    assert "| mnist, 60,000; CPU, 1 thread on 2 cores | – | tiny, 28 px | 3 |" in text
+    assert "| – | tiny, 28 px | 5 |" in text
+    assert "| mnist, 60,000; CPU, bfloat16, 1 thread on 2 cores | 1 | tiny, 28 px | 3 |" in text
 
 
 def test_gpu_rows_that_nobody_measured_say_so(load: Any) -> None:
