@@ -177,7 +177,7 @@ class FittedModel:
             embeddings: ``(n, d)`` from :meth:`embed`.
 
         Returns:
-            cluster ``(n,)`` int64; distance to the nearest centre of that cluster ``(n,)``;
+            cluster ``(n,)`` int64; distance to the nearest centres of that cluster ``(n,)``;
             confidence in [0, 1] ``(n,)``.
         """
         return self.prototypes.assign(self.reduce(embeddings))
