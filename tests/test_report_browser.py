@@ -121,6 +121,13 @@ def members(run: RunDir, cluster: int) -> list[str]:
     return [id_ for id_, c in pairs if c == cluster]
 
 
+def choose(page: Any, cluster: str) -> None:
+    """Answer "to which cluster?"; the page acts on it once its dialog is gone."""
+    page.get_by_label("Find a cluster").fill(cluster)
+    page.keyboard.press("Enter")
+    playwright.expect(page.locator("dialog.choose")).to_have_count(0)
+
+
 # -- looking -------------------------------------------------------------------------------------
 
 
@@ -258,8 +265,7 @@ def test_names_merges_and_moves_go_out_and_come_back(
     tile(page, mine[1]).click()  # once something is selected, a click selects
     assert page.inner_text(".actions b") == "2 selected"
     page.click(".actions >> text=Move to")
-    page.get_by_label("Find a cluster").fill("りんご")
-    page.keyboard.press("Enter")
+    choose(page, "りんご")
     playwright.expect(tile(page, mine[0])).to_have_count(0)
 
     tile(page, mine[2]).locator(".check").click()
@@ -268,8 +274,7 @@ def test_names_merges_and_moves_go_out_and_come_back(
 
     page.goto(f"{page.url.partition('#')[0]}#/cluster/3")
     page.click("text=Merge into another")
-    page.get_by_label("Find a cluster").fill("2")
-    page.keyboard.press("Enter")
+    choose(page, "2")
     page.wait_for_function("() => location.hash === '#/cluster/2'")
     playwright.expect(page.locator("#changes")).to_have_text("5 changes")
 
@@ -323,8 +328,7 @@ def test_keyboard_alone(run: RunDir, visit: Open) -> None:
         page.keyboard.press(key)
     assert page.inner_text(".actions b") == "2 selected"
     page.keyboard.press("m")
-    page.get_by_label("Find a cluster").fill("a name of its own")
-    page.keyboard.press("Enter")
+    choose(page, "a name of its own")
     moved = page.evaluate(
         "[...deepcluster.changes.moved].map(([row, to]) => [deepcluster.table.ids[row], to])"
     )
@@ -380,8 +384,7 @@ def test_lasso_selects_what_it_encloses(run: RunDir, visit: Open) -> None:
     page.locator(".tiles").focus()
     page.keyboard.press("Control+a")
     page.keyboard.press("m")
-    page.get_by_label("Find a cluster").fill("4")
-    page.keyboard.press("Enter")
+    choose(page, "4")
     assert expected <= {f"{row:06d}" for row in page.evaluate("[...deepcluster.changes.rowsOf(4)]")}
 
 
