@@ -54,7 +54,7 @@ from deepcluster.plan import resolve
 ROOT = Path(__file__).parents[1]
 EVERY = 10  # every tenth image of CIFAR-10's train split
 EPOCHS = 8
-EPOCHS_OF_ALL = 6  # of the two runs on all images
+EPOCHS_OF_ALL = 30  # of the two runs on all images
 CLASSES = 10
 
 # -- the port's accidents ---------------------------------------------------------------------
@@ -74,6 +74,8 @@ class Shape:
     """C8: images stay in [0, 1]."""
     sobel: bool = True
     """Edges of the grey image instead of the colours; the original's choice, too."""
+    full: bool = False
+    """The port's widths in place of a third of them."""
 
 
 class Net(nn.Module):
@@ -94,7 +96,7 @@ class Net(nn.Module):
         else:
             widths, kernels, stride, first = (16, 48, 64, 64), (5, 3), 2, 2
             pool = last = nn.MaxPool2d(3, 2, 1)  # 16 -> 8 -> 4 -> 2
-        a, b, c, d = widths
+        a, b, c, d = (3 * width if shape.full else width for width in widths)
         early, late = ("before", "before") if shape.norm_all else ("after", "none")
         self.maps = nn.Sequential(
             *convolution(channels, a, kernels[0], stride, first, early),
@@ -263,7 +265,8 @@ def build(
         elif variant == "all:10":
             config = override(config, {"deepcluster.pseudo_clusters": CLASSES})
         if variant.startswith("all"):
-            config = override(config, {"epochs": EPOCHS_OF_ALL})
+            config = override(config, {"epochs": EPOCHS_OF_ALL, "train.precision": "bfloat16"})
+            changed["full"] = True
         shape = Shape(**changed)
     torch.manual_seed(seed)
     net = Net(shape, preprocessing)
