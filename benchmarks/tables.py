@@ -57,7 +57,7 @@ def table(columns: list[str], rows: list[list[str]]) -> str:
 
 
 def machine(line: Line) -> str:
-    """What a line was measured on."""
+    """What a line was measured on, and in which arithmetic."""
     facts = line["hardware"]
     if "gpu" in facts:
         return str(facts["gpu"])
@@ -145,8 +145,7 @@ def name_of(line: Line) -> str:
 def trained(line: Line) -> tuple[str, float, int]:
     """What the seeds of a row share: the net and its image size, and how long it was trained.
 
-    That is the minutes asked for, which come to a few epochs more or less from run to run, or else
-    the epochs.
+    That is the minutes asked for, which come to other epochs from run to run, or else the epochs.
     """
     asked = line["minutes"] or 0.0
     return f"{line['backbone']}, {line['size']} px", asked, 0 if asked else int(line["epochs"])

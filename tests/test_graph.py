@@ -175,14 +175,26 @@ def test_a_stray_centre_draws_nothing_over() -> None:
     assert confidence.tolist() == pytest.approx([1 - 0.5 / 2.4], abs=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("size", "several"), [(1, 1), (4, 1), (5, 2), (8, 2), (16, 4), (17, 5), (300, 5)]
+)
+def test_a_quarter_of_the_centres_says_how_far(size: int, several: int) -> None:
+    away = torch.arange(1.0, size + 1)
+    prototypes = Prototypes(away[:, None], torch.full((size,), 3))
+    labels, distance, _ = prototypes.assign(torch.zeros(1, 1))
+    assert labels.tolist() == [3]
+    assert distance.tolist() == pytest.approx([away[:several].mean().item()], rel=1e-5)
+
+
 def test_distances_far_from_the_origin_are_exact() -> None:
     centers = 1000 + torch.randn(60, 3, generator=seeded())
     prototypes = Prototypes(centers, torch.arange(60) % 3)
     x = 1000 + torch.randn(40, 3, generator=seeded(1))
-    _, distance, _ = prototypes.assign(x)
+    labels, distance, _ = prototypes.assign(x)
     by_hand = torch.cdist(x.double(), centers.double()).view(40, 20, 3)
-    expected = by_hand.topk(5, dim=1, largest=False).values.mean(1).min(1).values
-    np.testing.assert_allclose(distance, expected, atol=1e-3)
+    expected = by_hand.topk(5, dim=1, largest=False).values.mean(1).min(1)
+    np.testing.assert_allclose(distance, expected.values, atol=1e-3)
+    assert labels.tolist() == expected.indices.tolist()
 
 
 def test_one_cluster_is_certain_and_no_rows_are_fine() -> None:
@@ -192,8 +204,10 @@ def test_one_cluster_is_certain_and_no_rows_are_fine() -> None:
 
 
 def test_clusters_at_the_same_place_give_no_confidence() -> None:
-    prototypes = Prototypes(torch.zeros(2, 3), torch.arange(2))
-    assert prototypes.assign(torch.zeros(1, 3))[2].tolist() == [0]
+    centers = torch.randn(50, 8, generator=seeded())
+    prototypes = Prototypes(centers.repeat(2, 1), torch.arange(100))
+    _, distance, confidence = prototypes.assign(centers)
+    assert distance.tolist() == confidence.tolist() == [0] * 50
 
 
 def test_other_features_are_refused() -> None:

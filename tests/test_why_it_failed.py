@@ -59,12 +59,15 @@ def test_misread_sampler_draws_as_unevenly_as_the_clusters_are(why: ModuleType) 
     assert shares["misread"] == pytest.approx(sizes / N, abs=0.03)
 
 
-@pytest.mark.parametrize(("collapsed", "features", "positions"), [(True, 128, 1), (False, 256, 4)])
+@pytest.mark.parametrize(
+    ("collapsed", "wide", "features", "positions"),
+    [(True, False, 128, 1), (False, False, 256, 4), (False, True, 768, 4)],
+)
 def test_map_of_the_port_is_one_by_one(
-    why: ModuleType, collapsed: bool, features: int, positions: int
+    why: ModuleType, collapsed: bool, wide: bool, features: int, positions: int
 ) -> None:
     preprocessing = Preprocessing(32, (0.5,) * 3, (0.25,) * 3)
-    net = why.Net(why.Shape(collapsed=collapsed), preprocessing).eval()
+    net = why.Net(why.Shape(collapsed=collapsed, wide=wide), preprocessing).eval()
     out = net(torch.zeros(2, 3, 32, 32))
     convolutions = [module for module in net.maps if isinstance(module, nn.Conv2d)]
     assert out.shape == (2, features)

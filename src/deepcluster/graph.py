@@ -50,6 +50,7 @@ WEAK = 0.05  # of a landmark's mean degree: an edge between pieces of the graph
 CRUMB = 0.05  # a cluster below this share of the mean size is a crumb
 GROUP = 16  # scores that one maximum stands for, in knn
 BLOCK = 2**25  # scores at a time
+ROUNDING = 1e-6  # a squared distance below this share of the two squares is rounding
 
 
 @dataclass(frozen=True)
@@ -62,9 +63,9 @@ class Prototypes:
     def assign(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The nearest cluster.
 
-        A cluster is as far from an image as the NEAREST of its centres are on average (fewer where
-        it has fewer than four times as many): the landmark of a few odd images does not draw others
-        over to a cluster that has nothing else near them.
+        A cluster is as far from an image as its nearest centres are on average: a quarter of them,
+        rounded up, at most NEAREST. So the landmark of a few odd images does not draw others over
+        to a large cluster that has nothing else near them.
 
         Args:
             x: ``(n, d)``, on any device.
@@ -87,9 +88,12 @@ class Prototypes:
         numbers, sizes = numbers.to(x.device), counts.tolist()
         middle = self.centers.mean(0).to(x.device, torch.float32)
         centers = self.centers[order].to(x.device, torch.float32) - middle
+        theirs = centers.square().sum(1)
         labels, distances, confidences = [], [], []
         for rows, scores in _scores(x, centers, middle):
-            squares = (rows.square().sum(1, keepdim=True) - 2 * scores).clamp_(min=0)
+            own = rows.square().sum(1, keepdim=True)
+            squares = own - 2 * scores
+            squares.masked_fill_(squares < ROUNDING * (own + theirs), 0)  # the same place
             apart = torch.stack(
                 [
                     part.topk(_several(size), dim=1, largest=False).values.sqrt().mean(1)
@@ -112,7 +116,7 @@ class Prototypes:
 
 
 def _several(size: int) -> int:
-    """Centres that say how far a cluster of `size` centres is: few of few, lest it lose all."""
+    """Centres that say how far a cluster of `size` centres is: few of few, lest it lose its own."""
     return min(NEAREST, -(-size // 4))
 
 
