@@ -89,9 +89,16 @@ def measure(run: RunDir, commit: str) -> dict[str, Any]:
 
 
 def file_name(kind: str, line: dict[str, Any]) -> str:
-    """A name that tells runs of other images, minutes, threads or seeds apart."""
+    """A name that tells runs of other images, minutes, threads, arithmetic or seeds apart."""
     given = f"{line['epochs']}epochs" if line["minutes"] is None else f"{line['minutes']:g}min"
-    parts = (line["set"], line["images"], given, f"{line['threads']}threads", line["seed"])
+    parts = (
+        line["set"],
+        line["images"],
+        given,
+        f"{line['threads']}threads",
+        line["precision"],
+        line["seed"],
+    )
     return "-".join(map(str, (kind, *parts))) + ".json"
 
 
