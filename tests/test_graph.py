@@ -204,6 +204,8 @@ def test_one_cluster_is_certain_and_no_rows_are_fine() -> None:
 
 
 def test_clusters_at_the_same_place_give_no_confidence() -> None:
+    prototypes = Prototypes(torch.zeros(2, 3), torch.arange(2))
+    assert prototypes.assign(torch.zeros(1, 3))[2].tolist() == [0]
     centers = torch.randn(50, 8, generator=seeded())
     prototypes = Prototypes(centers.repeat(2, 1), torch.arange(100))
     _, distance, confidence = prototypes.assign(centers)

@@ -50,7 +50,7 @@ WEAK = 0.05  # of a landmark's mean degree: an edge between pieces of the graph
 CRUMB = 0.05  # a cluster below this share of the mean size is a crumb
 GROUP = 16  # scores that one maximum stands for, in knn
 BLOCK = 2**25  # scores at a time
-ROUNDING = 1e-6  # a squared distance below this share of the two squares is rounding
+ROUNDING = 2e-6  # a squared distance below this share of the row's square is rounding
 
 
 @dataclass(frozen=True)
@@ -88,12 +88,11 @@ class Prototypes:
         numbers, sizes = numbers.to(x.device), counts.tolist()
         middle = self.centers.mean(0).to(x.device, torch.float32)
         centers = self.centers[order].to(x.device, torch.float32) - middle
-        theirs = centers.square().sum(1)
         labels, distances, confidences = [], [], []
         for rows, scores in _scores(x, centers, middle):
             own = rows.square().sum(1, keepdim=True)
             squares = own - 2 * scores
-            squares.masked_fill_(squares < ROUNDING * (own + theirs), 0)  # the same place
+            squares.masked_fill_(squares < ROUNDING * own, 0)  # the same place
             apart = torch.stack(
                 [
                     part.topk(_several(size), dim=1, largest=False).values.sqrt().mean(1)
