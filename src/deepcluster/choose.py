@@ -27,7 +27,7 @@ import torch
 from sklearn.metrics import adjusted_mutual_info_score, pairwise_distances, silhouette_score
 from torch import Tensor
 
-from deepcluster.graph import cut, landmarks, patch_graph
+from deepcluster.graph import cut, edges, landmarks, patch_graph
 from deepcluster.metrics import occupancy
 
 DRAWS = 4
@@ -77,7 +77,7 @@ def choose_clusters(
     draws = []
     for _ in range(DRAWS):
         centers, patch = landmarks(x, wanted, 2, generator)
-        weights = patch_graph(x, centers, patch, neighbours, QUERIES, generator)
+        weights = patch_graph(centers, patch, *edges(x, neighbours, QUERIES, generator))
         draws.append((weights, patch[judged].cpu().numpy()))
     fewest = min(len(weights) for weights, _ in draws)
     scores = {}

@@ -30,12 +30,19 @@ import numpy as np
 import scipy.sparse
 import scipy.sparse.csgraph
 import torch
+from scipy.cluster.hierarchy import average, cut_tree
+from scipy.spatial.distance import pdist, squareform
 from torch import Tensor
 
-LANDMARKS = 2000
+CUTS = 5
+"""Cuts, each from other landmarks and edges, that agree on the clusters."""
+LANDMARKS = 1000
 """Landmarks at most, unless k asks for more."""
-QUERIES = 20_000
-"""Rows at most whose edges are counted, so that time grows with n and not with its square."""
+QUERIES, QUERIES_A_CUT = 30_000, 15_000
+"""Rows at most whose edges are found, so that time grows with n and not with its square, and rows
+whose edges one cut counts."""
+SETTLING = 20_000
+"""Rows at most, unless there are more landmarks, that tell landmarks where to settle."""
 ON_MAP = 60_000
 """Rows at most on the map."""
 LAID_OUT = 20_000
@@ -149,44 +156,86 @@ def cluster_graph(
     if neighbours < 1:
         raise ValueError(f"neighbours = {neighbours}: a row needs at least 1")
     wanted = min(n, max(min(n // 4, LANDMARKS), min(4 * k, 6000), k, 200))
-    centers, patch = landmarks(x, wanted, k, generator)
-    if len(centers) <= k:  # nothing to merge
-        return Prototypes(centers.cpu(), torch.arange(len(centers)))
-    weights = patch_graph(x, centers, patch, neighbours, QUERIES, generator)
-    cluster = cut(weights, k)
-    return Prototypes(centers.cpu(), torch.from_numpy(cluster))
+    asking, found = edges(x, neighbours, QUERIES, generator)
+    cuts = []
+    for _ in range(CUTS):
+        centers, patch = landmarks(x, wanted, k, generator)
+        if len(centers) <= k:  # nothing to merge
+            return Prototypes(centers.cpu(), torch.arange(len(centers)))
+        some = torch.randperm(len(asking), generator=generator)[:QUERIES_A_CUT].to(x.device)
+        weights = patch_graph(centers, patch, asking[some], found[some])
+        cuts.append(Prototypes(centers.cpu(), torch.from_numpy(cut(weights, k))))
+    return consensus(cuts, k)
 
 
-def patch_graph(
-    x: Tensor,
-    centers: Tensor,
-    patch: Tensor,
-    neighbours: int,
-    queries: int,
-    generator: torch.Generator,
-) -> np.ndarray:
-    """Edges between patches of the rows, counted from both ends: a connected symmetric graph.
+def consensus(cuts: list[Prototypes], k: int) -> Prototypes:
+    """The k clusters that several cuts of the same rows agree on most.
+
+    Two landmarks of the first cut are as far apart as the share of the cuts that part them, and
+    are merged by average linkage (evidence accumulation; Fred and Jain 2005). A cut swings with
+    its landmarks where clusters touch; this swings less, and is as a rule better than their mean.
+
+    Args:
+        cuts: of the same rows.
+        k: number of clusters, below that of the first cut's landmarks.
+    """
+    centers = cuts[0].centers
+    found = torch.stack([each.assign(centers)[0] for each in cuts], dim=1)  # (m, cuts)
+    apart = pdist(found.numpy(), "hamming")
+    tree, apart = average(apart), squareform(apart)
+    for parts in range(k, len(centers)):
+        cluster = cut_tree(tree, n_clusters=parts)[:, 0]
+        sizes = np.bincount(cluster)
+        large = sizes >= max(1, CRUMB * len(centers) / k)
+        if large.sum() == k:
+            break
+    else:  # crumbs wherever it is cut
+        cluster = cut_tree(tree, n_clusters=k)[:, 0]
+        large = np.ones(k, bool)
+    means = (apart @ np.eye(len(large))[cluster] / np.bincount(cluster))[:, large]  # (m, k)
+    own = np.cumsum(large) - 1
+    cluster = np.where(large[cluster], own[cluster], means.argmin(1))
+    return Prototypes(centers, torch.from_numpy(cluster))
+
+
+def edges(
+    x: Tensor, neighbours: int, queries: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Edges from rows, drawn at random, to their nearest neighbours among all.
 
     Args:
         x: ``(n, d)``.
+        neighbours: edges that go out from a row.
+        queries: rows at most.
+        generator: draws them.
+
+    Returns:
+        ``(q,)`` and ``(q, neighbours)`` int64, the rows and their neighbours; with fewer rows than
+        neighbours, edges to all the others.
+    """
+    n = len(x)
+    asking = torch.randperm(n, generator=generator)[:queries].to(x.device)
+    if n == 1:
+        return asking, asking.new_empty(1, 0)
+    return asking, knn(x, min(neighbours, n - 1), queries=asking)[0]
+
+
+def patch_graph(centers: Tensor, patch: Tensor, asking: Tensor, found: Tensor) -> np.ndarray:
+    """Edges between patches of the rows, counted from both ends: a connected symmetric graph.
+
+    Args:
         centers: ``(m, d)``, the landmarks.
         patch: ``(n,)`` int64 below m, the landmark of each row.
-        neighbours: edges that go out from a row.
-        queries: rows at most, drawn at random, whose edges are counted.
-        generator: draws them.
+        asking: ``(q,)`` int64, rows from which edges go out.
+        found: ``(q, neighbours)`` int64, the rows to which they go.
 
     Returns:
         ``(m, m)`` float64.
     """
-    n, m = len(x), len(centers)
-    edges = torch.zeros(m * m, dtype=torch.float64)
-    if n > 1:
-        asking = torch.randperm(n, generator=generator)[:queries].to(x.device)
-        found, _ = knn(x, min(neighbours, n - 1), queries=asking)
-        between = patch[asking][:, None] * m + patch[found]
-        edges += torch.bincount(between.flatten(), minlength=m * m).cpu()
-    weights = edges.view(m, m).numpy()
-    return _join(weights + weights.T, centers.cpu(), neighbours)
+    m = len(centers)
+    between = patch[asking][:, None] * m + patch[found]
+    weights = torch.bincount(between.flatten(), minlength=m * m).cpu().double().view(m, m).numpy()
+    return _join(weights + weights.T, centers.cpu(), found.shape[1])
 
 
 def cut(weights: np.ndarray, k: int) -> np.ndarray:
@@ -352,12 +401,12 @@ def _nearest(x: Tensor, centers: Tensor) -> Tensor:
 
 def landmarks(x: Tensor, m: int, k: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """At most m centres of patches of `x`, none without rows, and the patch of each row."""
-    centers = x[torch.randperm(len(x), generator=generator)[:m].to(x.device)]
+    some = x[torch.randperm(len(x), generator=generator)[: max(m, SETTLING)].to(x.device)]
+    centers = some[:m]
     for _ in range(LLOYD_STEPS):
-        patch = _nearest(x, centers)
-        centers, patch = _drop_empty(centers, patch)
+        centers, patch = _drop_empty(centers, _nearest(some, centers))
         counts = torch.bincount(patch, minlength=len(centers))[:, None]
-        centers = torch.zeros_like(centers).index_add_(0, patch, x) / counts
+        centers = torch.zeros_like(centers).index_add_(0, patch, some) / counts
     centers, patch = _drop_empty(centers, _nearest(x, centers))
     if len(centers) < k:  # many duplicates: rows that differ will do
         rows = torch.unique(x, dim=0)
