@@ -3,9 +3,10 @@
 Where neighbours are mostly alike, clusters are shapes rather than balls, and k-means cuts through
 them; the graph of nearest neighbours knows them. Here its communities are found among *landmarks*:
 rows that took a few steps of k-means, so that each stands for a small patch of the data. Edges of
-the graph are counted between the patches, and patches are merged until k clusters are left. The
-landmarks then assign any image, old or new, to the cluster whose nearest landmarks are nearest on
-average: the clusters of the training images are what their features say, without the graph.
+the graph are counted between the patches, and patches are merged until k clusters are left. That
+is done several times, each time with other landmarks and edges, and the cuts agree on k clusters.
+The landmarks then assign any image, old or new, to the cluster whose nearest landmarks are nearest
+on average: the clusters of the training images are what their features say, without the graph.
 
 The merges follow modularity (Newman 2004, "Fast algorithm for detecting community structure in
 networks"). Differences, and why: the gain of a merge is divided by the geometric mean of the two
@@ -183,6 +184,7 @@ def consensus(cuts: list[Prototypes], k: int) -> Prototypes:
     found = torch.stack([each.assign(centers)[0] for each in cuts], dim=1)  # (m, cuts)
     apart = pdist(found.numpy(), "hamming")
     tree, apart = average(apart), squareform(apart)
+    # As deep as it takes for k parts that are no crumbs; a crumb goes to the part it is most like.
     for parts in range(k, len(centers)):
         cluster = cut_tree(tree, n_clusters=parts)[:, 0]
         sizes = np.bincount(cluster)
