@@ -1,9 +1,9 @@
-"""Tables and pictures of docs/benchmarks.md, from the JSON in benchmarks/results/.
+"""Tables and pictures of docs/benchmarks.md and the README, from the JSON in benchmarks/results/.
 
     python benchmarks/tables.py
 
-Fills the document's marked places, ``<!--name-->…<!--/-->``, and draws docs/images/minutes.svg. A
-test holds that the document is what this makes of the JSON.
+Fills the documents' marked places, ``<!--name-->…<!--/-->``, and draws docs/images/minutes.svg. A
+test holds that the documents are what this makes of the JSON.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks/results"
-DOCUMENT = ROOT / "docs/benchmarks.md"
+DOCUMENTS = [ROOT / "docs/benchmarks.md", ROOT / "README.md"]
 PICTURE = ROOT / "docs/images/minutes.svg"
 
 METHODS = {
@@ -37,6 +37,10 @@ GPU_ROWS = [
     for minutes in (1, 8)
 ]
 """What benchmarks/gpu.py is to measure."""
+
+IN_README = [("mnist", 10), ("fashion-mnist", 15), ("cifar10", 15), ("cifar10", 60)]
+IN_README += [("imagenette", 15)]
+"""Sets and minutes asked for; digits stand before them."""
 
 Line = dict[str, Any]
 
@@ -185,10 +189,13 @@ def fits(runs: list[Line]) -> str:
         return "Not measured."
     groups = together(
         sorted(runs, key=lambda line: (line["set"], line["images"], line["epochs"], line["seed"])),
-        lambda line: (name_of(line), line["images"], *trained(line), machine(line)),
+        lambda line: (
+            *(name_of(line), line["images"], *trained(line), machine(line)),
+            line["commit"],
+        ),
     )
     rows = []
-    for (name, images, net, asked, _, where), lines in groups.items():
+    for (name, images, net, asked, _, where, _), lines in groups.items():
         cells = [f"{name}, {images:,}; {where}", f"{asked:g}" if asked else "–", net]
         rows.append([*cells, listed(line["epochs"] for line in lines), *fit_cells(lines)])
     columns = ["images", "minutes asked for", "net", "epochs", *FIT_COLUMNS]
@@ -222,7 +229,49 @@ def gpu(runs: list[Line]) -> str:
     return f"{text}\n\n{sources(runs)}" if runs else text
 
 
-# -- the document -----------------------------------------------------------------------------
+# -- the README's table -----------------------------------------------------------------------
+
+
+def readme(runs: list[Line], peers: list[Line]) -> str:
+    """A row a set, machine and version: what the default recipe reaches."""
+    rows = []
+    for own in together(
+        [line for line in peers if line["set"] == "digits" and line["method"] == "deepcluster"],
+        machine,
+    ).values():
+        pixels = [line for line in peers if line["set"] == "digits" and line["method"] == "pixels"]
+        title = f"digits, {own[0]['images']:,} at 8 px"
+        asked = own[0]["settings"]["minutes"]
+        rows.append([title, both(pixels), *reached(own, own, asked)])
+    for name, asked in IN_README:
+        some = [line for line in runs if (name_of(line), line["minutes"]) == (name, asked)]
+        for own in together(some, lambda line: (machine(line), line["commit"])).values():
+            title = f"{name}, {own[0]['images']:,} at {own[0]['size']} px"
+            pixels = [line["pixels"] for line in own]
+            rows.append([title, both(pixels), *reached([line["fit"] for line in own], own, asked)])
+    head = ["images", "plain k-means on the pixels", "default recipe", "took"]
+    return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * 4, *rows])
+
+
+def both(scores: list[Line]) -> str:
+    """NMI and ACC, means over the seeds."""
+    nmi, acc = (statistics.mean(line[score] for line in scores) for score in ("nmi", "acc"))
+    return f"NMI {nmi:.3f} / ACC {acc:.3f}"
+
+
+def reached(scores: list[Line], lines: list[Line], asked: float) -> list[str]:
+    """The two last cells: scores, and minutes."""
+    words = f"{spread(line['nmi'] for line in scores)} / {spread(line['acc'] for line in scores)}"
+    count = len(lines)
+    took = statistics.mean(line["seconds"] for line in lines) / 60
+    cores = "one core" if lines[0]["threads"] == 1 else f"{lines[0]['threads']} cores"
+    return [
+        f"{words}, {count} seed{'s' if count > 1 else ''}",
+        f"{took:.1f} minutes on {cores} (`--minutes {asked:g}`)",
+    ]
+
+
+# -- the documents ----------------------------------------------------------------------------
 
 
 def read(pattern: str) -> list[Line]:
@@ -280,11 +329,13 @@ def picture(runs: list[Line]) -> str:
 
 
 def fill(text: str) -> str:
-    """The document, its marked places filled from the results."""
-    peers = RESULTS / "quality.json"
+    """A document, its marked places filled from the results."""
+    found = RESULTS / "quality.json"
+    peers = json.loads(found.read_text(encoding="utf-8")) if found.exists() else []
     timed = read("fit-*.json")
     filled = {
-        "quality": quality(json.loads(peers.read_text(encoding="utf-8")) if peers.exists() else []),
+        "quality": quality(peers),
+        "readme": readme(timed, peers),
         "fits": fits(timed),
         "picture": picture(timed),
         "gpu": gpu(read("gpu-*.json")),
@@ -297,8 +348,9 @@ def fill(text: str) -> str:
 
 
 def main() -> None:
-    """Write the document, and the picture if there is something to see."""
-    DOCUMENT.write_text(fill(DOCUMENT.read_text(encoding="utf-8")), encoding="utf-8")
+    """Write the documents, and the picture if there is something to see."""
+    for document in DOCUMENTS:
+        document.write_text(fill(document.read_text(encoding="utf-8")), encoding="utf-8")
     timed = read("fit-*.json")
     if budgets(timed):
         draw(timed)

@@ -42,11 +42,25 @@ def line(**changes: Any) -> dict[str, Any]:
     return {**facts, **fit, **changes}
 
 
-def test_the_document_is_what_the_results_say(load: Any) -> None:
+def test_the_documents_are_what_the_results_say(load: Any) -> None:
     tables = load("tables")
-    text = tables.DOCUMENT.read_text(encoding="utf-8")
-    assert text == tables.fill(text), "python benchmarks/tables.py writes it anew"
+    for document in tables.DOCUMENTS:
+        text = document.read_text(encoding="utf-8")
+        assert text == tables.fill(text), "python benchmarks/tables.py writes it anew"
+        assert "<!--/-->" in text
     assert tables.PICTURE.exists() == bool(tables.budgets(tables.read("fit-*.json")))
+
+
+def test_the_readme_has_a_row_a_set(load: Any) -> None:
+    runs = [line(minutes=10.0), line(minutes=10.0, seed=1), line(minutes=7.0)]
+    peers = [
+        line(set="digits", images=9, method=method, nmi=nmi, acc=0.5, settings={"minutes": 1})
+        for method, nmi in (("pixels", 0.25), ("deepcluster", 0.75), ("dec", 0.5))
+    ]
+    head, _, digits, mnist = load("tables").readme(runs, peers).splitlines()
+    assert head.startswith("| images")
+    assert digits.startswith("| digits, 9 at 8 px | NMI 0.250 / ACC 0.500 | 0.750 / 0.500, 1 seed")
+    assert "| 0.500 ± 0.000 / 0.250 ± 0.000, 2 seeds | 1.1 minutes on one core (`--min" in mnist
 
 
 def test_rows_are_means_over_seeds(load: Any) -> None:
