@@ -235,11 +235,12 @@ def gpu(runs: list[Line]) -> str:
 def readme(runs: list[Line], peers: list[Line]) -> str:
     """A row a set, machine and version: what the default recipe reaches."""
     rows = []
+    digits = [line for line in peers if line["set"] == "digits"]
     for own in together(
-        [line for line in peers if line["set"] == "digits" and line["method"] == "deepcluster"],
-        machine,
+        [line for line in digits if line["method"] == "deepcluster"],
+        lambda line: (machine(line), line["commit"], line["settings"]["minutes"]),
     ).values():
-        pixels = [line for line in peers if line["set"] == "digits" and line["method"] == "pixels"]
+        pixels = [line for line in digits if line["method"] == "pixels"]
         title = f"digits, {own[0]['images']:,} at 8 px"
         asked = own[0]["settings"]["minutes"]
         rows.append([title, both(pixels), *reached(own, own, asked)])
@@ -249,8 +250,8 @@ def readme(runs: list[Line], peers: list[Line]) -> str:
             title = f"{name}, {own[0]['images']:,} at {own[0]['size']} px"
             pixels = [line["pixels"] for line in own]
             rows.append([title, both(pixels), *reached([line["fit"] for line in own], own, asked)])
-    head = ["images", "plain k-means on the pixels", "default recipe", "took"]
-    return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * 4, *rows])
+    head = ["images", "plain k-means on the pixels", "default recipe", "took", "commit"]
+    return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * 5, *rows])
 
 
 def both(scores: list[Line]) -> str:
@@ -260,7 +261,7 @@ def both(scores: list[Line]) -> str:
 
 
 def reached(scores: list[Line], lines: list[Line], asked: float) -> list[str]:
-    """The two last cells: scores, and minutes."""
+    """The last cells: scores, minutes, and the version."""
     words = f"{spread(line['nmi'] for line in scores)} / {spread(line['acc'] for line in scores)}"
     count = len(lines)
     took = statistics.mean(line["seconds"] for line in lines) / 60
@@ -268,6 +269,7 @@ def reached(scores: list[Line], lines: list[Line], asked: float) -> list[str]:
     return [
         f"{words}, {count} seed{'s' if count > 1 else ''}",
         f"{took:.1f} minutes on {cores} (`--minutes {asked:g}`)",
+        lines[0]["commit"],
     ]
 
 
@@ -281,8 +283,11 @@ def read(pattern: str) -> list[Line]:
 
 
 def budgets(runs: list[Line]) -> dict[str, list[Line]]:
-    """The fits of the sets that were given more than one length, by set and machine."""
-    groups = together(runs, lambda line: f"{name_of(line)}, {line['images']:,}; {machine(line)}")
+    """The fits of the sets that were given more than one length, by set, machine and version."""
+    groups = together(
+        runs,
+        lambda line: f"{name_of(line)}, {line['images']:,}; {machine(line)}; {line['commit']}",
+    )
     return {
         name: lines for name, lines in groups.items() if len({trained(line) for line in lines}) > 1
     }

@@ -77,7 +77,7 @@ def test_rows_are_means_over_seeds(load: Any) -> None:
 def test_only_sets_of_several_budgets_are_drawn(load: Any) -> None:
     tables = load("tables")
     runs = [line(), line(minutes=5.0), line(set="digits"), line(set="digits", epochs=5)]
-    assert list(tables.budgets(runs)) == ["mnist, 60,000; CPU, 1 thread on 2 cores"]
+    assert list(tables.budgets(runs)) == ["mnist, 60,000; CPU, 1 thread on 2 cores; abc"]
     assert "minutes.svg" in tables.picture(runs)
     assert "minutes.svg" not in tables.picture(runs[:1])
 

@@ -100,9 +100,36 @@ def test_cuts_agree_on_what_most_of_them_say(first: int) -> None:
     places = torch.tensor([[0.0], [1.0], [2.0], [3.0], [4.0], [5.0]])
     said = [[0, 0, 0, 1, 1, 1], [1, 1, 1, 0, 0, 0], [0, 0, 1, 1, 1, 1]]  # numbers mean nothing
     cuts = [Prototypes(places, torch.tensor(clusters)) for clusters in said]
-    agreed = consensus([cuts[first], *cuts[:first], *cuts[first + 1 :]], 2)
+    agreed = consensus([cuts[first], *cuts[:first], *cuts[first + 1 :]], torch.ones(6), 2)
     assert agreed.cluster.tolist() in ([0, 0, 0, 1, 1, 1], [1, 1, 1, 0, 0, 0])
     assert torch.equal(agreed.centers, places)
+
+
+def test_cuts_that_nearly_agree_keep_their_clusters() -> None:
+    """Shares of few cuts are mostly ties; a tree of such ties is where libraries stumble."""
+    rng = np.random.default_rng(1)
+    groups = rng.integers(0, 9, 700)
+    places = torch.from_numpy(rng.normal(size=(700, 8)) + 9 * np.eye(9)[groups][:, :8]).float()
+    cuts = []
+    for _ in range(5):
+        said = np.where(rng.random(700) < 0.08, rng.integers(0, 9, 700), groups)
+        cuts.append(Prototypes(places, torch.from_numpy(said)))
+    agreed = consensus(cuts, torch.ones(700), 9).cluster.numpy()
+    assert nmi(agreed, groups) == pytest.approx(1)
+
+
+def test_a_landmark_of_many_rows_is_no_crumb() -> None:
+    places = torch.cat([torch.arange(20.0), 40 + torch.arange(79.0), torch.tensor([200.0])])[
+        :, None
+    ]
+    said = torch.tensor([0] * 20 + [1] * 40 + [2] * 39 + [3])  # four groups: one must go
+    cuts = [Prototypes(places, said)] * 2
+    rows = torch.ones(100)
+    agreed = consensus(cuts, rows, 3).cluster
+    assert agreed.bincount().tolist() == [20, 40, 40], "the crumb goes to the nearest"
+    rows[-1] = 100
+    agreed = consensus(cuts, rows, 3).cluster
+    assert agreed.bincount().tolist() == [20, 79, 1]
 
 
 def test_cuts_that_agree_swing_less(

@@ -4,9 +4,10 @@ Where neighbours are mostly alike, clusters are shapes rather than balls, and k-
 them; the graph of nearest neighbours knows them. Here its communities are found among *landmarks*:
 rows that took a few steps of k-means, so that each stands for a small patch of the data. Edges of
 the graph are counted between the patches, and patches are merged until k clusters are left. That
-is done several times, each time with other landmarks and edges, and the cuts agree on k clusters.
-The landmarks then assign any image, old or new, to the cluster whose nearest landmarks are nearest
-on average: the clusters of the training images are what their features say, without the graph.
+is done several times, with other landmarks and, of many rows, other edges, and the cuts agree on k
+clusters. The landmarks of the first then assign any image, old or new, to the cluster whose nearest
+landmarks are nearest on average: the clusters of the training images are what their features say,
+without the graph.
 
 The merges follow modularity (Newman 2004, "Fast algorithm for detecting community structure in
 networks"). Differences, and why: the gain of a merge is divided by the geometric mean of the two
@@ -24,19 +25,17 @@ changes little (Damrich and Hamprecht 2021), and whole-batch steps that share th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import scipy.sparse
 import scipy.sparse.csgraph
 import torch
-from scipy.cluster.hierarchy import average, cut_tree
-from scipy.spatial.distance import pdist, squareform
 from torch import Tensor
 
 CUTS = 5
-"""Cuts, each from other landmarks and edges, that agree on the clusters."""
+"""Cuts that agree on the clusters, unless so many landmarks are asked for that one is dear."""
 LANDMARKS = 1000
 """Landmarks at most, unless k asks for more."""
 QUERIES, QUERIES_A_CUT = 30_000, 15_000
@@ -58,6 +57,7 @@ WEAK = 0.05  # of a landmark's mean degree: an edge between pieces of the graph
 CRUMB = 0.05  # a cluster below this share of the mean size is a crumb
 GROUP = 16  # scores that one maximum stands for, in knn
 BLOCK = 2**25  # scores at a time
+TIE = 1e-3  # of the largest distance: less than any two shares of the cuts differ
 ROUNDING = 2e-6  # a squared distance below this share of the row's square is rounding
 
 
@@ -158,46 +158,46 @@ def cluster_graph(
         raise ValueError(f"neighbours = {neighbours}: a row needs at least 1")
     wanted = min(n, max(min(n // 4, LANDMARKS), min(4 * k, 6000), k, 200))
     asking, found = edges(x, neighbours, QUERIES, generator)
-    cuts = []
-    for _ in range(CUTS):
+    cuts: list[Prototypes] = []
+    rows = torch.empty(0)
+    for _ in range(CUTS if wanted <= LANDMARKS else 1):
         centers, patch = landmarks(x, wanted, k, generator)
-        if len(centers) <= k:  # nothing to merge
+        if len(centers) <= k:  # many duplicates
+            if cuts:
+                continue
             return Prototypes(centers.cpu(), torch.arange(len(centers)))
         some = torch.randperm(len(asking), generator=generator)[:QUERIES_A_CUT].to(x.device)
         weights = patch_graph(centers, patch, asking[some], found[some])
+        rows = rows if cuts else torch.bincount(patch).cpu()
         cuts.append(Prototypes(centers.cpu(), torch.from_numpy(cut(weights, k))))
-    return consensus(cuts, k)
+    return cuts[0] if len(cuts) == 1 else consensus(cuts, rows, k)
 
 
-def consensus(cuts: list[Prototypes], k: int) -> Prototypes:
+def consensus(cuts: list[Prototypes], rows: Tensor, k: int) -> Prototypes:
     """The k clusters that several cuts of the same rows agree on most.
 
-    Two landmarks of the first cut are as far apart as the share of the cuts that part them, and
-    are merged by average linkage (evidence accumulation; Fred and Jain 2005). A cut swings with
-    its landmarks where clusters touch; this swings less, and is as a rule better than their mean.
+    Landmarks of the first cut are as alike as the share of the cuts that keep them together, and
+    are merged by average linkage (evidence accumulation; Fred and Jain 2005): a cut swings with its
+    landmarks where clusters touch, and this swings less. Of pairs equally alike the nearer counts
+    as more alike.
 
     Args:
         cuts: of the same rows.
-        k: number of clusters, below that of the first cut's landmarks.
+        rows: ``(m,)``, how many rows each landmark of the first cut stands for.
+        k: number of clusters, at most m.
     """
     centers = cuts[0].centers
     found = torch.stack([each.assign(centers)[0] for each in cuts], dim=1)  # (m, cuts)
-    apart = pdist(found.numpy(), "hamming")
-    tree, apart = average(apart), squareform(apart)
-    # As deep as it takes for k parts that are no crumbs; a crumb goes to the part it is most like.
-    for parts in range(k, len(centers)):
-        cluster = cut_tree(tree, n_clusters=parts)[:, 0]
-        sizes = np.bincount(cluster)
-        large = sizes >= max(1, CRUMB * len(centers) / k)
-        if large.sum() == k:
-            break
-    else:  # crumbs wherever it is cut
-        cluster = cut_tree(tree, n_clusters=k)[:, 0]
-        large = np.ones(k, bool)
-    means = (apart @ np.eye(len(large))[cluster] / np.bincount(cluster))[:, large]  # (m, k)
-    own = np.cumsum(large) - 1
-    cluster = np.where(large[cluster], own[cluster], means.argmin(1))
-    return Prototypes(centers, torch.from_numpy(cluster))
+    gaps = torch.cdist(centers, centers)
+    alike = (found[:, None] == found).double().mean(2) - TIE * gaps / gaps.max().clamp_min(1e-12)
+    table, size = alike.numpy(), (rows / rows.sum()).double().numpy()
+
+    def join(i: int, j: int) -> np.ndarray:
+        share = size[j] / size[i]  # i counts the rows of j already
+        row: np.ndarray = (1 - share) * table[i] + share * table[j]
+        return row
+
+    return Prototypes(centers, torch.from_numpy(_agglomerate(table, size, k, join)))
 
 
 def edges(
@@ -471,10 +471,7 @@ def _merit(weights: np.ndarray, cluster: np.ndarray) -> float:
 def _merge(weights: np.ndarray, k: int, by_density: bool) -> np.ndarray:
     """Merge nodes of a symmetric graph until k communities are left: the community of each node."""
     weights = weights / weights.sum()
-    m = len(weights)
     degree = weights.sum(1)
-    alive = np.ones(m, bool)
-    parent = np.arange(m)
 
     def ranks(i: int) -> np.ndarray:
         root = np.sqrt(degree[i] * degree)
@@ -482,24 +479,49 @@ def _merge(weights: np.ndarray, k: int, by_density: bool) -> np.ndarray:
         # Above 0 the excess counts, below it the density, less all that an excess can be.
         density = weights[i] / root**2 - 2
         rank: np.ndarray = np.where(excess > 0, excess, density if by_density else excess)
-        rank[~alive] = rank[i] = -np.inf
         return rank
 
-    table = np.stack([ranks(i) for i in range(m)])
+    def join(i: int, j: int) -> np.ndarray:
+        weights[i] += weights[j]
+        weights[:, i] += weights[:, j]
+        return ranks(i)
+
+    return _agglomerate(np.stack([ranks(i) for i in range(len(weights))]), degree, k, join)
+
+
+def _agglomerate(
+    table: np.ndarray, size: np.ndarray, k: int, join: Callable[[int, int], np.ndarray]
+) -> np.ndarray:
+    """Merge the pair of highest rank until k groups are left: the group of each node.
+
+    Once no more than k groups are larger than crumbs, two of these are not merged while there is a
+    crumb: the smallest crumb is, with the partner it ranks highest.
+
+    Args:
+        table: ``(m, m)`` float64, the rank of each pair; written over.
+        size: ``(m,)`` float64, shares of all; written over with those of the groups.
+        k: number of groups, at most m.
+        join: merges the second group into the first, whose size counts both already, and gives the
+            ranks of the first.
+    """
+    m = len(table)
+    alive = np.ones(m, bool)
+    parent = np.arange(m)
+    np.fill_diagonal(table, -np.inf)
     partner = table.argmax(1)
     best = table[np.arange(m), partner]
     for left in range(m, k, -1):
         i = int(best.argmax())
-        large = alive & (degree >= CRUMB / k)
+        large = alive & (size >= CRUMB / k)
         if large[i] and large[partner[i]] and large.sum() <= k < left:
-            i = int(np.where(alive & ~large, degree, np.inf).argmin())  # the smallest crumb
+            i = int(np.where(alive & ~large, size, np.inf).argmin())
         i, j = sorted((i, int(partner[i])))
-        weights[i] += weights[j]
-        weights[:, i] += weights[:, j]
-        degree[i] += degree[j]
+        size[i] += size[j]
+        row = join(i, j)
         alive[j] = False
         parent[parent == j] = i
-        table[i] = table[:, i] = ranks(i)
+        row[~alive] = row[i] = -np.inf
+        table[i] = table[:, i] = row
         table[j] = table[:, j] = best[j] = -np.inf
         stale = np.flatnonzero(alive & ((partner == i) | (partner == j)))
         stale = np.append(stale, i)
