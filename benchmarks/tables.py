@@ -189,10 +189,7 @@ def fits(runs: list[Line]) -> str:
         return "Not measured."
     groups = together(
         sorted(runs, key=lambda line: (line["set"], line["images"], line["epochs"], line["seed"])),
-        lambda line: (
-            *(name_of(line), line["images"], *trained(line), machine(line)),
-            line["commit"],
-        ),
+        lambda line: (name_of(line), line["images"], *trained(line), machine(line), line["commit"]),
     )
     rows = []
     for (name, images, net, asked, _, where, _), lines in groups.items():
@@ -236,13 +233,12 @@ def readme(runs: list[Line], peers: list[Line]) -> str:
     """A row a set, machine and version: what the default recipe reaches."""
     rows = []
     digits = [line for line in peers if line["set"] == "digits"]
-    for own in together(
+    pixels = [line for line in digits if line["method"] == "pixels"]
+    for (_, _, asked), own in together(
         [line for line in digits if line["method"] == "deepcluster"],
         lambda line: (machine(line), line["commit"], line["settings"]["minutes"]),
-    ).values():
-        pixels = [line for line in digits if line["method"] == "pixels"]
+    ).items():
         title = f"digits, {own[0]['images']:,} at 8 px"
-        asked = own[0]["settings"]["minutes"]
         rows.append([title, both(pixels), *reached(own, own, asked)])
     for name, asked in IN_README:
         some = [line for line in runs if (name_of(line), line["minutes"]) == (name, asked)]
@@ -251,7 +247,7 @@ def readme(runs: list[Line], peers: list[Line]) -> str:
             pixels = [line["pixels"] for line in own]
             rows.append([title, both(pixels), *reached([line["fit"] for line in own], own, asked)])
     head = ["images", "plain k-means on the pixels", "default recipe", "took", "commit"]
-    return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * 5, *rows])
+    return table(head, rows)
 
 
 def both(scores: list[Line]) -> str:

@@ -130,7 +130,7 @@ def _several(size: int) -> int:
 def cluster_graph(
     x: Tensor, k: int, *, neighbours: int = 15, generator: torch.Generator
 ) -> Prototypes:
-    """Find k clusters in the nearest-neighbour graph of the rows.
+    """Find k clusters in the nearest-neighbour graph of the rows: those that several cuts agree on.
 
     Time and memory grow with n, not with its square: at most QUERIES rows, drawn at random, look
     for their neighbours among all.
@@ -157,10 +157,11 @@ def cluster_graph(
     if neighbours < 1:
         raise ValueError(f"neighbours = {neighbours}: a row needs at least 1")
     wanted = min(n, max(min(n // 4, LANDMARKS), min(4 * k, 6000), k, 200))
-    asking, found = edges(x, neighbours, QUERIES, generator)
+    several = wanted <= LANDMARKS
+    asking, found = edges(x, neighbours, QUERIES if several else QUERIES_A_CUT, generator)
     cuts: list[Prototypes] = []
-    rows = torch.empty(0)
-    for _ in range(CUTS if wanted <= LANDMARKS else 1):
+    patches: list[Tensor] = []
+    for _ in range(CUTS if several else 1):
         centers, patch = landmarks(x, wanted, k, generator)
         if len(centers) <= k:  # many duplicates
             if cuts:
@@ -168,9 +169,9 @@ def cluster_graph(
             return Prototypes(centers.cpu(), torch.arange(len(centers)))
         some = torch.randperm(len(asking), generator=generator)[:QUERIES_A_CUT].to(x.device)
         weights = patch_graph(centers, patch, asking[some], found[some])
-        rows = rows if cuts else torch.bincount(patch).cpu()
         cuts.append(Prototypes(centers.cpu(), torch.from_numpy(cut(weights, k))))
-    return cuts[0] if len(cuts) == 1 else consensus(cuts, rows, k)
+        patches.append(patch)
+    return cuts[0] if len(cuts) == 1 else consensus(cuts, torch.bincount(patches[0]).cpu(), k)
 
 
 def consensus(cuts: list[Prototypes], rows: Tensor, k: int) -> Prototypes:
@@ -510,10 +511,10 @@ def _agglomerate(
     np.fill_diagonal(table, -np.inf)
     partner = table.argmax(1)
     best = table[np.arange(m), partner]
-    for left in range(m, k, -1):
+    for _ in range(m - k):
         i = int(best.argmax())
         large = alive & (size >= CRUMB / k)
-        if large[i] and large[partner[i]] and large.sum() <= k < left:
+        if large[i] and large[partner[i]] and large.sum() <= k:
             i = int(np.where(alive & ~large, size, np.inf).argmin())
         i, j = sorted((i, int(partner[i])))
         size[i] += size[j]
