@@ -340,6 +340,7 @@ def test_keyboard_alone(run: RunDir, visit: Open) -> None:
     assert page.evaluate("deepcluster.changes.rowsOf(0).length") == len(order) - 2
     page.keyboard.press("]")
     page.wait_for_function("() => location.hash === '#/cluster/1'")
+    playwright.expect(page.locator("main")).to_be_focused()  # the last step of showing it
     page.locator(".tiles").focus()
     page.keyboard.press("End")
     page.keyboard.press("Enter")
