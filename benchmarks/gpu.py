@@ -30,8 +30,8 @@ from deepcluster.backbones import build_backbone
 from deepcluster.commands import fit_source
 from deepcluster.config import Config
 from deepcluster.methods import load_method
+from deepcluster.optimizers import build_optimizer
 from deepcluster.run import RunDir
-from deepcluster.train import build_optimizer
 
 
 def peak(device: torch.device, dtype: torch.dtype) -> float:
@@ -61,7 +61,7 @@ def flop_an_image(config: Config) -> float:
     )
     method = load_method(config.method)(config, backbone, batch)
     method.to(device, memory_format=torch.channels_last).train()
-    optimizer = build_optimizer(method, config)
+    optimizer = build_optimizer(method.groups(), config.train)
     generator = torch.Generator(device).manual_seed(0)
     images = torch.randint(
         256, (batch, channels, config.size, config.size), dtype=torch.uint8, device=device

@@ -21,7 +21,7 @@ LAYERS = [
         "graph",
         "choose",
         "metrics",
-        "muon",
+        "optimizers",
     },
     {"methods", "features"},
     {"plan", "train"},

@@ -23,6 +23,7 @@ from deepcluster.backbones import auto_backbone, build_backbone
 from deepcluster.config import Config, ConfigError
 from deepcluster.images import scan_images
 from deepcluster.methods import load_method
+from deepcluster.optimizers import build_optimizer
 from deepcluster.sources import Labels
 
 FEWEST_STEPS = 400
@@ -33,11 +34,17 @@ MOST_MINUTES = 100_000
 SIZES = (64, 48, 32)  # smaller sides that images may get, to keep to the time
 TRIAL_SIDE = 32  # pixels; steps are timed at this side where several are to be compared
 TRIAL_SHARE, TRIAL_MOST = 0.02, 10.0  # of the time that was given, and seconds: spent on timing
-# Seconds an image of what comes beside the steps, measured on one core: once a fit (neighbour
-# graph, map, pictures, report), and once an epoch (the bank's clusters, figures, the checkpoint).
-AFTERWARDS, EACH_EPOCH = 8e-4, 4.5e-5
+# Seconds an image that the neighbour graph, map, pictures and report take on one core, once a fit;
+# a second core halves them.
+AFTERWARDS = 8e-4
+# Seconds of what comes beside the steps of an epoch (cuts, figures, checkpoint): so many, and so
+# many an image.
+EACH_EPOCH, EACH_IMAGE = 0.07, 3.3e-5
 CHOOSING = 0.3  # seconds for each number of clusters that is looked at
-STEP_EXTRAS = 1.06  # optimizer and reading the images, on top of a timed step
+STEP_EXTRAS = 1.05  # reading the images, on top of a timed step
+# glibc gives larger blocks than this back to the system, and gets them again at a fifth of a step's
+# time, until one of nearly its limit of 32 MiB has been freed once: in a fit, by the first images.
+FREED_ONCE = 2**25 - 2**16
 LIBRARIES = 1_000_000_000  # bytes that torch and the tables of the neighbour graph take
 PIXEL_SIDE = 32  # pixels k-means, the yardstick, sees images averaged down to this side
 DEFAULT_LR = {"sgd": 0.05, "adamw": 2e-3, "muon": 0.02}
@@ -243,7 +250,7 @@ def choose_scale(config: Config, *, n: int, size: int, channels: int) -> Config:
         trial = dataclasses.replace(config, minutes="auto", epochs=1, size=side, backbone=net)
         resolved = resolve(trial, n=n, size=side, channels=channels)
         cost = estimate(resolved, n=n, channels=channels, store_bytes=0, patience=2.0)
-        room, fixed = 60 * config.minutes - cost.rest, n * EACH_EPOCH
+        room, fixed = 60 * config.minutes - cost.rest, EACH_EPOCH + n * EACH_IMAGE
         for option in options:
             if option[1] == net:
                 steps = (cost.epoch - fixed) * (option[0] / side) ** 2
@@ -288,7 +295,7 @@ def schedule_minutes(
     cost = estimate(resolved, n=n, channels=channels, store_bytes=store_bytes, patience=patience)
     if config.epochs == "auto":
         spent += time.perf_counter() - began
-        epochs = max(1, int((60 * minutes - spent - cost.rest) / cost.epoch))
+        epochs = max(1, round((60 * minutes - spent - cost.rest) / cost.epoch))
         assert isinstance(resolved.epochs, int)
         most = resolved.epochs if config.minutes == "auto" else MOST_EPOCHS
         epochs = min(epochs, most)
@@ -328,6 +335,7 @@ def estimate(
         )
         method = load_method(config.method)(probe, backbone, batch)
         method.to(device, memory_format=torch.channels_last)  # type: ignore[attr-defined]
+    optimizer = build_optimizer(method.groups(), config.train)
     views = [Views(config.views, config.size)] * method.views
     views += [small_views(config.views, config.size)] * method.small_views
     images = torch.randint(
@@ -342,7 +350,9 @@ def estimate(
         ]
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             loss = method.loss(made, index)
+        optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        optimizer.step()
         float(loss.detach())  # waits for the device
         return time.perf_counter() - start
 
@@ -353,6 +363,7 @@ def estimate(
         held[storage.data_ptr()] = storage.nbytes()
         return tensor
 
+    torch.zeros(FREED_ONCE, dtype=torch.uint8)
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         step()  # the first one builds kernels
     timed = [step()]
@@ -369,7 +380,7 @@ def estimate(
     return Cost(
         # features: the banks', as extracted, after PCA, and while they are clustered
         memory=store_bytes + 5 * features + 6 * parameters + activations + yardstick + LIBRARIES,
-        epoch=n * (passes * seconds_an_image + EACH_EPOCH),
-        rest=n * (forward + AFTERWARDS) + choosing,
+        epoch=n * (passes * seconds_an_image + EACH_IMAGE) + EACH_EPOCH,
+        rest=n * (forward + AFTERWARDS / min(2, torch.get_num_threads())) + choosing,
         epochs=config.epochs,
     )

@@ -29,8 +29,8 @@ from deepcluster.config import Config
 from deepcluster.features import FittedModel, Preprocessing, extract, to_device
 from deepcluster.graph import Prototypes, cluster_graph, layout
 from deepcluster.kmeans import kmeans
-from deepcluster.methods import Method, Snapshot, load_method
-from deepcluster.muon import Muon
+from deepcluster.methods import Snapshot, load_method
+from deepcluster.optimizers import build_optimizer
 from deepcluster.pca import PCA, fit_pca, normalise
 from deepcluster.plan import PIXEL_SIDE
 from deepcluster.run import RunDir
@@ -49,7 +49,6 @@ EPOCH_COLUMNS = [
     ("nmi", "NMI", "{:.3f}"),
 ]
 ORDER, VIEWS, DROPOUT = range(3)  # uses of chance in an epoch, each with a seed of its own
-ADAM_SHARE = 0.1  # AdamW's learning rate over Muon's, where one optimizer is both
 RANK_ROWS = 10_000  # rows, spread evenly, whose effective rank is measured each epoch
 PIXEL_ROWS = 1000  # images a cluster on which the yardstick, k-means on the pixels, is fitted
 MOST_GRAPH_CLUSTERS = 1000  # beyond, clusters are as small as the graph's patches: k-means it is
@@ -159,7 +158,7 @@ def fit(
             backbone = prepare_backbone(backbone, channels=store.channels, size=store.size)
         method: Any = load_method(config.method)(config, backbone, len(store))
     method.to(device, memory_format=torch.channels_last)
-    optimizer = build_optimizer(method, config)
+    optimizer = build_optimizer(method.groups(), config.train)
     preprocessing = Preprocessing.measure(store)
     views = [Views(config.views, preprocessing.size)] * method.views
     views += [small_views(config.views, preprocessing.size)] * method.small_views
@@ -315,42 +314,6 @@ class seeded:
 
     def __exit__(self, *exception: object) -> None:
         torch.set_rng_state(self.state)
-
-
-def build_optimizer(method: Method, config: Config) -> torch.optim.Optimizer:
-    """The optimizer over the method's groups; biases and norms are not decayed unless asked."""
-    train = config.train
-    assert isinstance(train.lr, float)
-    groups: list[dict[str, Any]] = []
-    first = True  # the first layer sees pixels: no matrix for Muon
-    for group in method.groups():
-        rest = {"lr": train.lr, "momentum": train.momentum, "matrices": True}
-        rest |= {name: value for name, value in group.items() if name != "params"}
-        for parameter in group["params"]:
-            matrix = parameter.ndim > 1 and rest["matrices"] and not first
-            first = first and parameter.ndim == 1
-            decay = train.weight_decay if parameter.ndim > 1 or train.decay_all else 0.0
-            facts = {**rest, "matrices": matrix, "weight_decay": decay}
-            if groups and all(groups[-1][name] == value for name, value in facts.items()):
-                groups[-1]["params"].append(parameter)
-            else:
-                groups.append({**facts, "params": [parameter]})
-    for group in groups:
-        if train.optimizer == "muon":
-            if not group["matrices"]:
-                group["lr"] *= ADAM_SHARE
-        elif train.optimizer == "adamw":
-            group["betas"] = (group.pop("momentum"), 0.999)
-    optimizer: torch.optim.Optimizer
-    if train.optimizer == "sgd":
-        optimizer = torch.optim.SGD(groups, lr=train.lr)
-    elif train.optimizer == "adamw":
-        optimizer = torch.optim.AdamW(groups, lr=train.lr)
-    else:
-        optimizer = Muon(groups, momentum=train.momentum)
-    for group in optimizer.param_groups:
-        group["initial_lr"] = group["lr"]
-    return optimizer
 
 
 def schedule(done: float, config: Config) -> float:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from deepcluster.muon import Muon, orthogonalise
+from deepcluster.optimizers import Muon, orthogonalise
 
 
 @pytest.mark.parametrize("shape", [(8, 20), (20, 8), (12, 12)])

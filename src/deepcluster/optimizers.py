@@ -1,7 +1,8 @@
-"""Muon: momentum whose every matrix is made near-orthogonal before the step.
+"""The optimizers: Muon here, SGD and AdamW from torch, each over groups of parameters.
 
-Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks". torch has it from 2.9
-on, for matrices only; here convolution kernels count as matrices ``(out, in·h·w)`` and everything
+Muon is momentum whose every matrix is made near-orthogonal before the step (Jordan et al. 2024,
+"Muon: an optimizer for hidden layers in neural networks"). torch has it from 2.9 on, for matrices
+only; here convolution kernels count as matrices ``(out, in·h·w)`` and everything
 that Muon is not meant for (first layer, last layer, biases, norms) is stepped by AdamW in the same
 optimizer, so that there is one state to save. Orthogonalisation is in float32: the matrices of
 small nets are too small for bfloat16 to be faster.
@@ -15,6 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from deepcluster.config import TrainSettings
+
+ADAM_SHARE = 0.1  # AdamW's learning rate over Muon's, where one optimizer is both
 QUINTIC = (3.4445, -4.7750, 2.0315)  # coefficients of the iteration, from the authors
 
 
@@ -85,3 +89,44 @@ class Muon(torch.optim.Optimizer):
         mean = state["mean"] / (1 - beta1**step)
         root = (state["square"] / (1 - beta2**step)).sqrt_().add_(1e-8)
         parameter.addcdiv_(mean, root, value=-group["lr"])
+
+
+def build_optimizer(wanted: list[dict[str, Any]], train: TrainSettings) -> torch.optim.Optimizer:
+    """The optimizer over a method's groups; biases and norms are not decayed unless asked.
+
+    Args:
+        wanted: groups, each with ``params`` and what differs from `train`: ``lr``, ``momentum``,
+            or ``matrices=False`` for weights that Muon shall leave to AdamW.
+        train: resolved settings.
+    """
+    assert isinstance(train.lr, float)
+    groups: list[dict[str, Any]] = []
+    first = True  # the first layer sees pixels: no matrix for Muon
+    for group in wanted:
+        rest = {"lr": train.lr, "momentum": train.momentum, "matrices": True}
+        rest |= {name: value for name, value in group.items() if name != "params"}
+        for parameter in group["params"]:
+            matrix = parameter.ndim > 1 and rest["matrices"] and not first
+            first = first and parameter.ndim == 1
+            decay = train.weight_decay if parameter.ndim > 1 or train.decay_all else 0.0
+            facts = {**rest, "matrices": matrix, "weight_decay": decay}
+            if groups and all(groups[-1][name] == value for name, value in facts.items()):
+                groups[-1]["params"].append(parameter)
+            else:
+                groups.append({**facts, "params": [parameter]})
+    for group in groups:
+        if train.optimizer == "muon":
+            if not group["matrices"]:
+                group["lr"] *= ADAM_SHARE
+        elif train.optimizer == "adamw":
+            group["betas"] = (group.pop("momentum"), 0.999)
+    optimizer: torch.optim.Optimizer
+    if train.optimizer == "sgd":
+        optimizer = torch.optim.SGD(groups, lr=train.lr)
+    elif train.optimizer == "adamw":
+        optimizer = torch.optim.AdamW(groups, lr=train.lr)
+    else:
+        optimizer = Muon(groups, momentum=train.momentum)
+    for group in optimizer.param_groups:
+        group["initial_lr"] = group["lr"]
+    return optimizer
