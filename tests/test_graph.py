@@ -5,13 +5,11 @@ import pytest
 import torch
 from sklearn.cluster import KMeans
 from sklearn.datasets import load_digits, make_circles, make_moons
-from sklearn.manifold import trustworthiness
 from sklearn.metrics import normalized_mutual_info_score as nmi
-from sklearn.neighbors import NearestNeighbors
 from torch.nn.functional import normalize
 
 from deepcluster import graph
-from deepcluster.graph import Prototypes, cluster_graph, consensus, knn, layout
+from deepcluster.graph import Prototypes, cluster_graph, consensus
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -26,40 +24,6 @@ def labels_of(x: torch.Tensor, k: int, seed: int = 0) -> torch.Tensor:
 def digits() -> tuple[torch.Tensor, np.ndarray]:
     data = load_digits()
     return normalize(torch.from_numpy(data.data).float(), dim=1), data.target
-
-
-# -- neighbours -------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("n", "k", "chunk"), [(1000, 15, None), (1000, 15, 7), (40, 39, 64), (2, 1, 1)]
-)
-def test_neighbours_are_those_of_scikit_learn(n: int, k: int, chunk: int | None) -> None:
-    x = torch.randn(n, 8, generator=seeded()) + 100  # an offset costs precision if not removed
-    indices, distances = knn(x, k, chunk=chunk)
-    reference = NearestNeighbors(n_neighbors=k, algorithm="brute").fit(x.double().numpy())
-    expected_distances, expected = reference.kneighbors()
-    np.testing.assert_allclose(distances, expected_distances, atol=1e-3)
-    assert (indices.numpy() == expected).mean() > 0.999
-
-
-def test_neighbours_of_a_few_rows_are_those_among_all() -> None:
-    x = torch.randn(300, 4, generator=seeded())
-    some = torch.tensor([7, 3, 299])
-    assert knn(x, 5, queries=some)[0].equal(knn(x, 5)[0][some])
-
-
-def test_a_row_is_not_its_own_neighbour_even_among_duplicates() -> None:
-    indices, distances = knn(torch.ones(50, 3), 10)
-    assert (indices != torch.arange(50)[:, None]).all()
-    assert (distances == 0).all()
-    assert all(len(set(row.tolist())) == 10 for row in indices)
-
-
-@pytest.mark.parametrize("k", [0, 5])
-def test_neighbours_must_be_fewer_than_rows(k: int) -> None:
-    with pytest.raises(ValueError, match="from 1 to n - 1"):
-        knn(torch.zeros(5, 2), k)
 
 
 # -- clusters ---------------------------------------------------------------------------------
@@ -276,50 +240,6 @@ def test_confident_images_are_right_more_often(digits: tuple[torch.Tensor, np.nd
     right = table.argmax(1)[found.numpy()] == truth
     order = confidence.argsort().numpy()
     assert right[order[900:]].mean() > right[order[:900]].mean() + 0.03
-
-
-# -- the map ----------------------------------------------------------------------------------
-
-
-def test_the_map_keeps_neighbours_together(digits: tuple[torch.Tensor, np.ndarray]) -> None:
-    x, _ = digits
-    places = layout(x, generator=seeded())
-    assert places.shape == (len(x), 2)
-    assert places.dtype == torch.float32
-    assert trustworthiness(x.numpy(), places.numpy(), n_neighbors=15) > 0.95
-    assert places.equal(layout(x, generator=seeded()))
-
-
-@pytest.mark.parametrize("n", [1, 2, 3, 4, 20])
-def test_a_map_of_few_rows(n: int) -> None:
-    x = normalize(torch.randn(n, 6, generator=seeded()), dim=1)
-    assert layout(x, generator=seeded()).isfinite().all()
-
-
-def test_a_map_of_duplicates_or_of_one_feature() -> None:
-    assert layout(torch.ones(30, 4), generator=seeded()).isfinite().all()
-    assert layout(torch.arange(30.0)[:, None], generator=seeded()).isfinite().all()
-
-
-def test_rows_that_are_not_laid_out_lie_between_their_neighbours(
-    digits: tuple[torch.Tensor, np.ndarray], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    x, _ = digits
-    monkeypatch.setattr(graph, "LAID_OUT", 900)
-    places = layout(x, generator=seeded())
-    assert trustworthiness(x.numpy(), places.numpy(), n_neighbors=15) > 0.93
-    base, spots = torch.tensor([[0.0], [1.0], [9.0]]), torch.tensor([[0.0, 0], [4, 0], [0, 8]])
-    monkeypatch.setattr(graph, "BETWEEN", 2)
-    assert graph._between(torch.tensor([[0.25]]), base, spots)[0].tolist() == pytest.approx(
-        [1.0, 0.0], abs=1e-4
-    )
-
-
-def test_rows_beyond_the_limit_are_not_on_the_map(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(graph, "ON_MAP", 50)
-    places = layout(torch.randn(80, 3, generator=seeded()), generator=seeded())
-    assert int(places.isfinite().all(1).sum()) == 50
-    assert int(places.isnan().all(1).sum()) == 30
 
 
 # -- merging and moving -----------------------------------------------------------------------

@@ -18,7 +18,9 @@ LAYERS = [
         "backbones",
         "kmeans",
         "pca",
+        "neighbours",
         "graph",
+        "plane",
         "choose",
         "metrics",
         "optimizers",
@@ -32,6 +34,8 @@ LAYERS = [
 WITHIN = {  # imports inside a layer that are meant
     ("run", "config"),
     ("train", "plan"),
+    ("graph", "neighbours"),
+    ("plane", "neighbours"),
     ("choose", "graph"),
     ("choose", "metrics"),
     ("images", "sources"),

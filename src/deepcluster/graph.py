@@ -1,4 +1,4 @@
-"""Final clusters from the nearest-neighbour graph of the features, and a map of them.
+"""Final clusters from the nearest-neighbour graph of the features.
 
 Where neighbours are mostly alike, clusters are shapes rather than balls, and k-means cuts through
 them; the graph of nearest neighbours knows them. Here its communities are found among *landmarks*:
@@ -18,14 +18,11 @@ is the one that a coarser resolution would merge first (Bonald et al. 2018), les
 do not touch are joined for being small. Crumbs never count among the k while something larger
 could. Single landmarks move afterwards while that raises the modularity (Blondel et al. 2008), at
 the resolution where none of the k would merge, and without making a crumb.
-
-The map is a neighbour embedding after UMAP (McInnes et al. 2018) with the edges unweighted, which
-changes little (Damrich and Hamprecht 2021), and whole-batch steps that share their negatives.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,6 +30,8 @@ import scipy.sparse
 import scipy.sparse.csgraph
 import torch
 from torch import Tensor
+
+from deepcluster.neighbours import as_matrix, knn, score_blocks
 
 CUTS = 5
 """Cuts that agree on the clusters, unless so many landmarks are asked for that one is dear."""
@@ -43,20 +42,12 @@ QUERIES, QUERIES_A_CUT = 30_000, 15_000
 whose edges one cut counts."""
 SETTLING = 20_000
 """Rows at most, unless there are more landmarks, that tell landmarks where to settle."""
-ON_MAP = 60_000
-"""Rows at most on the map."""
-LAID_OUT = 20_000
-"""Rows at most whose places the map works out; the others go between their nearest of these."""
-
 NEAREST = 5
 """Centres of a cluster, at most, that say how far an image is from it."""
 
-BETWEEN = 3  # neighbours that say where on the map a row lies that was not laid out
 LLOYD_STEPS = 4
 WEAK = 0.05  # of a landmark's mean degree: an edge between pieces of the graph
 CRUMB = 0.05  # a cluster below this share of the mean size is a crumb
-GROUP = 16  # scores that one maximum stands for, in knn
-BLOCK = 2**25  # scores at a time
 TIE = 1e-3  # of the largest distance: less than any two shares of the cuts differ
 ROUNDING = 2e-6  # a squared distance below this share of the row's square is rounding
 
@@ -97,7 +88,7 @@ class Prototypes:
         middle = self.centers.mean(0).to(x.device, torch.float32)
         centers = self.centers[order].to(x.device, torch.float32) - middle
         labels, distances, confidences = [], [], []
-        for rows, scores in _scores(x, centers, middle):
+        for rows, scores in score_blocks(x, centers, middle):
             own = rows.square().sum(1, keepdim=True)
             squares = own - 2 * scores
             squares.masked_fill_(squares < ROUNDING * own, 0)  # the same place
@@ -150,7 +141,7 @@ def cluster_graph(
         ValueError: `x` is no matrix or holds NaN or infinity; k is below 1 or above n;
             `neighbours` is below 1.
     """
-    x = _matrix(x)
+    x = as_matrix(x)
     n = len(x)
     if not 1 <= k <= n:
         raise ValueError(f"k = {k} clusters of n = {n} rows: k must be from 1 to n")
@@ -250,156 +241,8 @@ def cut(weights: np.ndarray, k: int) -> np.ndarray:
     return max(cuts, key=lambda cluster: _merit(weights, cluster))
 
 
-def knn(
-    x: Tensor, k: int, *, queries: Tensor | None = None, chunk: int | None = None
-) -> tuple[Tensor, Tensor]:
-    """The k nearest rows of each row, exactly, itself left out; nearest first.
-
-    Args:
-        x: ``(n, d)``, on any device.
-        k: neighbours, below n.
-        queries: ``(q,)`` indices of the rows that ask; None for all.
-        chunk: rows that ask at a time; None chooses.
-
-    Returns:
-        indices ``(q, k)`` int64 and Euclidean distances ``(q, k)``, on the device of `x`.
-
-    Raises:
-        ValueError: `x` is no matrix or holds NaN or infinity; k is below 1 or not below n.
-    """
-    x = _matrix(x)
-    n = len(x)
-    if not 1 <= k < n:
-        raise ValueError(f"k = {k} neighbours of n = {n} rows: k must be from 1 to n - 1")
-    queries = torch.arange(n, device=x.device) if queries is None else queries.to(x.device)
-    chunk = chunk or max(1, BLOCK // n)
-    centred = x - x.mean(0)  # smaller numbers, smaller rounding errors
-    # A row's k best scores lie in the k groups with the best maxima: one cheap pass over all n
-    # and a sort of few, where topk would sort them all. Groups are columns of the padded row.
-    columns = -(-n // GROUP)
-    table = torch.zeros(x.shape[1], columns * GROUP, device=x.device)
-    table[:, :n] = centred.T
-    half = torch.full((columns * GROUP,), torch.inf, device=x.device)
-    half[:n] = 0.5 * centred.square().sum(1)
-    steps = columns * torch.arange(GROUP, device=x.device)
-    room = torch.empty(min(chunk, len(queries)), columns * GROUP, device=x.device)
-    indices, distances = [], []
-    for asking in queries.split(chunk):
-        rows = centred[asking]  # (b, d)
-        scores = torch.mm(rows, table, out=room[: len(asking)]).sub_(half)
-        scores.scatter_(1, asking[:, None], -torch.inf)
-        if columns > k:
-            best = scores.view(len(asking), GROUP, columns).amax(1).topk(k, dim=1).indices
-            found = (best[:, :, None] + steps).flatten(1)  # (b, k GROUP)
-            found = found.gather(1, scores.gather(1, found).topk(k, dim=1).indices)
-        else:
-            found = scores.topk(k, dim=1).indices
-        distance = (rows[:, None, :] - centred[found]).norm(dim=2)
-        distance, order = distance.sort(dim=1, stable=True)
-        indices.append(found.gather(1, order))
-        distances.append(distance)
-    return torch.cat(indices), torch.cat(distances)
-
-
-def layout(
-    x: Tensor, *, neighbours: int = 15, steps: int = 300, generator: torch.Generator
-) -> Tensor:
-    """Places of the rows on a map that keeps neighbours together.
-
-    Args:
-        x: ``(n, d)`` features, as a rule L2-normalised; on any device.
-        neighbours: edges that go out from a row.
-        steps: of the embedding.
-        generator: a CPU generator, the only source of randomness.
-
-    Returns:
-        ``(n, 2)`` float32 on the CPU. Above LAID_OUT rows, that many are drawn at random and laid
-        out, and the others go between their nearest of these; above ON_MAP, that many are placed;
-        the others are NaN.
-
-    Raises:
-        ValueError: `x` is no matrix or holds NaN or infinity.
-    """
-    x = _matrix(x)
-    if len(x) > ON_MAP:
-        places = torch.full((len(x), 2), torch.nan)
-        drawn = torch.randperm(len(x), generator=generator)[:ON_MAP].sort().values
-        places[drawn] = layout(
-            x[drawn.to(x.device)], neighbours=neighbours, steps=steps, generator=generator
-        )
-        return places
-    if len(x) > LAID_OUT:
-        order = torch.randperm(len(x), generator=generator)
-        drawn, others = order[:LAID_OUT], order[LAID_OUT:]
-        places = torch.empty(len(x), 2)
-        base = x[drawn.to(x.device)]
-        places[drawn] = layout(base, neighbours=neighbours, steps=steps, generator=generator)
-        places[others] = _between(x[others.to(x.device)], base, places[drawn])
-        return places
-    n = len(x)
-    if n < 3:
-        return torch.tensor([[0.0, 0.0], [1.0, 0.0]])[:n]
-    found, _ = knn(x, min(neighbours, n - 1))
-    k = found.shape[1]
-    graph = scipy.sparse.csr_matrix(
-        (np.ones(n * k, np.float32), found.cpu().numpy().ravel(), np.arange(0, n * k + 1, k)),
-        (n, n),
-    )
-    graph = graph.maximum(graph.T).tocsr()
-    degree = torch.from_numpy(np.diff(graph.indptr).astype(np.float32))[:, None]
-    start = torch.from_numpy(np.repeat(np.arange(n), np.diff(graph.indptr)))
-    end = torch.from_numpy(graph.indices.astype(np.int64))
-    y = _principal_plane(x).cpu()
-    y = y / y.abs().max().clamp_min(1e-12) + 1e-3 * torch.randn(n, 2, generator=generator)
-    for _ in range(100):  # towards the slowest modes of a walk on the graph, UMAP's start
-        y = (y + torch.from_numpy(graph @ y.numpy()) / degree) / 2
-        y = torch.linalg.qr(y - (degree * y).sum(0) / degree.sum())[0]
-    y = 10 * y / y.abs().max()
-    negatives, ratio = 64, 5.0  # per edge, ratio negatives, as UMAP has it
-    mean, square = torch.zeros(n, 2), torch.zeros(n, 1)
-    for step in range(steps):
-        # Attraction of Student's t kernel, 1 / (1 + d²), along the edges.
-        pull = 1 / (1 + (y[start] - y[end]).square().sum(1))
-        graph.data = pull.numpy()
-        pulled = torch.from_numpy(graph @ torch.cat([y, torch.ones(n, 1)], 1).numpy())
-        gradient = (pulled[:, 2:] * y - pulled[:, :2]) / degree
-        # Repulsion from a few rows that all share.
-        drawn = torch.randint(n, (negatives,), generator=generator)
-        distance = torch.cdist(y, y[drawn], compute_mode="donot_use_mm_for_euclid_dist").square_()
-        push = 1 / ((distance + 0.05) * (1 + distance))
-        push[drawn, torch.arange(negatives)] = 0
-        push *= ratio / negatives * min(1.0, 2 * step / steps)  # later, so that parts can pass
-        gradient -= push.sum(1, keepdim=True) * y - push @ y[drawn]
-        # Adam with one variance for both coordinates, and the step going to 0.
-        mean.lerp_(gradient, 0.1)
-        square.lerp_(gradient.square().mean(1, keepdim=True), 0.01)
-        first, second = mean / (1 - 0.9 ** (step + 1)), square / (1 - 0.99 ** (step + 1))
-        y -= (1 - step / steps) * first / (second.sqrt() + 1e-8)
-    return y
-
-
-def _matrix(x: Tensor) -> Tensor:
-    if x.ndim != 2 or not len(x):
-        raise ValueError(f"x is {tuple(x.shape)}: give features as (n, d), n at least 1")
-    x = x.detach().float()
-    if not bool(x.isfinite().all()):
-        bad = int((~x.isfinite().all(1)).sum())
-        raise ValueError(f"{bad} of {len(x)} rows of x hold NaN or infinity: remove them")
-    return x
-
-
-def _scores(
-    x: Tensor, centers: Tensor, middle: Tensor | float = 0.0
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Blocks of rows less `middle`, and their scores: half (square less squared distance)."""
-    half = 0.5 * centers.square().sum(1)
-    for rows in x.split(max(1, min(BLOCK // len(centers), 8192))):
-        rows = rows.detach().float() - middle
-        yield rows, rows @ centers.T - half
-
-
 def _nearest(x: Tensor, centers: Tensor) -> Tensor:
-    return torch.cat([scores.argmax(1) for _, scores in _scores(x, centers)])
+    return torch.cat([scores.argmax(1) for _, scores in score_blocks(x, centers)])
 
 
 def landmarks(x: Tensor, m: int, k: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -566,23 +409,3 @@ def _refine(weights: np.ndarray, cluster: np.ndarray, sweeps: int = 20) -> np.nd
         if not moved:
             break
     return cluster
-
-
-def _between(x: Tensor, base: Tensor, places: Tensor) -> Tensor:
-    """Places for rows: the mean place of the BETWEEN nearest rows of `base`, nearer ones first."""
-    found = []
-    for rows, scores in _scores(x, base):
-        nearest = scores.topk(min(BETWEEN, len(base)), dim=1).indices  # (b, BETWEEN)
-        distance = (rows[:, None, :] - base[nearest]).norm(dim=2)
-        weight = 1 / (distance + 1e-6)
-        weight = (weight / weight.sum(1, keepdim=True)).cpu()
-        found.append((weight[:, :, None] * places[nearest.cpu()]).sum(1))
-    return torch.cat(found)
-
-
-def _principal_plane(x: Tensor) -> Tensor:
-    """The rows on their first two principal axes, ``(n, 2)``."""
-    centred = x - x.mean(0)
-    _, axes = torch.linalg.eigh((centred.T @ centred / len(x)).double())
-    plane = centred @ axes[:, -2:].flip(1).float()
-    return plane if plane.shape[1] == 2 else torch.nn.functional.pad(plane, (0, 1))

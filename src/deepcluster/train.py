@@ -27,12 +27,13 @@ from deepcluster.backbones import build_backbone, prepare_backbone
 from deepcluster.choose import choose_clusters
 from deepcluster.config import Config
 from deepcluster.features import FittedModel, Preprocessing, extract, to_device
-from deepcluster.graph import Prototypes, cluster_graph, layout
+from deepcluster.graph import Prototypes, cluster_graph
 from deepcluster.kmeans import kmeans
 from deepcluster.methods import Snapshot, load_method
 from deepcluster.optimizers import build_optimizer
 from deepcluster.pca import PCA, fit_pca, normalise
 from deepcluster.plan import PIXEL_SIDE
+from deepcluster.plane import layout
 from deepcluster.run import RunDir
 
 if TYPE_CHECKING:
