@@ -1,10 +1,15 @@
-"""Images and settings small enough for a test."""
+"""Images, settings and a run small enough for a test."""
+
+from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from deepcluster.commands import fit_source
 from deepcluster.config import Config, override
 from deepcluster.images import ImageStore, open_images
+from deepcluster.run import RunDir
 
 TINY = {
     "epochs": 2,
@@ -38,3 +43,22 @@ def tiny() -> Config:
 @pytest.fixture
 def shapes() -> ImageStore:
     return open_images(make_shapes())
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three classes of small pictures in sub-folders, and one that is broken."""
+    root = tmp_path_factory.mktemp("pictures")
+    for i, pixels in enumerate(make_shapes(60)):
+        place = root / ["bars", "crosses", "rings"][i % 3]
+        place.mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(place / f"{i:02d}.png")
+    (root / "bars" / "broken.png").write_bytes(b"no picture")
+    return root
+
+
+@pytest.fixture(scope="session")
+def finished(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    out = tmp_path_factory.mktemp("runs") / "run"
+    config = override(Config(), TINY)
+    return fit_source(folder, config, out=out, labels="folders", report=True)

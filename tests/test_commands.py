@@ -1,4 +1,4 @@
-"""Verbs on a run: what they leave, and that new images meet the same clusters."""
+"""The fit as a command: what it leaves, what it refuses, and that it goes on where it stopped."""
 
 import json
 import shutil
@@ -6,45 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import timm
 import torch
 from conftest import make_shapes
 from PIL import Image
 
-from deepcluster.commands import (
-    evaluate_run,
-    export_run,
-    fit_source,
-    plan_source,
-    predict_source,
-    sort_into,
-)
+from deepcluster.commands import fit_source, plan_source
 from deepcluster.config import Config, ConfigError, override
-from deepcluster.features import FittedModel
 from deepcluster.images import open_images
 from deepcluster.run import RunDir, RunError
 from deepcluster.train import Progress
-
-
-@pytest.fixture(scope="session")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three classes of small pictures in sub-folders, and one that is broken."""
-    root = tmp_path_factory.mktemp("pictures")
-    for i, pixels in enumerate(make_shapes(60)):
-        place = root / ["bars", "crosses", "rings"][i % 3]
-        place.mkdir(exist_ok=True)
-        Image.fromarray(pixels).save(place / f"{i:02d}.png")
-    (root / "bars" / "broken.png").write_bytes(b"no picture")
-    return root
-
-
-@pytest.fixture(scope="session")
-def finished(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
-    from conftest import TINY
-
-    out = tmp_path_factory.mktemp("runs") / "run"
-    config = override(Config(), TINY)
-    return fit_source(folder, config, out=out, labels="folders", report=True)
 
 
 def test_the_files_of_a_run(finished: RunDir) -> None:
@@ -99,118 +69,6 @@ def test_items_are_in_the_order_of_their_ids(finished: RunDir) -> None:
         assert path.endswith(name)
         assert name.startswith(label)
     assert finished.read_embeddings().shape[0] == 60
-
-
-def test_prediction_of_the_same_images_is_the_same(finished: RunDir, folder: Path) -> None:
-    found = predict_source(finished, folder, device="cpu")
-    items = finished.read_items()
-    assert found.labels.tolist() == items["cluster"].to_pylist()
-    assert np.array_equal(found.embeddings, finished.read_embeddings())
-    assert np.array_equal(found.confidence, items["confidence"].to_numpy())
-
-
-def test_an_image_alone_meets_the_same_cluster(finished: RunDir, folder: Path) -> None:
-    items = finished.read_items().to_pylist()
-    for item in items[::20]:
-        found = predict_source(finished, [item["path"]], device="cpu")
-        assert found.labels.tolist() == [item["cluster"]]
-
-
-def test_names_and_merges_of_a_person_hold(finished: RunDir, folder: Path, tmp_path: Path) -> None:
-    copy = RunDir(tmp_path / "copy")
-    shutil.copytree(finished.path, copy.path)
-    copy.write_clusters({"names": {"0": "bars/and more"}, "merged": {"2": 0}})
-    found = predict_source(copy, folder, device="cpu")
-    assert set(found.labels.tolist()) == {0, 1}
-    counts = sort_into(found, tmp_path / "sorted")
-    assert sum(counts.values()) == 60
-    assert set(counts) == {"000-bars_and more", "001"}
-
-
-@pytest.mark.parametrize("how", ["copy", "link", "move"])
-def test_sorting_loses_nothing(how: str, finished: RunDir, folder: Path, tmp_path: Path) -> None:
-    mine = tmp_path / "mine"
-    shutil.copytree(folder, mine)
-    before = {p.read_bytes() for p in mine.rglob("*.png")}
-    for name in ("00.png", "01.png"):  # the same name twice in one cluster must not collide
-        shutil.copy(mine / "bars" / "00.png", mine / f"again-{name}")
-    (mine / "again").mkdir()
-    shutil.copy(mine / "bars" / "00.png", mine / "again" / "00.png")
-    found = predict_source(finished, mine, device="cpu")
-    out = tmp_path / "out"
-    counts = sort_into(found, out, how=how)  # type: ignore[arg-type]
-    assert sum(counts.values()) == 63 == len([p for p in out.rglob("*.png")])
-    left = 1 if how == "move" else 64  # what could not be read stays where it is
-    assert len(list(mine.rglob("*.png"))) == left
-    assert {p.read_bytes() for p in out.rglob("*.png")} == before - {b"no picture"}
-
-
-def test_sorting_does_all_or_nothing(finished: RunDir, folder: Path, tmp_path: Path) -> None:
-    mine = tmp_path / "mine"
-    shutil.copytree(folder, mine)
-    found = predict_source(finished, mine, device="cpu")
-    (mine / "bars" / "00.png").unlink()
-    with pytest.raises(RunError, match=r"00\.png"):
-        sort_into(found, tmp_path / "out", how="move")
-    assert len(list(mine.rglob("*.png"))) == 60
-    assert not (tmp_path / "out").exists()
-
-
-def test_arrays_are_sorted_as_pictures(finished: RunDir, tmp_path: Path) -> None:
-    found = predict_source(finished, make_shapes(6), device="cpu")
-    sort_into(found, tmp_path)
-    assert len(list(tmp_path.rglob("*.png"))) == 6
-
-
-def test_evaluate_own_and_others(finished: RunDir, folder: Path, tmp_path: Path) -> None:
-    own = evaluate_run(finished)
-    assert {"nmi", "ari", "acc", "knn", "linear_probe", "silhouette"} <= set(own)
-    assert own["nmi"] == pytest.approx(finished.read_info()["scores"]["fit"]["nmi"])
-    other = evaluate_run(finished, folder, labels="folders", device="cpu")
-    assert other["nmi"] == pytest.approx(own["nmi"])
-    foreign = tmp_path / "foreign.csv"  # classes the run has never heard of
-    rows = [f"{p},x{i % 3}" for i, p in enumerate(sorted(folder.rglob("[0-9]*.png")))]
-    foreign.write_text("\n".join(["path,label", *rows]))
-    assert {"nmi", "knn"} <= set(evaluate_run(finished, folder, labels=str(foreign), device="cpu"))
-    with pytest.raises(ConfigError, match="source"):
-        evaluate_run(finished, labels="folders")
-    unlabelled = evaluate_run(finished, make_shapes(30), device="cpu")
-    assert "nmi" not in unlabelled
-    assert "silhouette" in unlabelled
-
-
-def test_timm_loads_the_backbone(finished: RunDir, folder: Path) -> None:
-    net = timm.create_model(f"local-dir:{finished.model}", pretrained=True, num_classes=0).eval()
-    model = FittedModel.load(finished.model)
-    config = finished.read_config()
-    store = open_images(folder, data=config.data, size=config.size)
-    images = torch.from_numpy(np.stack([store[i] for i in range(8)])).permute(0, 3, 1, 2)
-    with torch.no_grad():
-        features = net(model.preprocessing(images))
-    expected = torch.from_numpy(np.array(finished.read_embeddings()[:8]))
-    assert torch.allclose(torch.nn.functional.normalize(features), expected, atol=1e-5)
-
-
-@pytest.mark.parametrize("to", ["timm", "onnx", "torchscript"])
-@pytest.mark.filterwarnings("ignore")  # both exporters of torch warn of their own future
-def test_export(to: str, finished: RunDir, folder: Path, tmp_path: Path) -> None:
-    out = export_run(finished, to, tmp_path / "out")  # type: ignore[arg-type]
-    with pytest.raises(RunError, match="exists already"):
-        export_run(finished, to, out)  # type: ignore[arg-type]
-    if to == "timm":
-        assert (out / "model.safetensors").is_file()
-        return
-    config = finished.read_config()
-    store = open_images(folder, data=config.data, size=config.size)
-    images = np.stack([store[i] for i in range(5)]).transpose(0, 3, 1, 2).astype(np.float32) / 255
-    if to == "onnx":
-        import onnxruntime
-
-        session = onnxruntime.InferenceSession(str(out), providers=["CPUExecutionProvider"])
-        features = session.run(None, {"images": images})[0]
-    else:
-        features = torch.jit.load(str(out))(torch.from_numpy(images)).detach().numpy()
-    assert np.allclose(features, finished.read_embeddings()[:5], atol=1e-4)
 
 
 def test_a_plan_does_nothing(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

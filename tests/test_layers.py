@@ -27,7 +27,7 @@ LAYERS = [
     },
     {"methods", "features"},
     {"plan", "train"},
-    {"estimator", "report", "pictures", "commands", "terminal", "tensorboard"},
+    {"estimator", "report", "pictures", "commands", "finished", "terminal", "tensorboard"},
     {"cli"},
     {"__main__"},
 ]

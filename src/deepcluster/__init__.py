@@ -10,9 +10,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from deepcluster.commands import evaluate_run, export_run, fit_source, predict_source
+    from deepcluster.commands import fit_source
     from deepcluster.config import Config, load_recipe, override
     from deepcluster.estimator import DeepCluster
+    from deepcluster.finished import evaluate_run, export_run, predict_source
     from deepcluster.images import ImageStore, open_images
     from deepcluster.kmeans import KMeans, kmeans
     from deepcluster.run import RunDir
@@ -25,14 +26,14 @@ _HOMES = {
     "ImageStore": "images",
     "KMeans": "kmeans",
     "RunDir": "run",
-    "evaluate_run": "commands",
-    "export_run": "commands",
+    "evaluate_run": "finished",
+    "export_run": "finished",
     "fit_source": "commands",
     "kmeans": "kmeans",
     "load_recipe": "config",
     "open_images": "images",
     "override": "config",
-    "predict_source": "commands",
+    "predict_source": "finished",
 }
 
 __all__ = [

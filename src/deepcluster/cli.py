@@ -164,18 +164,18 @@ def predict(
     device
         Where the net runs.
     """
-    from deepcluster import commands
+    from deepcluster import finished
 
     opened = RunDir.open(run)
     with _progress(as_json) as progress:
-        found = commands.predict_source(
+        found = finished.predict_source(
             opened, _one_or_many(source), device=device, progress=progress
         )
     if out is not None:
         with out.open("w", newline="", encoding="utf-8") as file:
             found.write_csv(file)
     if into is not None:
-        counts = commands.sort_into(found, into, how=how)
+        counts = finished.sort_into(found, into, how=how)
         _print_rows(["folder", "images"], list(counts.items()), as_json)
     elif out is None:
         rows = found.rows()
@@ -200,13 +200,13 @@ def embed(run: Path, *source: str, out: Path, device: str = "auto") -> None:
     device
         Where the net runs.
     """
-    from deepcluster import commands
+    from deepcluster import finished
 
     with _progress(False) as progress:
-        found = commands.predict_source(
+        found = finished.predict_source(
             RunDir.open(run), _one_or_many(source), device=device, progress=progress
         )
-    commands.write_embeddings(found, out)
+    finished.write_embeddings(found, out)
     Console().print(f"{out}: {found.embeddings.shape[0]} × {found.embeddings.shape[1]} float32")
 
 
@@ -231,10 +231,10 @@ def evaluate(
     device
         Where the net runs.
     """
-    from deepcluster import commands
+    from deepcluster import finished
 
     with _progress(as_json) as progress:
-        scores = commands.evaluate_run(
+        scores = finished.evaluate_run(
             RunDir.open(run),
             _one_or_many(source) if source else None,
             labels=labels,
@@ -259,12 +259,12 @@ def export(
     out
         Where to write; by default a name under the run folder.
     """
-    from deepcluster import commands
+    from deepcluster import finished
 
     opened = RunDir.open(run)
     names = {"timm": "timm", "onnx": "model.onnx", "torchscript": "model.pt"}
     target = out or opened.path / "export" / names[to]
-    Console().print(str(commands.export_run(opened, to, target)))
+    Console().print(str(finished.export_run(opened, to, target)))
 
 
 @app.command

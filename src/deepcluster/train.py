@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -69,6 +70,20 @@ class Progress:
 
     def note(self, text: str) -> None:
         """A sentence the user should read."""
+
+    def callback(self, name: str) -> Callable[[int, int], None]:
+        """A phase as the function of (done, total) that ``open_images`` takes."""
+        done_before = -1
+
+        def tell(done: int, total: int) -> None:
+            nonlocal done_before
+            if done_before < 0:
+                self.phase(name, total)
+                done_before = 0
+            self.advance(done - done_before)
+            done_before = done
+
+        return tell
 
 
 def epoch_sentence(line: dict[str, Any]) -> str:
