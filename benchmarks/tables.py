@@ -203,9 +203,12 @@ def gpu(runs: list[Line]) -> str:
     """A row a set and its minutes, the planned ones too."""
     figures = ["images/s", "GFLOP an image", "share of peak", "peak TFLOP/s"]
     columns = ["images", "minutes", *FIT_COLUMNS, *figures]
-    measured = together(runs, lambda line: (name_of(line), f"{line['minutes']:g}", machine(line)))
+    measured = together(
+        runs,
+        lambda line: (name_of(line), f"{line['minutes']:g}", machine(line), line["commit"]),
+    )
     rows = []
-    for (name, minutes, where), lines in measured.items():
+    for (name, minutes, where, _), lines in measured.items():
         figure = {
             "images_per_second": (1, "{:,.0f}"),
             "flop_per_image": (1e9, "{:.3f}"),
@@ -218,7 +221,7 @@ def gpu(runs: list[Line]) -> str:
         ]
         images = f"{name}, {lines[0]['images']:,}; {where}"
         rows.append([images, minutes, *fit_cells(lines), *cells])
-    done = {(name, minutes) for name, minutes, _ in measured}
+    done = {(name, minutes) for name, minutes, *_ in measured}
     for name, minutes in GPU_ROWS:
         if (name, f"{minutes:g}") not in done:
             rows.append([name, f"{minutes:g}", "not measured", *[""] * (len(columns) - 3)])
