@@ -11,6 +11,7 @@ import torch
 from deepcluster.config import Config, override
 from deepcluster.images import ImageStore
 from deepcluster.methods import METHODS
+from deepcluster.optimizers import build_optimizer
 from deepcluster.plan import estimate, most_clusters, resolve
 from deepcluster.run import RunDir
 from deepcluster.train import FitResult, Progress, fit, load_checkpoint, schedule
@@ -141,6 +142,20 @@ def test_estimate_needs_no_images(tiny: Config) -> None:
     cost = estimate(resolve(tiny, n=1000, size=16, channels=1), n=1000, channels=1, store_bytes=0)
     assert 0 < cost.seconds < 100
     assert 10**8 < cost.memory < 10**10
+
+
+def test_a_timed_step_steps_the_optimizer(tiny: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = []
+
+    def counting(*args: Any) -> torch.optim.Optimizer:
+        optimizer = build_optimizer(*args)
+        optimizer.register_step_post_hook(lambda *_: steps.append(1))
+        return optimizer
+
+    monkeypatch.setattr("deepcluster.plan.build_optimizer", counting)
+    config = resolve(tiny, n=1000, size=16, channels=1)
+    estimate(config, n=1000, channels=1, store_bytes=0, patience=0.0)
+    assert len(steps) == 3  # one that is not timed, and two that are
 
 
 def test_everything_is_resolved(tiny: Config) -> None:

@@ -42,8 +42,9 @@ AFTERWARDS = 8e-4
 EACH_EPOCH, EACH_IMAGE = 0.07, 3.3e-5
 CHOOSING = 0.3  # seconds for each number of clusters that is looked at
 STEP_EXTRAS = 1.05  # reading the images, on top of a timed step
-# glibc gives larger blocks than this back to the system, and gets them again at a fifth of a step's
-# time, until one of nearly its limit of 32 MiB has been freed once: in a fit, by the first images.
+# Bytes of a block that is freed before steps are timed. glibc hands freed blocks above a threshold
+# back to the system, and having them again costs a fifth of a step; freeing one raises the
+# threshold to its size, up to 32 MiB. In a fit the decoded images have done that.
 FREED_ONCE = 2**25 - 2**16
 LIBRARIES = 1_000_000_000  # bytes that torch and the tables of the neighbour graph take
 PIXEL_SIDE = 32  # pixels k-means, the yardstick, sees images averaged down to this side
