@@ -99,6 +99,8 @@ def test_gpu_rows_that_nobody_measured_say_so(load: Any) -> None:
     text = tables.gpu([line(hardware={"gpu": "H"}, **speed)])
     assert text.count("not measured") == len(tables.GPU_ROWS) - 1
     assert "| 10,000 | 2.000 | 25.0 % | 80.0 |" in text
+    versions = [line(hardware={"gpu": "H"}, commit=commit, **speed) for commit in ("a", "b")]
+    assert tables.gpu(versions).count("| 10,000 | 2.000 |") == 2  # never averaged
 
 
 def test_commands_lose_the_folders_of_the_machine(load: Any) -> None:

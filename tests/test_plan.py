@@ -40,6 +40,9 @@ def test_epochs_fill_the_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert schedule(dataclasses.replace(config, minutes=1e4))[0].epochs == plan.MOST_EPOCHS
     for seconds, nearest in [(29.9, 2), (27.4, 1)]:  # 20 s go elsewhere
         assert schedule(dataclasses.replace(config, minutes=seconds / 60))[0].epochs == nearest
+    costs(monkeypatch, {"convnet_small": 60.0})
+    late = schedule(dataclasses.replace(config, minutes=2), spent=5.0)[0]
+    assert late.epochs == 1  # 2 are nearer, but would end a fifth after the time
 
 
 def test_without_minutes_a_fit_takes_an_hour_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,6 +53,8 @@ def test_without_minutes_a_fit_takes_an_hour_at_most(monkeypatch: pytest.MonkeyP
     assert schedule(config)[0].epochs == rule
     costs(monkeypatch, {"convnet_small": 178.0})
     assert schedule(config)[0].epochs == 20
+    costs(monkeypatch, {"convnet_small": 2300.0})
+    assert schedule(config)[0].epochs == 1  # 1.56 fit
     assert schedule(dataclasses.replace(config, epochs=100))[0].epochs == 100
 
 

@@ -26,6 +26,7 @@ from deepcluster.config import Config, ConfigError, flatten
 from deepcluster.images import ImageStore, open_images, scan_images
 from deepcluster.pictures import write_pictures
 from deepcluster.plan import (
+    LATE,
     MOST_EPOCHS,
     Cost,
     guess_epochs,
@@ -310,7 +311,7 @@ def notes(
         f"{resolved.epochs} epochs on {resolved.device} in {resolved.train.precision}"
         + ("" if asked.minutes == "auto" else f", to end after {asked.minutes:g} minutes")
     )
-    if asked.minutes != "auto" and spent + cost.seconds > 60 * asked.minutes * 1.1:
+    if asked.minutes != "auto" and spent + cost.seconds > 60 * asked.minutes * (1 + LATE):
         sentences.append(
             f"{asked.minutes:g} minutes are too few for so many images on this machine: decoding "
             f"took {_span(spent)}, one epoch takes {_span(cost.epoch)}, the rest {_span(cost.rest)}"

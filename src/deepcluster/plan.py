@@ -32,6 +32,7 @@ ENOUGH_EPOCHS = 12  # below so many, a smaller net or image learns more in the s
 MOST_EPOCHS = 1000
 MOST_MINUTES = 100_000
 SIZES = (64, 48, 32)  # smaller sides that images may get, to keep to the time
+LATE = 0.1  # of the minutes that were given: by so much a fit may be expected to end after them
 TRIAL_SIDE = 32  # pixels; steps are timed at this side where several are to be compared
 TRIAL_SHARE, TRIAL_MOST = 0.02, 10.0  # of the time that was given, and seconds: spent on timing
 # Seconds an image that the neighbour graph, map, pictures and report take on one core, once a fit;
@@ -44,7 +45,7 @@ CHOOSING = 0.3  # seconds for each number of clusters that is looked at
 STEP_EXTRAS = 1.05  # reading the images, on top of a timed step
 # Bytes of a block that is freed before steps are timed. glibc hands freed blocks above a threshold
 # back to the system, and having them again costs a fifth of a step; freeing one raises the
-# threshold to its size, up to 32 MiB. In a fit the decoded images have done that.
+# threshold to its size, up to 32 MiB, for as long as the program runs: for the fit as well.
 FREED_ONCE = 2**25 - 2**16
 LIBRARIES = 1_000_000_000  # bytes that torch and the tables of the neighbour graph take
 PIXEL_SIDE = 32  # pixels k-means, the yardstick, sees images averaged down to this side
@@ -273,8 +274,9 @@ def schedule_minutes(
 ) -> tuple[Config, Cost]:
     """Resolve the settings, with as many epochs as the time allows.
 
-    Epochs that were given stay. With minutes, all of the time is used, up to MOST_EPOCHS; without,
-    epochs follow from the images, but the fit shall take no more than AN_HOUR.
+    Epochs that were given stay. With minutes, it is the number that ends nearest to them, at
+    most LATE after and up to MOST_EPOCHS; without, epochs follow from the images, but the fit shall
+    take no more than AN_HOUR.
 
     Args:
         config: settings as asked for.
@@ -296,7 +298,11 @@ def schedule_minutes(
     cost = estimate(resolved, n=n, channels=channels, store_bytes=store_bytes, patience=patience)
     if config.epochs == "auto":
         spent += time.perf_counter() - began
-        epochs = max(1, round((60 * minutes - spent - cost.rest) / cost.epoch))
+        room = 60 * minutes - spent - cost.rest
+        epochs = int(room / cost.epoch)
+        if config.minutes != "auto":  # the nearest number, if that is in time
+            epochs = min(round(room / cost.epoch), int((room + LATE * 60 * minutes) / cost.epoch))
+        epochs = max(1, epochs)
         assert isinstance(resolved.epochs, int)
         most = resolved.epochs if config.minutes == "auto" else MOST_EPOCHS
         epochs = min(epochs, most)
