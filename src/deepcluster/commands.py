@@ -38,7 +38,6 @@ from deepcluster.run import RunDir, RunError
 from deepcluster.tensorboard import TensorBoard
 from deepcluster.train import FitResult, Progress, epoch_sentence, fit
 
-Source = Any
 SMALL_TILE, LARGE_TILE, FEW_IMAGES = 64, 96, 20_000  # sides of the thumbnails, in pixels
 
 
@@ -84,7 +83,7 @@ def default_out(name: str) -> Path:
     return Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
 
 
-def plan_source(source: Source, config: Config, *, labels: str | None = None) -> Plan:
+def plan_source(source: Any, config: Config, *, labels: str | None = None) -> Plan:
     """Look at a source and say what a fit of it would do; decodes nothing, writes nothing."""
     config = scale_source(source, config, labels=labels)
     scan = scan_images(source, data=config.data, size=config.size, labels=labels)
@@ -99,7 +98,7 @@ def plan_source(source: Source, config: Config, *, labels: str | None = None) ->
 
 
 def fit_source(
-    source: Source,
+    source: Any,
     config: Config | None = None,
     *,
     out: str | Path | None = None,
@@ -287,7 +286,7 @@ def _write_result(run: RunDir, store: ImageStore, result: FitResult, progress: P
     progress.advance(n)
 
 
-def _words(source: Source) -> list[str]:
+def _words(source: Any) -> list[str]:
     """A source as it is typed on the command line; arrays cannot be typed."""
     parts = source if isinstance(source, list | tuple) else [source]
     return [str(part) for part in parts] if all(isinstance(p, str | Path) for p in parts) else ["…"]

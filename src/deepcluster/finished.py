@@ -21,8 +21,6 @@ from deepcluster.plan import pick_inference
 from deepcluster.run import RunDir, RunError
 from deepcluster.train import Progress
 
-Source = Any
-
 
 @dataclass(frozen=True)
 class Predictions:
@@ -59,7 +57,7 @@ class Predictions:
 
 def predict_source(
     run: RunDir,
-    source: Source,
+    source: Any,
     *,
     labels: str | None = None,
     device: str = "auto",
@@ -182,7 +180,7 @@ def _save_png(pixels: np.ndarray, path: Path) -> None:
 
 def evaluate_run(
     run: RunDir,
-    source: Source | None = None,
+    source: Any = None,
     *,
     labels: str | None = None,
     device: str = "auto",

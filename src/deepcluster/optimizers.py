@@ -2,10 +2,10 @@
 
 Muon is momentum whose every matrix is made near-orthogonal before the step (Jordan et al. 2024,
 "Muon: an optimizer for hidden layers in neural networks"). torch has it from 2.9 on, for matrices
-only; here convolution kernels count as matrices ``(out, in·h·w)`` and everything
-that Muon is not meant for (first layer, last layer, biases, norms) is stepped by AdamW in the same
-optimizer, so that there is one state to save. Orthogonalisation is in float32: the matrices of
-small nets are too small for bfloat16 to be faster.
+only; here convolution kernels count as matrices ``(out, in·h·w)`` and everything that Muon is not
+meant for (first layer, last layer, biases, norms) is stepped by AdamW in the same optimizer, so
+that there is one state to save. Orthogonalisation is in float32: the matrices of small nets are too
+small for bfloat16 to be faster.
 """
 
 from __future__ import annotations

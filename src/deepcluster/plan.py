@@ -221,6 +221,11 @@ class Cost:
         return self.rest + self.epochs * self.epoch
 
 
+def beside_steps(n: int) -> float:
+    """Seconds of an epoch of `n` images beside its steps."""
+    return EACH_EPOCH + n * EACH_IMAGE
+
+
 def choose_scale(config: Config, *, n: int, size: int, channels: int) -> Config:
     """Image size and net for the minutes that were given, where they are left at auto.
 
@@ -252,7 +257,7 @@ def choose_scale(config: Config, *, n: int, size: int, channels: int) -> Config:
         trial = dataclasses.replace(config, minutes="auto", epochs=1, size=side, backbone=net)
         resolved = resolve(trial, n=n, size=side, channels=channels)
         cost = estimate(resolved, n=n, channels=channels, store_bytes=0, patience=2.0)
-        room, fixed = 60 * config.minutes - cost.rest, EACH_EPOCH + n * EACH_IMAGE
+        room, fixed = 60 * config.minutes - cost.rest, beside_steps(n)
         for option in options:
             if option[1] == net:
                 steps = (cost.epoch - fixed) * (option[0] / side) ** 2
@@ -299,10 +304,8 @@ def schedule_minutes(
     if config.epochs == "auto":
         spent += time.perf_counter() - began
         room = 60 * minutes - spent - cost.rest
-        epochs = int(room / cost.epoch)
-        if config.minutes != "auto":  # the nearest number, if that is in time
-            epochs = min(round(room / cost.epoch), int((room + LATE * 60 * minutes) / cost.epoch))
-        epochs = max(1, epochs)
+        late = 0.0 if config.minutes == "auto" else LATE * 60 * minutes
+        epochs = max(1, min(round(room / cost.epoch), int((room + late) / cost.epoch)))
         assert isinstance(resolved.epochs, int)
         most = resolved.epochs if config.minutes == "auto" else MOST_EPOCHS
         epochs = min(epochs, most)
@@ -387,7 +390,7 @@ def estimate(
     return Cost(
         # features: the banks', as extracted, after PCA, and while they are clustered
         memory=store_bytes + 5 * features + 6 * parameters + activations + yardstick + LIBRARIES,
-        epoch=n * (passes * seconds_an_image + EACH_IMAGE) + EACH_EPOCH,
+        epoch=n * passes * seconds_an_image + beside_steps(n),
         rest=n * (forward + AFTERWARDS / min(2, torch.get_num_threads())) + choosing,
         epochs=config.epochs,
     )
