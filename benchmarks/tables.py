@@ -191,8 +191,19 @@ def fits(runs: list[Line]) -> str:
     """A row a set, its net and how long it was trained."""
     if not runs:
         return "Not measured."
+    runs = sorted(
+        runs,
+        key=lambda line: (
+            line["set"],
+            line["images"],
+            machine(line),
+            line["minutes"] or 0,
+            line["epochs"],
+            line["seed"],
+        ),
+    )
     groups = together(
-        sorted(runs, key=lambda line: (line["set"], line["images"], line["epochs"], line["seed"])),
+        runs,
         lambda line: (name_of(line), line["images"], *trained(line), machine(line), line["commit"]),
     )
     rows = []
