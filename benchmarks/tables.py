@@ -21,8 +21,8 @@ DOCUMENTS = [ROOT / "docs/benchmarks.md", ROOT / "README.md"]
 PICTURE = ROOT / "docs/images/minutes.svg"
 
 SAME = {"62ef4d0": "8b0494c", "8e1e596": "8b0494c"}
-"""Versions whose fits of these sets give the same bits, from the same settings, as another's: one
-line in the picture."""
+"""Versions whose fits of few clusters give the same bits as another's with the same settings: one
+line in the picture, under that other's name."""
 
 METHODS = {
     "pixels": "k-means on the pixels",
@@ -346,7 +346,8 @@ def picture(runs: list[Line]) -> str:
         return "No set has been measured with more than one length of training yet."
     return (
         "![NMI against minutes](images/minutes.svg)\n\n"
-        "Mean and standard deviation over the seeds; dashed: k-means on the pixels."
+        "Mean and standard deviation over the seeds; dashed: k-means on the pixels. Versions that "
+        "give the same bits are one line."
     )
 
 
