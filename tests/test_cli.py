@@ -14,6 +14,7 @@ from conftest import make_shapes
 from PIL import Image
 
 from deepcluster.cli import app, run_app
+from deepcluster.run import RunDir
 
 ROOT = Path(__file__).parent.parent
 QUICK = ["--backbone", "convnet_tiny", "--epochs", "1", "--clusters", "3", "--device", "cpu"]
@@ -38,6 +39,9 @@ def test_fit_then_every_verb(
     assert "60 images" in (run / "log.txt").read_text()
     assert run_app(["info", str(run), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["status"] == "done"
+    assert run_app(["info", str(run)]) == 0
+    out = capsys.readouterr().out
+    assert "convnet_tiny, size 16, epochs 1, seed 0, on cpu" in out
     assert run_app(["predict", str(run), str(source), "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)) == 60
     assert run_app(["predict", str(run), str(source)]) == 0
@@ -54,8 +58,6 @@ def test_fit_then_every_verb(
 
 
 def test_flags_beat_file_beats_recipe(source: Path, tmp_path: Path) -> None:
-    from deepcluster.run import RunDir
-
     file = tmp_path / "mine.toml"
     file.write_text("epochs = 1\nclusters = 3\n[deepcluster]\npca = 7\n[train]\nlr = 0.001\n")
     run = tmp_path / "run"
@@ -104,10 +106,12 @@ def test_dry_run_says_and_does_nothing(
     source: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(source.parent)
-    assert run_app(["fit", str(source), "--dry-run", "--json", *QUICK]) == 0
+    command = ["fit", str(source), "--dry-run", "--train.precision", "float32", *QUICK]
+    assert run_app([*command, "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)
     assert plan["images"] == 60
     assert {"memory_gb", "seconds"} <= set(plan)
+    assert plan["notes"] == ["60 images at 16 pixels, convnet_tiny, 1 epoch on cpu in float32"]
     assert os.listdir(source.parent) == [source.name]  # noqa: PTH208
 
 
@@ -140,6 +144,27 @@ def test_interrupt_saves_and_says_how_to_go_on(
     assert "--resume" in err
     assert json.loads((run / "run.json").read_text())["status"] == "interrupted"
     assert any((run / "checkpoints").iterdir())
+
+
+def test_interrupt_before_the_training_is_said(
+    source: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("deepcluster.commands.fit_source", stop)
+    assert run_app(["fit", str(source)]) == 130
+    assert "interrupted" in capsys.readouterr().err
+
+
+def test_a_reader_who_has_seen_enough_is_no_failure_to_tell_of(finished: RunDir) -> None:
+    """As in ``deepcluster info RUN --json | head -1``, but with a reader that is gone for sure."""
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "deepcluster", "info", str(finished.path), "--json"]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (1, "")
 
 
 def test_help_needs_no_torch() -> None:

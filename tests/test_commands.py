@@ -121,8 +121,12 @@ def test_resume_remembers_where_the_labels_are(folder: Path, tmp_path: Path) -> 
     out = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
         fit_source(folder, config, out=out, labels="folders", progress=Stop())
-    assert RunDir(out).read_info()["status"] == "interrupted"
+    before = RunDir(out).read_info()
+    assert before["status"] == "interrupted"
+    RunDir(out).write_info({**before, "seconds": before["seconds"] + 1000})
     run = fit_source(folder, config, out=out, resume=True)
+    assert run.read_info()["seconds"] > 1000  # of both sittings
+    assert run.read_info()["notes"][0] == "1 file left out: see skipped.csv"
     assert run.read_info()["counts"]["classes"] == 3
     assert "nmi" in run.read_info()["scores"]["fit"]
 

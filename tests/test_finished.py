@@ -115,6 +115,7 @@ def test_export(to: str, finished: RunDir, folder: Path, tmp_path: Path) -> None
     if to == "timm":
         assert (out / "model.safetensors").is_file()
         return
+    assert list(tmp_path.iterdir()) == [out]  # weights and all
     config = finished.read_config()
     store = open_images(folder, data=config.data, size=config.size)
     images = np.stack([store[i] for i in range(5)]).transpose(0, 3, 1, 2).astype(np.float32) / 255

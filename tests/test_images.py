@@ -311,7 +311,7 @@ def test_warnings_of_others_are_left_as_they_were(tmp_path: Path) -> None:
     assert list(warnings.filters) == before
 
 
-def test_what_is_no_image_by_its_name_is_ignored(tmp_path: Path) -> None:
+def test_what_is_no_image_is_ignored(tmp_path: Path) -> None:
     save(tmp_path / "a" / "good.png")
     for name in ("Thumbs.db", ".DS_Store", "notes.txt", "labels.csv", "a/._good.png", "film.mpg"):
         (tmp_path / name).write_bytes(b"something")
@@ -319,6 +319,18 @@ def test_what_is_no_image_by_its_name_is_ignored(tmp_path: Path) -> None:
     save(tmp_path / "__MACOSX" / "no.png")
     store = open_images(tmp_path)
     assert store.ids == ["a/good.png"] and store.skipped == []
+
+
+def test_images_by_other_names_are_read(tmp_path: Path) -> None:
+    save(tmp_path / "b.png")
+    save(tmp_path / "IMG4", format="JPEG")
+    save(tmp_path / "a.jpg.bak", format="JPEG")
+    save(tmp_path / "cut.0001", format="PNG")
+    (tmp_path / "cut.0001").write_bytes((tmp_path / "cut.0001").read_bytes()[:60])
+    os.mkfifo(tmp_path / "pipe")  # to open it would wait for ever
+    store = open_images(tmp_path)
+    assert store.ids == ["IMG4", "a.jpg.bak", "b.png"]
+    assert [Path(path).name for path, _ in store.skipped] == ["cut.0001"]
 
 
 def test_links(tmp_path: Path) -> None:

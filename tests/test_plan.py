@@ -45,17 +45,25 @@ def test_epochs_fill_the_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert late.epochs == 1  # 2 are nearer, but would end a fifth after the time
 
 
-def test_without_minutes_a_fit_takes_an_hour_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_minutes_the_images_number_is_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = (24, 500, 3_000, 30_000, 1_000_000)
+    assert [plan.usual_minutes(n) for n in counts] == [1, 1, 6, 60, 60]
     config = override(Config(), {"backbone": "convnet_small", "device": "cpu"})
     rule = resolve(config, **FACTS).epochs
     assert isinstance(rule, int)
     costs(monkeypatch, {"convnet_small": 1.0})
     assert schedule(config)[0].epochs == rule
-    costs(monkeypatch, {"convnet_small": 178.0})
-    assert schedule(config)[0].epochs == 20
-    costs(monkeypatch, {"convnet_small": 2300.0})
-    assert schedule(config)[0].epochs == 1  # 1.56 fit
+    costs(monkeypatch, {"convnet_small": 58.0})
+    assert schedule(config)[0].epochs == 20  # of the 20 minutes for 10,000, 20 s go elsewhere
+    costs(monkeypatch, {"convnet_small": 750.0})
+    assert schedule(config)[0].epochs == 1  # 1.57 fit
     assert schedule(dataclasses.replace(config, epochs=100))[0].epochs == 100
+
+
+def test_few_images_get_enough_steps_and_no_more() -> None:
+    for n, steps in [(24, 1), (256, 1), (428, 2), (3_012, 12)]:
+        assert (plan.guess_epochs(n, 96, 256) - 1) * steps < plan.FEWEST_STEPS
+        assert plan.guess_epochs(n, 96, 256) * steps >= plan.FEWEST_STEPS
 
 
 @pytest.mark.parametrize(
@@ -67,10 +75,11 @@ def test_without_minutes_a_fit_takes_an_hour_at_most(monkeypatch: pytest.MonkeyP
         (30, 96, (64, "convnet_small")),  # 6 at 96 pixels, 14 at 64
         (1, 96, (32, "convnet_tiny")),  # nothing reaches 12: the smallest
         (15, 64, (48, "convnet_small")),  # 7 at 64 pixels, 12.7 at 48
+        ("auto", 96, (48, "convnet_small")),  # in 20 minutes 4 at 96, 10 at 64, 17 at 48
     ],
 )
 def test_size_and_net_follow_from_the_minutes(
-    minutes: float, size: int, expected: tuple[int, str], monkeypatch: pytest.MonkeyPatch
+    minutes: float | str, size: int, expected: tuple[int, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     costs(monkeypatch, {"convnet_small": 30.0, "convnet_tiny": 8.0})
     asked = override(Config(), {"minutes": minutes, "device": "cpu"})
@@ -82,8 +91,9 @@ def test_what_was_asked_for_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     costs(monkeypatch, {"convnet_small": 1e9, "convnet_tiny": 1e9})
     asked = override(Config(), {"minutes": 1, "size": 80, "device": "cpu"})
     assert choose_scale(asked, n=100, size=80, channels=3).size == 80
-    asked = override(Config(), {"minutes": 1, "backbone": "resnet18", "device": "cpu"})
-    assert choose_scale(asked, n=100, size=96, channels=3) == asked
+    for given in ({"minutes": 1, "backbone": "resnet18"}, {"epochs": 3}):
+        asked = override(Config(), {"device": "cpu", **given})
+        assert choose_scale(asked, n=100, size=96, channels=3) == asked
 
 
 @pytest.mark.parametrize(
@@ -104,3 +114,14 @@ def test_a_fit_in_minutes_repeats_from_its_settings() -> None:
         n_clusters=3, epochs=first.n_iter_, settings=settings, random_state=0, device="cpu"
     ).fit(images)
     assert np.array_equal(first.embeddings_, again.embeddings_)
+
+
+def test_from_python_no_clock_is_read_unless_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> Cost:
+        raise AssertionError("steps were timed")
+
+    monkeypatch.setattr(plan, "estimate", refuse)
+    monkeypatch.setattr(plan, "FEWEST_STEPS", 5)
+    assert DeepCluster(n_clusters=3, random_state=0).fit(make_shapes(12)).n_iter_ == 80
+    with pytest.raises(AssertionError, match="timed"):
+        DeepCluster(n_clusters=3, minutes=1).fit(make_shapes(12))

@@ -7,6 +7,7 @@ usable images, 130 interrupted.
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 import tomllib
@@ -63,6 +64,7 @@ app = App(
     help_format="plaintext",
     version=__version__,
     config=read_recipe,
+    suppress_keyboard_interrupt=False,
 )
 
 SourceArguments = Annotated[str, Parameter(name="SOURCE")]
@@ -269,7 +271,7 @@ def export(
 
 @app.command
 def info(run: Path, *, as_json: AsJson = False) -> None:
-    """Say what a run is: source, settings, scores, time.
+    """Say what a run is: source, main settings, scores, time.
 
     Parameters
     ----------
@@ -277,6 +279,16 @@ def info(run: Path, *, as_json: AsJson = False) -> None:
         A run folder.
     """
     opened = RunDir.open(run, finished=False)
+    if not as_json:
+        facts, config = opened.read_info(), opened.read_config()
+        Console().print(
+            f"{' '.join(facts['command']) or 'from Python'}\n"
+            f"begun {facts['started']}: {config.method}, {config.backbone}, size {config.size}, "
+            f"epochs {config.epochs}, seed {config.seed}, on {config.device}",
+            soft_wrap=True,
+            markup=False,
+            highlight=False,
+        )
     _print_run(opened, as_json)
 
 
@@ -351,7 +363,11 @@ def _print_plan(plan: Any, as_json: bool) -> None:
         "memory_gb": round(plan.cost.memory / 1e9, 2),
         "seconds": round(plan.cost.seconds),
     }
+    if as_json:
+        return _print_json({**facts, "notes": plan.notes})
     _print_rows(["dry run", "nothing was done"], list(facts.items()), as_json)
+    for sentence in plan.notes:
+        Console().print(sentence, soft_wrap=True, markup=False, highlight=False)
 
 
 def _print_run(run: RunDir, as_json: bool) -> None:
@@ -381,8 +397,8 @@ def _print_run(run: RunDir, as_json: bool) -> None:
         console.print(f"NMI to the previous epoch: {last[-1]:.3f}")
     if "modularity" in found:
         console.print(
-            f"modularity: {found['modularity']:.3f} (needs no labels; among runs with the same "
-            "images and number of clusters, the highest is as a rule the best)",
+            f"modularity: {found['modularity']:.3f} (needs no labels; among runs that differ in "
+            "seed or epochs alone, higher is often better)",
             soft_wrap=True,
         )
     console.print(f"run folder: {run.path}", soft_wrap=True)
@@ -422,6 +438,9 @@ def run_app(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         errors.print("deepcluster: interrupted")
         return INTERRUPTED
+    except BrokenPipeError:  # whoever read the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
     except Exception as error:
         from deepcluster.images import NoImagesError, SourceError
 

@@ -32,6 +32,7 @@ from deepcluster.plan import (
     guess_epochs,
     scale_source,
     schedule_minutes,
+    usual_minutes,
 )
 from deepcluster.report import write_report
 from deepcluster.run import RunDir, RunError
@@ -74,8 +75,10 @@ class Plan:
 
     name: str
     images: int
+    """Found; those that cannot be read are left out when they are decoded."""
     config: Config
     cost: Cost
+    notes: list[str]
 
 
 def default_out(name: str) -> Path:
@@ -85,16 +88,16 @@ def default_out(name: str) -> Path:
 
 def plan_source(source: Any, config: Config, *, labels: str | None = None) -> Plan:
     """Look at a source and say what a fit of it would do; decodes nothing, writes nothing."""
-    config = scale_source(source, config, labels=labels)
-    scan = scan_images(source, data=config.data, size=config.size, labels=labels)
+    asked = scale_source(source, config, labels=labels)
+    scan = scan_images(source, data=asked.data, size=asked.size, labels=labels)
     resolved, cost = schedule_minutes(
-        config,
+        asked,
         n=scan.count,
         size=scan.size,
         channels=scan.channels,
         store_bytes=scan.bytes_needed if scan.in_memory else 0,
     )
-    return Plan(scan.name, scan.count, resolved, cost)
+    return Plan(scan.name, scan.count, resolved, cost, notes(asked, resolved, scan.count, cost))
 
 
 def fit_source(
@@ -136,6 +139,7 @@ def fit_source(
     asked = config or Config()
     started = datetime.now().astimezone()
     clock, processor = time.perf_counter(), time.process_time()
+    earlier = {"seconds": 0.0, "processor_seconds": 0.0}  # of a fit that is gone on with
     run = None
     if resume:
         run, asked = _reopen(out, asked)
@@ -183,7 +187,7 @@ def fit_source(
             "clusters": resolved.clusters,
             "classes": len(store.label_names) if store.labels is not None else 0,
         },
-        "notes": notes(asked, resolved, store, cost, spent),
+        "notes": left_out(store) + notes(asked, resolved, len(store), cost, spent),
     }
     if resume:
         before = run.read_info()
@@ -193,18 +197,31 @@ def fit_source(
                 "give the same source, or start anew in another folder"
             )
         info |= {name: before[name] for name in ("started", "command", "minutes")}
+        earlier = {name: before.get(name, 0.0) for name in earlier}
+        assert isinstance(resolved.epochs, int)
+        left = max(0, resolved.epochs - len(run.read_metrics()))
+        cost = dataclasses.replace(cost, epochs=left)
     run.write_config(resolved)
     run.write_skipped(store.skipped)
     run.write_info(info)
     for sentence in info["notes"]:
         progress.note(sentence)
     progress.note(f"expected: {_span(cost.seconds)}, about {cost.memory / 1e9:.1f} GB of memory")
+
+    def taken() -> dict[str, float]:
+        return {
+            "seconds": round(earlier["seconds"] + time.perf_counter() - clock, 3),
+            "processor_seconds": round(
+                earlier["processor_seconds"] + time.process_time() - processor, 3
+            ),
+        }
+
     try:
         result = fit(store, resolved, run=run, resume=resume, progress=progress)
         _write_result(run, store, result, progress)
     except BaseException as error:
         stopped = isinstance(error, KeyboardInterrupt)
-        run.write_info({**info, "status": "interrupted" if stopped else "failed"})
+        run.write_info({**info, "status": "interrupted" if stopped else "failed", **taken()})
         if stopped:
             again = shlex.join(["deepcluster", "fit", *_words(source), "--out", str(run.path)])
             progress.note(f"stopped and saved. To go on: {again} --resume")
@@ -218,8 +235,7 @@ def fit_source(
             "counts": info["counts"] | ({"clusters": result.clusters} if result.choice else {}),
             "choice": result.choice,
             "status": "done",
-            "seconds": round(time.perf_counter() - clock, 3),
-            "processor_seconds": round(time.process_time() - processor, 3),
+            **taken(),
             "timings": result.timings,
             "scores": result.scores,
         }
@@ -292,10 +308,22 @@ def _words(source: Any) -> list[str]:
     return [str(part) for part in parts] if all(isinstance(p, str | Path) for p in parts) else ["…"]
 
 
-def notes(
-    asked: Config, resolved: Config, store: ImageStore, cost: Cost, spent: float
-) -> list[str]:
-    """Plain sentences about choices the user did not make and should know of."""
+def left_out(store: ImageStore) -> list[str]:
+    """A sentence, if images were skipped."""
+    count = len(store.skipped)
+    return [f"{_count(count, 'file')} left out: see skipped.csv"] if count else []
+
+
+def notes(asked: Config, resolved: Config, n: int, cost: Cost, spent: float = 0.0) -> list[str]:
+    """Plain sentences about choices the user did not make and should know of.
+
+    Args:
+        asked: settings as asked for.
+        resolved: settings as they will be.
+        n: number of images.
+        cost: what the fit will take.
+        spent: seconds that decoding took.
+    """
     sentences = []
     assert isinstance(resolved.epochs, int)
     if resolved.final.choose:
@@ -303,11 +331,9 @@ def notes(
             f"clusters: the best number from 2 to {resolved.clusters}, chosen at the end; "
             "if you know better, say --clusters K"
         )
-    if store.skipped:
-        sentences.append(f"{len(store.skipped)} images were left out: see skipped.csv")
     sentences.append(
-        f"{len(store)} images at {resolved.size} pixels, {resolved.backbone}, "
-        f"{resolved.epochs} epochs on {resolved.device} in {resolved.train.precision}"
+        f"{_count(n, 'image')} at {resolved.size} pixels, {resolved.backbone}, "
+        f"{_count(resolved.epochs, 'epoch')} on {resolved.device} in {resolved.train.precision}"
         + ("" if asked.minutes == "auto" else f", to end after {asked.minutes:g} minutes")
     )
     if asked.minutes != "auto" and spent + cost.seconds > 60 * asked.minutes * (1 + LATE):
@@ -318,11 +344,12 @@ def notes(
     if asked.minutes == asked.epochs == "auto":
         batch = resolved.train.batch_size
         assert isinstance(resolved.size, int) and isinstance(batch, int)
-        rule = guess_epochs(len(store), resolved.size, batch)
+        rule = guess_epochs(n, resolved.size, batch)
         if resolved.epochs < rule:
             sentences.append(
-                f"{rule} epochs would be usual, {resolved.epochs} fit into an hour on this "
-                "machine: for more, say --minutes or --epochs"
+                f"{rule} epochs would be usual, {resolved.epochs} fit into "
+                f"{_span(60 * usual_minutes(n))} on this machine: for more, say --minutes or "
+                "--epochs"
             )
     if resolved.epochs == MOST_EPOCHS and asked.minutes != "auto":
         sentences.append(f"{MOST_EPOCHS} epochs are enough: this will end before its time")
@@ -363,6 +390,10 @@ def _cpu_name() -> str:
         return next(line.partition(":")[2].strip() for line in lines if "model name" in line)
     except (OSError, StopIteration):
         return platform.processor()
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _span(seconds: float) -> str:

@@ -106,13 +106,14 @@ class DeepCluster(ClusterMixin, TransformerMixin, BaseEstimator):  # type: ignor
         if own_net is not None and asked.minutes != "auto":
             raise ConfigError("minutes cannot be kept with a net of your own: give epochs instead")
         started = time.perf_counter()
-        if not isinstance(images, ImageStore):
+        timed = asked.minutes != "auto"
+        if timed and not isinstance(images, ImageStore):
             asked = scale_source(images, asked)
         store = self._open(images, asked)
         facts = {"n": len(store), "size": store.size, "channels": store.channels}
-        if isinstance(images, ImageStore):  # decoded already: its size stays
+        if timed and isinstance(images, ImageStore):  # decoded already: its size stays
             asked = choose_scale(dataclasses.replace(asked, size=store.size), **facts)
-        if asked.minutes == "auto":  # no clock: the same bits again
+        if not timed:  # no clock: the same bits again
             config = resolve(asked, **facts)
         else:
             spent = time.perf_counter() - started

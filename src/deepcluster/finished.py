@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import shutil
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TextIO
@@ -284,15 +285,15 @@ def export_run(run: RunDir, to: Literal["timm", "onnx", "torchscript"], out: Pat
     deployed = Deployed(model).eval()
     example = torch.zeros(2, model.channels, model.preprocessing.size, model.preprocessing.size)
     if to == "torchscript":
-        torch.jit.save(torch.jit.trace(deployed, example), str(out))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # that TorchScript will go one day
+            torch.jit.save(torch.jit.trace(deployed, example), str(out))
         return out
     try:
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise ConfigError(
-            "ONNX needs two more packages: pip install 'deepcluster[onnx]'"
-        ) from error
+        raise ConfigError("ONNX needs two more packages: pip install onnx onnxscript") from error
     torch.onnx.export(
         deployed,
         (example,),
@@ -301,6 +302,7 @@ def export_run(run: RunDir, to: Literal["timm", "onnx", "torchscript"], out: Pat
         output_names=["features"],
         dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
         dynamo=True,
+        external_data=False,  # the weights in the same file
         verbose=False,
     )
     return out

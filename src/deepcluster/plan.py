@@ -27,7 +27,8 @@ from deepcluster.optimizers import build_optimizer
 from deepcluster.sources import Labels
 
 FEWEST_STEPS = 400
-AN_HOUR = 60.0  # minutes that a fit takes at most unless more is asked for
+IMAGES_A_MINUTE = 500  # where no time is given: so many minutes, but
+LEAST_MINUTES, AN_HOUR = 1.0, 60.0  # not fewer than these, nor more
 ENOUGH_EPOCHS = 12  # below so many, a smaller net or image learns more in the same time
 MOST_EPOCHS = 1000
 MOST_MINUTES = 100_000
@@ -127,7 +128,12 @@ def guess_epochs(n: int, size: int, batch_size: int) -> int:
     never fewer than FEWEST_STEPS steps, nor than 5 epochs.
     """
     epochs = min(80.0, 24 * math.pow(60_000 / n, 0.3)) * min(1.0, (64 / size) ** 2)
-    return max(5, round(epochs), math.ceil(FEWEST_STEPS / max(1, n // batch_size)))
+    return max(5, round(epochs), math.ceil(FEWEST_STEPS / math.ceil(n / batch_size)))
+
+
+def usual_minutes(n: int) -> float:
+    """Minutes that a fit of `n` images takes at most where neither time nor epochs are given."""
+    return min(max(n / IMAGES_A_MINUTE, LEAST_MINUTES), AN_HOUR)
 
 
 def resolve(config: Config, *, n: int, size: int, channels: int) -> Config:
@@ -227,11 +233,11 @@ def beside_steps(n: int) -> float:
 
 
 def choose_scale(config: Config, *, n: int, size: int, channels: int) -> Config:
-    """Image size and net for the minutes that were given, where they are left at auto.
+    """Image size and net for the minutes there are, where they are left at auto.
 
     The largest side and net that get ENOUGH_EPOCHS, else the smallest. A step is timed at
-    TRIAL_SIDE; its time grows with the number of pixels. With a backbone that was given the size
-    stays as well: not every net takes every size.
+    TRIAL_SIDE; its time is taken to grow with the number of pixels. With epochs or a backbone that
+    were given the size stays as well: not every net takes every size.
 
     Args:
         config: settings as asked for.
@@ -240,8 +246,9 @@ def choose_scale(config: Config, *, n: int, size: int, channels: int) -> Config:
         channels: 1 or 3.
     """
     check_time(config)
-    if config.minutes == "auto" or config.backbone != "auto":
+    if config.epochs != "auto" or config.backbone != "auto":
         return config
+    minutes = usual_minutes(n) if config.minutes == "auto" else config.minutes
     device = pick_device(config.device)
     sizes = [size]
     if config.size == "auto":
@@ -257,7 +264,7 @@ def choose_scale(config: Config, *, n: int, size: int, channels: int) -> Config:
         trial = dataclasses.replace(config, minutes="auto", epochs=1, size=side, backbone=net)
         resolved = resolve(trial, n=n, size=side, channels=channels)
         cost = estimate(resolved, n=n, channels=channels, store_bytes=0, patience=2.0)
-        room, fixed = 60 * config.minutes - cost.rest, beside_steps(n)
+        room, fixed = 60 * minutes - cost.rest, beside_steps(n)
         for option in options:
             if option[1] == net:
                 steps = (cost.epoch - fixed) * (option[0] / side) ** 2
@@ -267,8 +274,9 @@ def choose_scale(config: Config, *, n: int, size: int, channels: int) -> Config:
 
 
 def scale_source(source: Any, config: Config, *, labels: Labels | None = None) -> Config:
-    """:func:`choose_scale` for a source that is not decoded yet; nothing to do without minutes."""
-    if config.minutes == "auto":
+    """:func:`choose_scale` for a source that is not decoded yet."""
+    check_time(config)
+    if config.epochs != "auto":
         return config
     scan = scan_images(source, data=config.data, size=config.size, labels=labels)
     return choose_scale(config, n=scan.count, size=scan.size, channels=scan.channels)
@@ -281,7 +289,7 @@ def schedule_minutes(
 
     Epochs that were given stay. With minutes, it is the number that ends nearest to them, at
     most LATE after and up to MOST_EPOCHS; without, epochs follow from the images, but the fit shall
-    take no more than AN_HOUR.
+    take no more than :func:`usual_minutes`.
 
     Args:
         config: settings as asked for.
@@ -294,7 +302,7 @@ def schedule_minutes(
     Returns:
         The settings, with nothing but epochs in place of minutes, and what they will cost.
     """
-    minutes = AN_HOUR if config.minutes == "auto" else config.minutes
+    minutes = usual_minutes(n) if config.minutes == "auto" else config.minutes
     resolved = resolve(config, n=n, size=size, channels=channels)
     patience = 1.0
     if config.minutes != "auto":

@@ -158,7 +158,7 @@ def _from_name(text: str) -> Source:
         return _from_named(name, split)
     near = difflib.get_close_matches(text.lower(), NAMED, 1)
     if path.parent.is_dir():
-        beside = {p.name: str(p) for p in path.parent.iterdir()}
+        beside = {p.name: str(p) for p in path.parent.iterdir() if not p.name.startswith(".")}
         near += [beside[n] for n in difflib.get_close_matches(path.name, beside, 2)]
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     raise SourceError(
@@ -173,7 +173,11 @@ def _from_name(text: str) -> Source:
 def _from_folder(root: Path) -> Source:
     root = root.absolute()
     files, unread = _walk(root)
-    images = [file for file in files if Path(file).suffix.lower() in _extensions()]
+    images = [
+        file
+        for file in files
+        if Path(file).suffix.lower() in _extensions() or _begins_as_image(root / file)
+    ]
     shards = [file for file in files if file.endswith(".parquet")]
     name = root.resolve().name
     if not images and shards:
@@ -649,6 +653,20 @@ def _extensions() -> frozenset[str]:
     Image.init()
     openable = set(Image.OPEN) - (NOT_READ - {"EPS", "WMF"})  # pictures: not read, but listed
     return frozenset(e for e, name in Image.registered_extensions().items() if name in openable)
+
+
+def _begins_as_image(path: Path) -> bool:
+    """Whether a file that is not named as an image begins as one."""
+    Image.init()
+    try:
+        if not path.is_file():
+            return False
+        with path.open("rb") as file:
+            head = file.read(16)  # what Pillow looks at
+    except OSError:
+        return False
+    accepts = (accept for name, (_, accept) in Image.OPEN.items() if name not in NOT_READ)
+    return len(head) == 16 and any(accept(head) is True for accept in accepts if accept)
 
 
 def cache_folder() -> Path:
