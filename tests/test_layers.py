@@ -24,6 +24,7 @@ LAYERS = [
         "choose",
         "metrics",
         "optimizers",
+        "memory",
     },
     {"methods", "features"},
     {"plan", "train"},

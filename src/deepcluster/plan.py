@@ -22,6 +22,7 @@ from deepcluster.augment import Views, resolve_views, small_views
 from deepcluster.backbones import auto_backbone, build_backbone
 from deepcluster.config import Config, ConfigError
 from deepcluster.images import scan_images
+from deepcluster.memory import kept_memory
 from deepcluster.methods import load_method
 from deepcluster.optimizers import build_optimizer
 from deepcluster.sources import Labels
@@ -43,12 +44,8 @@ AFTERWARDS = 8e-4
 # many an image.
 EACH_EPOCH, EACH_IMAGE = 0.07, 3.3e-5
 CHOOSING = 0.3  # seconds for each number of clusters that is looked at
-STEP_EXTRAS = 1.05  # reading the images, on top of a timed step
-# Bytes of a block that is freed before steps are timed. glibc hands freed blocks above a threshold
-# back to the system, and having them again costs a fifth of a step; freeing one raises the
-# threshold to its size, up to 32 MiB, for as long as the program runs: for the fit as well.
-FREED_ONCE = 2**25 - 2**16
-LIBRARIES = 1_000_000_000  # bytes that torch and the tables of the neighbour graph take
+# Bytes that torch and the tables of the neighbour graph take, and that lie idle between blocks.
+LIBRARIES = 1_200_000_000
 PIXEL_SIDE = 32  # pixels k-means, the yardstick, sees images averaged down to this side
 DEFAULT_LR = {"sgd": 0.05, "adamw": 2e-3, "muon": 0.02}
 
@@ -322,6 +319,7 @@ def schedule_minutes(
     return resolved, cost
 
 
+@kept_memory()  # as the fit is
 def estimate(
     config: Config, *, n: int, channels: int, store_bytes: int, patience: float = 1.0
 ) -> Cost:
@@ -381,13 +379,12 @@ def estimate(
         held[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    torch.zeros(FREED_ONCE, dtype=torch.uint8)
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         step()  # the first one builds kernels
     timed = [step()]
     while len(timed) < 2 or sum(timed) < patience:
         timed.append(step())
-    seconds_an_image = STEP_EXTRAS * statistics.median(timed) / batch
+    seconds_an_image = statistics.median(timed) / batch
     choosing = CHOOSING * config.clusters if config.final.choose else 0.0
     passes = 1.5 if config.method == "deepcluster" else 1.0  # features of all images an epoch
     forward = seconds_an_image / (3 * method.views)
