@@ -71,11 +71,12 @@ def test_few_images_get_enough_steps_and_no_more() -> None:
     [
         (60, 32, (32, "convnet_small")),  # 30 s an epoch: 119 of them
         (3, 32, (32, "convnet_tiny")),  # 5 of the small net, 20 of the tiny one
-        (60, 96, (96, "convnet_small")),  # nine times the pixels: 13
-        (30, 96, (64, "convnet_small")),  # 6 at 96 pixels, 14 at 64
+        (100, 96, (96, "convnet_small")),  # nine times the pixels: 22
+        (60, 96, (64, "convnet_small")),  # 13 at 96 pixels, 29 at 64
         (1, 96, (32, "convnet_tiny")),  # nothing reaches 12: the smallest
-        (15, 64, (48, "convnet_small")),  # 7 at 64 pixels, 12.7 at 48
-        ("auto", 96, (48, "convnet_small")),  # in 20 minutes 4 at 96, 10 at 64, 17 at 48
+        (30, 64, (48, "convnet_small")),  # 15 at 64 pixels, 26 at 48
+        (10, 96, (32, "convnet_small")),  # 8 at 48 pixels; at the smallest side 19 are enough
+        ("auto", 96, (32, "convnet_small")),  # in 20 minutes 17 at 48 pixels, 39 at 32
     ],
 )
 def test_size_and_net_follow_from_the_minutes(

@@ -30,7 +30,8 @@ from deepcluster.sources import Labels
 FEWEST_STEPS = 400
 IMAGES_A_MINUTE = 500  # where no time is given: so many minutes, but
 LEAST_MINUTES, AN_HOUR = 1.0, 60.0  # not fewer than these, nor more
-ENOUGH_EPOCHS = 12  # below so many, a smaller net or image learns more in the same time
+# Below so many epochs, smaller images learn more in the same time; of the smallest, a smaller net.
+ENOUGH_FOR_SIDE, ENOUGH_FOR_NET = 20, 12
 MOST_EPOCHS = 1000
 MOST_MINUTES = 100_000
 SIZES = (64, 48, 32)  # smaller sides that images may get, to keep to the time
@@ -232,9 +233,10 @@ def beside_steps(n: int) -> float:
 def choose_scale(config: Config, *, n: int, size: int, channels: int) -> Config:
     """Image size and net for the minutes there are, where they are left at auto.
 
-    The largest side and net that get ENOUGH_EPOCHS, else the smallest. A step is timed at
-    TRIAL_SIDE; its time is taken to grow with the number of pixels. With epochs or a backbone that
-    were given the size stays as well: not every net takes every size.
+    The largest side that gets ENOUGH_FOR_SIDE epochs, else the smallest, with the larger net if
+    that gets ENOUGH_FOR_NET. A step is timed at TRIAL_SIDE; its time is taken to grow with the
+    number of pixels. With epochs or a backbone that were given the size stays as well: not every
+    net takes every size.
 
     Args:
         config: settings as asked for.
@@ -266,7 +268,15 @@ def choose_scale(config: Config, *, n: int, size: int, channels: int) -> Config:
             if option[1] == net:
                 steps = (cost.epoch - fixed) * (option[0] / side) ** 2
                 epochs[option] = room / (steps + fixed)
-    side, net = next((o for o in options if epochs[o] >= ENOUGH_EPOCHS), options[-1])
+    smallest = options[-1][0]
+    side, net = next(
+        (
+            option
+            for option in options
+            if epochs[option] >= (ENOUGH_FOR_NET if option[0] == smallest else ENOUGH_FOR_SIDE)
+        ),
+        options[-1],
+    )
     return dataclasses.replace(config, size=side, backbone=net)
 
 
