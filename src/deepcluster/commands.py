@@ -149,6 +149,7 @@ def fit_source(
         labels = labels or run.read_info()["labels"]
     elif out is not None:
         RunDir.free(out, overwrite=overwrite)  # refused before the work, made after it
+    progress.phase("timing a few steps", 1)
     asked = scale_source(source, asked, labels=labels)
     store = open_images(
         source,
@@ -158,6 +159,7 @@ def fit_source(
         progress=progress.callback("decoding"),
     )
     spent = time.perf_counter() - clock
+    progress.phase("timing a few steps", 1)
     resolved, cost = schedule_minutes(
         asked,
         n=len(store),
