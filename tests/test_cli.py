@@ -167,6 +167,41 @@ def test_a_reader_who_has_seen_enough_is_no_failure_to_tell_of(finished: RunDir)
     assert (done.returncode, done.stderr) == (1, "")
 
 
+HELD = """
+import ctypes, sys
+from deepcluster.cli import keep_freed_memory
+class Mallinfo2(ctypes.Structure):
+    names = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
+    _fields_ = [(name, ctypes.c_size_t) for name in names.split()]
+libc = ctypes.CDLL(None)
+if not hasattr(libc, "mallinfo2"):
+    sys.exit("another C library")
+libc.mallinfo2.restype = Mallinfo2
+libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+libc.free.argtypes = [ctypes.c_void_p]
+keep_freed_memory()
+before = libc.mallinfo2()
+block = libc.malloc(100_000_000)
+print(libc.mallinfo2().hblks - before.hblks)
+libc.free(block)
+print(libc.mallinfo2().fordblks >= 100_000_000)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's")
+def test_freed_memory_is_kept_unless_the_user_says_how() -> None:
+    def found(**more: str) -> list[str]:
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")} | more
+        command = [sys.executable, "-c", HELD]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        if done.stderr == "another C library\n":
+            pytest.skip(done.stderr)
+        return done.stdout.split()
+
+    assert found() == ["0", "True"]  # no block of its own from the system, and still there
+    assert found(MALLOC_ARENA_MAX="2") == ["1", "False"]
+
+
 def test_help_needs_no_torch() -> None:
     script = (
         "import sys; from deepcluster.cli import run_app; code = run_app(['--help']);"

@@ -321,16 +321,18 @@ def test_what_is_no_image_is_ignored(tmp_path: Path) -> None:
     assert store.ids == ["a/good.png"] and store.skipped == []
 
 
-def test_images_by_other_names_are_read(tmp_path: Path) -> None:
+def test_images_without_an_extension_are_read(tmp_path: Path) -> None:
     save(tmp_path / "b.png")
     save(tmp_path / "IMG4", format="JPEG")
-    save(tmp_path / "a.jpg.bak", format="JPEG")
-    save(tmp_path / "cut.0001", format="PNG")
-    (tmp_path / "cut.0001").write_bytes((tmp_path / "cut.0001").read_bytes()[:60])
+    save(tmp_path / "b.png.bak", format="JPEG")  # a second copy
+    save(tmp_path / "cut", format="PNG")
+    (tmp_path / "cut").write_bytes((tmp_path / "cut").read_bytes()[:60])
+    (tmp_path / "README").write_text("Python made these images")  # begins as a PPM does
     os.mkfifo(tmp_path / "pipe")  # to open it would wait for ever
     store = open_images(tmp_path)
-    assert store.ids == ["IMG4", "a.jpg.bak", "b.png"]
-    assert [Path(path).name for path, _ in store.skipped] == ["cut.0001"]
+    assert store.ids == ["IMG4", "b.png"]
+    assert [Path(path).name for path, _ in store.skipped] == ["cut"]
+    assert open_images(tmp_path / "IMG4").ids == ["IMG4"]
 
 
 def test_links(tmp_path: Path) -> None:

@@ -24,7 +24,6 @@ LAYERS = [
         "choose",
         "metrics",
         "optimizers",
-        "memory",
     },
     {"methods", "features"},
     {"plan", "train"},

@@ -24,8 +24,8 @@ def costs(monkeypatch: pytest.MonkeyPatch, epoch: dict[str, float], rest: float 
     monkeypatch.setattr(plan, "estimate", known)
 
 
-def schedule(config: Config, spent: float = 0.0) -> tuple[Config, Cost]:
-    return schedule_minutes(config, **FACTS, store_bytes=0, spent=spent)
+def schedule(config: Config, spent: float = 0.0, limit: float = 20.0) -> tuple[Config, Cost]:
+    return schedule_minutes(config, **FACTS, store_bytes=0, spent=spent, limit=limit)
 
 
 def test_epochs_fill_the_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,14 +47,17 @@ def test_epochs_fill_the_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_without_minutes_the_images_number_is_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
     counts = (24, 500, 3_000, 30_000, 1_000_000)
-    assert [plan.usual_minutes(n) for n in counts] == [1, 1, 6, 60, 60]
+    assert [plan.usual_minutes(Config(), n) for n in counts] == [1, 1, 6, 60, 60]
+    for named in ({"backbone": "resnet18"}, {"size": 96}):
+        assert plan.usual_minutes(override(Config(), named), 24) == 60
     config = override(Config(), {"backbone": "convnet_small", "device": "cpu"})
     rule = resolve(config, **FACTS).epochs
     assert isinstance(rule, int)
     costs(monkeypatch, {"convnet_small": 1.0})
     assert schedule(config)[0].epochs == rule
     costs(monkeypatch, {"convnet_small": 58.0})
-    assert schedule(config)[0].epochs == 20  # of the 20 minutes for 10,000, 20 s go elsewhere
+    assert schedule(config)[0].epochs == 20  # of the 20 minutes, 20 s go elsewhere
+    assert schedule(config, spent=1000)[0].epochs == 20  # a download is no training
     costs(monkeypatch, {"convnet_small": 750.0})
     assert schedule(config)[0].epochs == 1  # 1.57 fit
     assert schedule(dataclasses.replace(config, epochs=100))[0].epochs == 100
@@ -75,8 +78,8 @@ def test_few_images_get_enough_steps_and_no_more() -> None:
         (60, 96, (64, "convnet_small")),  # 13 at 96 pixels, 29 at 64
         (1, 96, (32, "convnet_tiny")),  # nothing reaches 12: the smallest
         (30, 64, (48, "convnet_small")),  # 15 at 64 pixels, 26 at 48
-        (10, 96, (32, "convnet_small")),  # 8 at 48 pixels; at the smallest side 19 are enough
-        ("auto", 96, (32, "convnet_small")),  # in 20 minutes 17 at 48 pixels, 39 at 32
+        (10, 96, (32, "convnet_small")),  # 8 at 48 pixels, 19 at 32
+        (20, 96, (48, "convnet_small")),  # 10 at 64 pixels, 17 at 48
     ],
 )
 def test_size_and_net_follow_from_the_minutes(
@@ -86,6 +89,17 @@ def test_size_and_net_follow_from_the_minutes(
     asked = override(Config(), {"minutes": minutes, "device": "cpu"})
     found = choose_scale(asked, n=10_000, size=size, channels=3)
     assert (found.size, found.backbone) == expected
+
+
+def test_without_minutes_no_more_is_wanted_than_the_usual_epochs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    costs(monkeypatch, {"convnet_small": 20.0, "convnet_tiny": 8.0}, rest=0.0)
+    assert plan.guess_epochs(20_000, 96, 256) == 15
+    for minutes, size in [(45, 96), (42, 64)]:  # 15.5 and 14.5 epochs of 96 pixels
+        monkeypatch.setattr(plan, "IMAGES_A_MINUTE", 20_000 / minutes)
+        found = choose_scale(override(Config(), {"device": "cpu"}), n=20_000, size=96, channels=3)
+        assert found.size == size
 
 
 def test_what_was_asked_for_stays(monkeypatch: pytest.MonkeyPatch) -> None:

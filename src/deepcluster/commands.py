@@ -90,14 +90,17 @@ def plan_source(source: Any, config: Config, *, labels: str | None = None) -> Pl
     """Look at a source and say what a fit of it would do; decodes nothing, writes nothing."""
     asked = scale_source(source, config, labels=labels)
     scan = scan_images(source, data=asked.data, size=asked.size, labels=labels)
+    limit = usual_minutes(config, scan.count)
     resolved, cost = schedule_minutes(
         asked,
         n=scan.count,
         size=scan.size,
         channels=scan.channels,
         store_bytes=scan.bytes_needed if scan.in_memory else 0,
+        limit=limit,
     )
-    return Plan(scan.name, scan.count, resolved, cost, notes(asked, resolved, scan.count, cost))
+    sentences = notes(asked, resolved, scan.count, cost, limit=limit)
+    return Plan(scan.name, scan.count, resolved, cost, sentences)
 
 
 def fit_source(
@@ -149,7 +152,8 @@ def fit_source(
         labels = labels or run.read_info()["labels"]
     elif out is not None:
         RunDir.free(out, overwrite=overwrite)  # refused before the work, made after it
-    progress.phase("timing a few steps", 1)
+    given = asked
+    progress.phase("looking at the images", 1)
     asked = scale_source(source, asked, labels=labels)
     store = open_images(
         source,
@@ -159,7 +163,7 @@ def fit_source(
         progress=progress.callback("decoding"),
     )
     spent = time.perf_counter() - clock
-    progress.phase("timing a few steps", 1)
+    limit = usual_minutes(given, len(store))
     resolved, cost = schedule_minutes(
         asked,
         n=len(store),
@@ -167,6 +171,7 @@ def fit_source(
         channels=store.channels,
         store_bytes=0 if isinstance(store.pixels, np.memmap) else store.pixels.nbytes,
         spent=spent,
+        limit=limit,
     )
     if run is None:
         run = RunDir.create(out or default_out(store.name), overwrite=overwrite)
@@ -189,7 +194,8 @@ def fit_source(
             "clusters": resolved.clusters,
             "classes": len(store.label_names) if store.labels is not None else 0,
         },
-        "notes": left_out(store) + notes(asked, resolved, len(store), cost, spent),
+        "notes": left_out(store)
+        + notes(asked, resolved, len(store), cost, limit=limit, spent=spent),
     }
     if resume:
         before = run.read_info()
@@ -200,15 +206,13 @@ def fit_source(
             )
         info |= {name: before[name] for name in ("started", "command", "minutes")}
         earlier = {name: before.get(name, 0.0) for name in earlier}
+        info |= earlier  # not lost if this sitting is killed
         assert isinstance(resolved.epochs, int)
         left = max(0, resolved.epochs - len(run.read_metrics()))
         cost = dataclasses.replace(cost, epochs=left)
     run.write_config(resolved)
     run.write_skipped(store.skipped)
     run.write_info(info)
-    for sentence in info["notes"]:
-        progress.note(sentence)
-    progress.note(f"expected: {_span(cost.seconds)}, about {cost.memory / 1e9:.1f} GB of memory")
 
     def taken() -> dict[str, float]:
         return {
@@ -219,6 +223,10 @@ def fit_source(
         }
 
     try:
+        for sentence in info["notes"]:
+            progress.note(sentence)
+        memory = f"about {cost.memory / 1e9:.1f} GB of memory"
+        progress.note(f"expected: {_span(cost.seconds)}, {memory}")
         result = fit(store, resolved, run=run, resume=resume, progress=progress)
         _write_result(run, store, result, progress)
     except BaseException as error:
@@ -316,7 +324,15 @@ def left_out(store: ImageStore) -> list[str]:
     return [f"{_count(count, 'file')} left out: see skipped.csv"] if count else []
 
 
-def notes(asked: Config, resolved: Config, n: int, cost: Cost, spent: float = 0.0) -> list[str]:
+def notes(
+    asked: Config,
+    resolved: Config,
+    n: int,
+    cost: Cost,
+    *,
+    limit: float,
+    spent: float | None = None,
+) -> list[str]:
     """Plain sentences about choices the user did not make and should know of.
 
     Args:
@@ -324,7 +340,8 @@ def notes(asked: Config, resolved: Config, n: int, cost: Cost, spent: float = 0.
         resolved: settings as they will be.
         n: number of images.
         cost: what the fit will take.
-        spent: seconds that decoding took.
+        limit: minutes, where neither they nor epochs were asked for.
+        spent: seconds that went into decoding, if it was done.
     """
     sentences = []
     assert isinstance(resolved.epochs, int)
@@ -338,21 +355,21 @@ def notes(asked: Config, resolved: Config, n: int, cost: Cost, spent: float = 0.
         f"{_count(resolved.epochs, 'epoch')} on {resolved.device} in {resolved.train.precision}"
         + ("" if asked.minutes == "auto" else f", to end after {asked.minutes:g} minutes")
     )
-    if asked.minutes != "auto" and spent + cost.seconds > 60 * asked.minutes * (1 + LATE):
+    if asked.minutes != "auto" and (spent or 0) + cost.seconds > 60 * asked.minutes * (1 + LATE):
+        decoded = "" if spent is None else f"decoding took {_span(spent)}, "
         sentences.append(
-            f"{asked.minutes:g} minutes are too few for so many images on this machine: decoding "
-            f"took {_span(spent)}, one epoch takes {_span(cost.epoch)}, the rest {_span(cost.rest)}"
+            f"{asked.minutes:g} minutes are too few for so many images on this machine: {decoded}"
+            f"one epoch takes {_span(cost.epoch)}, the rest {_span(cost.rest)}"
         )
     if asked.minutes == asked.epochs == "auto":
         batch = resolved.train.batch_size
         assert isinstance(resolved.size, int) and isinstance(batch, int)
         rule = guess_epochs(n, resolved.size, batch)
-        if resolved.epochs < rule:
-            sentences.append(
-                f"{rule} epochs would be usual, {resolved.epochs} fit into "
-                f"{_span(60 * usual_minutes(n))} on this machine: for more, say --minutes or "
-                "--epochs"
-            )
+        fewer = f" ({rule} epochs would be usual)" if resolved.epochs < rule else ""
+        sentences.append(
+            f"no --minutes given: training takes at most {_span(60 * limit)}, and size, net and "
+            f"epochs suit that where you did not name them{fewer}"
+        )
     if resolved.epochs == MOST_EPOCHS and asked.minutes != "auto":
         sentences.append(f"{MOST_EPOCHS} epochs are enough: this will end before its time")
     return sentences

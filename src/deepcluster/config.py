@@ -223,8 +223,8 @@ class Config:
     clusters: int | Auto = "auto"
     """Clusters to end with; auto trains with more and chooses their number at the end."""
     minutes: float | Auto = "auto"
-    """Time that the whole fit takes: net, image size and epochs are then chosen for this machine,
-    where they are not given; auto: epochs by the images' number and size, an hour at most."""
+    """Time that the whole fit takes: net, image size and epochs are chosen for it on this machine,
+    where they are not given; auto: a minute for 500 images, at least one and at most 60."""
     epochs: int | Auto = "auto"
     """Passes over the images; auto follows from the minutes or from the images' number and size."""
     seed: int = 0

@@ -286,7 +286,7 @@ def export_run(run: RunDir, to: Literal["timm", "onnx", "torchscript"], out: Pat
     example = torch.zeros(2, model.channels, model.preprocessing.size, model.preprocessing.size)
     if to == "torchscript":
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # that TorchScript will go one day
+            warnings.filterwarnings("ignore", r"`torch\.jit", FutureWarning)  # that it will go
             torch.jit.save(torch.jit.trace(deployed, example), str(out))
         return out
     try:

@@ -213,7 +213,8 @@ def open_images(
         source: one of
 
             - a folder of images, flat or nested, in any format that Pillow reads; ids are the paths
-              relative to it. Hidden files and files that are no images by their name are ignored;
+              relative to it. Hidden files are ignored, and those that are no images by their name
+              or, without an extension, by their first bytes;
             - an image file, or a list of image files;
             - a ``.txt`` file of paths, one a line, relative to it;
             - a Parquet file in the Hugging Face layout (a struct column ``{bytes, path}``), a list

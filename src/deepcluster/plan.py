@@ -22,16 +22,15 @@ from deepcluster.augment import Views, resolve_views, small_views
 from deepcluster.backbones import auto_backbone, build_backbone
 from deepcluster.config import Config, ConfigError
 from deepcluster.images import scan_images
-from deepcluster.memory import kept_memory
 from deepcluster.methods import load_method
 from deepcluster.optimizers import build_optimizer
 from deepcluster.sources import Labels
 
 FEWEST_STEPS = 400
-IMAGES_A_MINUTE = 500  # where no time is given: so many minutes, but
+IMAGES_A_MINUTE = 500  # where no time is given: so many minutes of training, but
 LEAST_MINUTES, AN_HOUR = 1.0, 60.0  # not fewer than these, nor more
 # Below so many epochs, smaller images learn more in the same time; of the smallest, a smaller net.
-ENOUGH_FOR_SIDE, ENOUGH_FOR_NET = 20, 12
+ENOUGH_FOR_SIDE, ENOUGH_FOR_NET = 16, 12
 MOST_EPOCHS = 1000
 MOST_MINUTES = 100_000
 SIZES = (64, 48, 32)  # smaller sides that images may get, to keep to the time
@@ -45,6 +44,11 @@ AFTERWARDS = 8e-4
 # many an image.
 EACH_EPOCH, EACH_IMAGE = 0.07, 3.3e-5
 CHOOSING = 0.3  # seconds for each number of clusters that is looked at
+# Bytes of a block that is freed before steps are timed. glibc hands freed blocks above a threshold
+# back to the system, and having them again costs a fifth of a step; freeing one raises the
+# threshold to its size, up to 32 MiB, for as long as the program runs: for the fit as well. (The
+# command line keeps all freed memory.)
+FREED_ONCE = 2**25 - 2**16
 # Bytes that torch and the tables of the neighbour graph take, and that lie idle between blocks.
 LIBRARIES = 1_200_000_000
 PIXEL_SIDE = 32  # pixels k-means, the yardstick, sees images averaged down to this side
@@ -129,8 +133,14 @@ def guess_epochs(n: int, size: int, batch_size: int) -> int:
     return max(5, round(epochs), math.ceil(FEWEST_STEPS / math.ceil(n / batch_size)))
 
 
-def usual_minutes(n: int) -> float:
-    """Minutes that a fit of `n` images takes at most where neither time nor epochs are given."""
+def usual_minutes(config: Config, n: int) -> float:
+    """Minutes that training on `n` images takes at most where neither time nor epochs are given.
+
+    An hour where the net or the images' size is asked for: what these cost is known to whoever
+    asks.
+    """
+    if config.backbone != "auto" or config.size != "auto":
+        return AN_HOUR
     return min(max(n / IMAGES_A_MINUTE, LEAST_MINUTES), AN_HOUR)
 
 
@@ -234,9 +244,9 @@ def choose_scale(config: Config, *, n: int, size: int, channels: int) -> Config:
     """Image size and net for the minutes there are, where they are left at auto.
 
     The largest side that gets ENOUGH_FOR_SIDE epochs, else the smallest, with the larger net if
-    that gets ENOUGH_FOR_NET. A step is timed at TRIAL_SIDE; its time is taken to grow with the
-    number of pixels. With epochs or a backbone that were given the size stays as well: not every
-    net takes every size.
+    that gets ENOUGH_FOR_NET; without minutes, what :func:`guess_epochs` says is enough as well. A
+    step is timed at TRIAL_SIDE; its time is taken to grow with the number of pixels. With epochs or
+    a backbone that were given the size stays as well: not every net takes every size.
 
     Args:
         config: settings as asked for.
@@ -247,7 +257,7 @@ def choose_scale(config: Config, *, n: int, size: int, channels: int) -> Config:
     check_time(config)
     if config.epochs != "auto" or config.backbone != "auto":
         return config
-    minutes = usual_minutes(n) if config.minutes == "auto" else config.minutes
+    minutes = usual_minutes(config, n) if config.minutes == "auto" else config.minutes
     device = pick_device(config.device)
     sizes = [size]
     if config.size == "auto":
@@ -257,26 +267,23 @@ def choose_scale(config: Config, *, n: int, size: int, channels: int) -> Config:
         options.append((options[-1][0], "convnet_tiny"))
     if len(options) == 1:
         return dataclasses.replace(config, size=size)
-    epochs = {}
+    reached = {}  # epochs in that time, as a share of those that are enough
     for net in {net for _, net in options}:
         side = min(TRIAL_SIDE, size)
         trial = dataclasses.replace(config, minutes="auto", epochs=1, size=side, backbone=net)
         resolved = resolve(trial, n=n, size=side, channels=channels)
+        batch = resolved.train.batch_size
+        assert isinstance(batch, int)
         cost = estimate(resolved, n=n, channels=channels, store_bytes=0, patience=2.0)
         room, fixed = 60 * minutes - cost.rest, beside_steps(n)
         for option in options:
             if option[1] == net:
+                enough = ENOUGH_FOR_NET if option[0] == sizes[-1] else ENOUGH_FOR_SIDE
+                if config.minutes == "auto":
+                    enough = min(enough, guess_epochs(n, option[0], batch))
                 steps = (cost.epoch - fixed) * (option[0] / side) ** 2
-                epochs[option] = room / (steps + fixed)
-    smallest = options[-1][0]
-    side, net = next(
-        (
-            option
-            for option in options
-            if epochs[option] >= (ENOUGH_FOR_NET if option[0] == smallest else ENOUGH_FOR_SIDE)
-        ),
-        options[-1],
-    )
+                reached[option] = room / (steps + fixed) / enough
+    side, net = next((option for option in options if reached[option] >= 1), options[-1])
     return dataclasses.replace(config, size=side, backbone=net)
 
 
@@ -290,13 +297,20 @@ def scale_source(source: Any, config: Config, *, labels: Labels | None = None) -
 
 
 def schedule_minutes(
-    config: Config, *, n: int, size: int, channels: int, store_bytes: int, spent: float = 0.0
+    config: Config,
+    *,
+    n: int,
+    size: int,
+    channels: int,
+    store_bytes: int,
+    spent: float = 0.0,
+    limit: float = AN_HOUR,
 ) -> tuple[Config, Cost]:
     """Resolve the settings, with as many epochs as the time allows.
 
     Epochs that were given stay. With minutes, it is the number that ends nearest to them, at
     most LATE after and up to MOST_EPOCHS; without, epochs follow from the images, but the fit shall
-    take no more than :func:`usual_minutes`.
+    take no more than `limit`.
 
     Args:
         config: settings as asked for.
@@ -304,12 +318,13 @@ def schedule_minutes(
         size: side of the training images in pixels.
         channels: 1 or 3.
         store_bytes: bytes of the decoded images that stay in memory.
-        spent: seconds since the fit began.
+        spent: seconds since the fit began; they count where minutes were given.
+        limit: minutes from then on, where none were given (:func:`usual_minutes`).
 
     Returns:
         The settings, with nothing but epochs in place of minutes, and what they will cost.
     """
-    minutes = usual_minutes(n) if config.minutes == "auto" else config.minutes
+    minutes = limit if config.minutes == "auto" else config.minutes
     resolved = resolve(config, n=n, size=size, channels=channels)
     patience = 1.0
     if config.minutes != "auto":
@@ -317,8 +332,8 @@ def schedule_minutes(
     began = time.perf_counter()
     cost = estimate(resolved, n=n, channels=channels, store_bytes=store_bytes, patience=patience)
     if config.epochs == "auto":
-        spent += time.perf_counter() - began
-        room = 60 * minutes - spent - cost.rest
+        gone = 0.0 if config.minutes == "auto" else spent + time.perf_counter() - began
+        room = 60 * minutes - gone - cost.rest
         late = 0.0 if config.minutes == "auto" else LATE * 60 * minutes
         epochs = max(1, min(round(room / cost.epoch), int((room + late) / cost.epoch)))
         assert isinstance(resolved.epochs, int)
@@ -329,7 +344,6 @@ def schedule_minutes(
     return resolved, cost
 
 
-@kept_memory()  # as the fit is
 def estimate(
     config: Config, *, n: int, channels: int, store_bytes: int, patience: float = 1.0
 ) -> Cost:
@@ -389,6 +403,7 @@ def estimate(
         held[storage.data_ptr()] = storage.nbytes()
         return tensor
 
+    torch.zeros(FREED_ONCE, dtype=torch.uint8)
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         step()  # the first one builds kernels
     timed = [step()]

@@ -46,6 +46,8 @@ MAX_PIXELS = 178_956_970
 
 SAMPLE = 256  # images whose size is looked at to choose the training side
 
+# Formats that no text begins like, of which files are read without an extension as well.
+SIGNED = ("JPEG", "PNG", "GIF", "TIFF", "WEBP", "JPEG2000", "AVIF")
 # Pillow only recognises these and cannot read them, or (EPS) hands them to another program.
 NOT_READ = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 
@@ -148,6 +150,8 @@ def _from_name(text: str) -> Source:
                 return _from_npy(path)
             case suffix if suffix in _extensions():
                 return _from_files(path.stem, [path], [path.name])
+            case "" if _begins_as_image(path):
+                return _from_files(path.name, [path], [path.name])
             case suffix:
                 raise SourceError(
                     f"{path} is no source of images: a file must be an image, a .txt of paths, "
@@ -173,12 +177,13 @@ def _from_name(text: str) -> Source:
 def _from_folder(root: Path) -> Source:
     root = root.absolute()
     files, unread = _walk(root)
-    images = [
-        file
-        for file in files
-        if Path(file).suffix.lower() in _extensions() or _begins_as_image(root / file)
-    ]
+    images = [file for file in files if Path(file).suffix.lower() in _extensions()]
     shards = [file for file in files if file.endswith(".parquet")]
+    if images or not shards:
+        images += [
+            file for file in files if not Path(file).suffix and _begins_as_image(root / file)
+        ]
+        images.sort()
     name = root.resolve().name
     if not images and shards:
         stems = [file.removesuffix(".parquet") for file in shards]
@@ -656,7 +661,7 @@ def _extensions() -> frozenset[str]:
 
 
 def _begins_as_image(path: Path) -> bool:
-    """Whether a file that is not named as an image begins as one."""
+    """Whether a file without an extension begins as images of the common formats do."""
     Image.init()
     try:
         if not path.is_file():
@@ -665,8 +670,10 @@ def _begins_as_image(path: Path) -> bool:
             head = file.read(16)  # what Pillow looks at
     except OSError:
         return False
-    accepts = (accept for name, (_, accept) in Image.OPEN.items() if name not in NOT_READ)
-    return len(head) == 16 and any(accept(head) is True for accept in accepts if accept)
+    accepts = (Image.OPEN[name][1] for name in SIGNED if name in Image.OPEN)
+    return len(head) == 16 and any(
+        accept is not None and accept(head) is True for accept in accepts
+    )
 
 
 def cache_folder() -> Path:

@@ -30,7 +30,6 @@ from deepcluster.config import Config
 from deepcluster.features import FittedModel, Preprocessing, extract, to_device
 from deepcluster.graph import Prototypes, cluster_graph
 from deepcluster.kmeans import kmeans
-from deepcluster.memory import kept_memory
 from deepcluster.methods import Snapshot, load_method
 from deepcluster.optimizers import build_optimizer
 from deepcluster.pca import PCA, fit_pca, normalise
@@ -129,7 +128,6 @@ class Clock:
         self._last = now
 
 
-@kept_memory()
 def fit(
     store: ImageStore,
     config: Config,
