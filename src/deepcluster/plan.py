@@ -43,6 +43,7 @@ AFTERWARDS = 8e-4
 # Seconds of what comes beside the steps of an epoch (cuts, figures, checkpoint): so many, and so
 # many an image.
 EACH_EPOCH, EACH_IMAGE = 0.07, 3.3e-5
+STEP_EXTRAS = 1.05  # reading the images, on top of a timed step
 CHOOSING = 0.3  # seconds for each number of clusters that is looked at
 # Bytes of a block that is freed before steps are timed. glibc hands freed blocks above a threshold
 # back to the system, and having them again costs a fifth of a step; freeing one raises the
@@ -409,7 +410,7 @@ def estimate(
     timed = [step()]
     while len(timed) < 2 or sum(timed) < patience:
         timed.append(step())
-    seconds_an_image = statistics.median(timed) / batch
+    seconds_an_image = STEP_EXTRAS * statistics.median(timed) / batch
     choosing = CHOOSING * config.clusters if config.final.choose else 0.0
     passes = 1.5 if config.method == "deepcluster" else 1.0  # features of all images an epoch
     forward = seconds_an_image / (3 * method.views)
