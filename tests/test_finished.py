@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -14,10 +15,20 @@ from deepcluster.features import FittedModel
 from deepcluster.finished import evaluate_run, export_run, predict_source, sort_into
 from deepcluster.images import open_images
 from deepcluster.run import RunDir, RunError
+from deepcluster.train import Progress
 
 
 def test_prediction_of_the_same_images_is_the_same(finished: RunDir, folder: Path) -> None:
-    found = predict_source(finished, folder, device="cpu")
+    class Notes(Progress):
+        said: ClassVar[list[str]] = []
+
+        def note(self, text: str) -> None:
+            self.said.append(text)
+
+    found = predict_source(finished, folder, device="cpu", progress=Notes())
+    assert [text.split("/")[-1] for text in Notes.said] == [
+        "broken.png: not an image in a format that Pillow reads"
+    ]
     items = finished.read_items()
     assert found.labels.tolist() == items["cluster"].to_pylist()
     assert np.array_equal(found.embeddings, finished.read_embeddings())

@@ -82,6 +82,8 @@ def predict_source(
         labels=labels,
         progress=progress.callback("decoding"),
     )
+    for path, reason in store.skipped:
+        progress.note(f"left out: {path}: {reason}")
     model = FittedModel.load(run.model)
     place, dtype = pick_inference(config, device)
     progress.phase("features", len(store))
