@@ -297,9 +297,9 @@ def read(pattern: str) -> list[Line]:
 
 
 def budgets(runs: list[Line]) -> dict[str, list[Line]]:
-    """The fits of the sets that were given more than one length, by set, machine and version."""
+    """The fits of the sets that were asked for in several minutes, by set, machine and version."""
     groups = together(
-        runs,
+        [line for line in runs if line["minutes"]],
         lambda line: (
             f"{name_of(line)}, {line['images']:,}; {machine(line)}; "
             f"{SAME.get(line['commit'], line['commit'])}"

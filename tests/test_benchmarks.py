@@ -80,6 +80,7 @@ def test_only_sets_of_several_budgets_are_drawn(load: Any) -> None:
     assert list(tables.budgets(runs)) == ["mnist, 60,000; CPU, 1 thread on 2 cores; abc"]
     versions = [line(commit=each, minutes=m) for m, each in enumerate(("62ef4d0", "8e1e596"), 1)]
     assert [len(same) for same in tables.budgets(versions).values()] == [2]
+    assert not tables.budgets([line(), line(minutes=None, size=64)])  # not a longer budget
     assert "minutes.svg" in tables.picture(runs)
     assert "minutes.svg" not in tables.picture(runs[:1])
 
