@@ -83,7 +83,7 @@ def test_few_images_get_enough_steps_and_no_more() -> None:
     ],
 )
 def test_size_and_net_follow_from_the_minutes(
-    minutes: float | str, size: int, expected: tuple[int, str], monkeypatch: pytest.MonkeyPatch
+    minutes: float, size: int, expected: tuple[int, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     costs(monkeypatch, {"convnet_small": 30.0, "convnet_tiny": 8.0})
     asked = override(Config(), {"minutes": minutes, "device": "cpu"})

@@ -283,13 +283,10 @@ def info(run: Path, *, as_json: AsJson = False) -> None:
     opened = RunDir.open(run, finished=False)
     if not as_json:
         facts, config = opened.read_info(), opened.read_config()
-        Console().print(
+        _print_text(
             f"{shlex.join(facts['command']) or 'from Python'}\n"
             f"begun {facts['started']}: {config.method}, {config.backbone}, size {config.size}, "
-            f"epochs {config.epochs}, seed {config.seed}, on {config.device}",
-            soft_wrap=True,
-            markup=False,
-            highlight=False,
+            f"epochs {config.epochs}, seed {config.seed}, on {config.device}"
         )
     _print_run(opened, as_json)
 
@@ -342,6 +339,10 @@ def _print_json(value: Any) -> None:
     sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+def _print_text(text: str) -> None:
+    Console(soft_wrap=True, markup=False, highlight=False).print(text)
+
+
 def _print_rows(head: list[str], rows: list[tuple[Any, ...]], as_json: bool) -> None:
     if as_json:
         return _print_json({str(row[0]): row[1] for row in rows})
@@ -368,8 +369,7 @@ def _print_plan(plan: Any, as_json: bool) -> None:
     if as_json:
         return _print_json({**facts, "notes": plan.notes})
     _print_rows(["dry run", "nothing was done"], list(facts.items()), as_json=False)
-    for sentence in plan.notes:
-        Console().print(sentence, soft_wrap=True, markup=False, highlight=False)
+    _print_text("\n".join(plan.notes))
 
 
 def _print_run(run: RunDir, as_json: bool) -> None:

@@ -142,7 +142,6 @@ def fit_source(
     asked = config or Config()
     started = datetime.now().astimezone()
     clock, processor = time.perf_counter(), time.process_time()
-    earlier = {"seconds": 0.0, "processor_seconds": 0.0}  # of a fit that is gone on with
     run = None
     if resume:
         run, asked = _reopen(out, asked)
@@ -205,8 +204,8 @@ def fit_source(
                 "give the same source, or start anew in another folder"
             )
         info |= {name: before[name] for name in ("started", "command", "minutes")}
-        earlier = {name: before.get(name, 0.0) for name in earlier}
-        info |= earlier  # not lost if this sitting is killed
+        # what the sittings before took, not lost if this one is killed
+        info |= {name: before.get(name, 0.0) for name in ("seconds", "processor_seconds")}
         assert isinstance(resolved.epochs, int)
         left = max(0, resolved.epochs - len(run.read_metrics()))
         cost = dataclasses.replace(cost, epochs=left)
@@ -216,9 +215,9 @@ def fit_source(
 
     def taken() -> dict[str, float]:
         return {
-            "seconds": round(earlier["seconds"] + time.perf_counter() - clock, 3),
+            "seconds": round(info.get("seconds", 0.0) + time.perf_counter() - clock, 3),
             "processor_seconds": round(
-                earlier["processor_seconds"] + time.process_time() - processor, 3
+                info.get("processor_seconds", 0.0) + time.process_time() - processor, 3
             ),
         }
 

@@ -241,6 +241,16 @@ def beside_steps(n: int) -> float:
     return EACH_EPOCH + n * EACH_IMAGE
 
 
+def _scale_is_open(config: Config) -> bool:
+    """Whether image size or net may follow from the time: neither epochs nor a net are given.
+
+    Raises:
+        ConfigError: minutes that cannot be.
+    """
+    check_time(config)
+    return config.epochs == "auto" and config.backbone == "auto"
+
+
 def choose_scale(config: Config, *, n: int, size: int, channels: int) -> Config:
     """Image size and net for the minutes there are, where they are left at auto.
 
@@ -255,8 +265,7 @@ def choose_scale(config: Config, *, n: int, size: int, channels: int) -> Config:
         size: side in pixels that the images would get without a limit of time.
         channels: 1 or 3.
     """
-    check_time(config)
-    if config.epochs != "auto" or config.backbone != "auto":
+    if not _scale_is_open(config):
         return config
     minutes = usual_minutes(config, n) if config.minutes == "auto" else config.minutes
     device = pick_device(config.device)
@@ -290,8 +299,7 @@ def choose_scale(config: Config, *, n: int, size: int, channels: int) -> Config:
 
 def scale_source(source: Any, config: Config, *, labels: Labels | None = None) -> Config:
     """:func:`choose_scale` for a source that is not decoded yet."""
-    check_time(config)
-    if config.epochs != "auto":
+    if not _scale_is_open(config):  # no need to look at the images
         return config
     scan = scan_images(source, data=config.data, size=config.size, labels=labels)
     return choose_scale(config, n=scan.count, size=scan.size, channels=scan.channels)
