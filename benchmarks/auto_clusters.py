@@ -28,12 +28,13 @@ import record
 import torch
 from scipy.stats import spearmanr
 
-from deepcluster import metrics, train
-from deepcluster.choose import choose_clusters
+from deepcluster import metrics
+from deepcluster.clustering.choose import choose_clusters
+from deepcluster.clustering.graph import cluster_graph
 from deepcluster.config import Config, override
-from deepcluster.graph import cluster_graph
-from deepcluster.images import ImageStore, open_images
-from deepcluster.plan import resolve
+from deepcluster.images.store import ImageStore, open_images
+from deepcluster.training import loop as train
+from deepcluster.training.plan import resolve
 
 CLASSES = 10
 LARGEST = 30

@@ -22,7 +22,7 @@ import record
 import torch
 
 from deepcluster import metrics
-from deepcluster.kmeans import kmeans
+from deepcluster.clustering.kmeans import kmeans
 from deepcluster.run import RunDir
 
 MOST = 20_000  # images for the linear probe and for k-means

@@ -25,13 +25,13 @@ import torch
 from fit import file_name, measure
 from torch.utils.flop_counter import FlopCounterMode
 
-from deepcluster.augment import Views, small_views
-from deepcluster.backbones import build_backbone
-from deepcluster.commands import fit_source
+from deepcluster.backbones.nets import build_backbone
 from deepcluster.config import Config
+from deepcluster.fitting import fit_source
 from deepcluster.methods import load_method
-from deepcluster.optimizers import build_optimizer
 from deepcluster.run import RunDir
+from deepcluster.training.optimizers import build_optimizer
+from deepcluster.training.views import Views, small_views
 
 
 def peak(device: torch.device, dtype: torch.dtype) -> float:

@@ -28,7 +28,7 @@ from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 from threadpoolctl import threadpool_limits
 
-from deepcluster.kmeans import kmeans
+from deepcluster.clustering.kmeans import kmeans
 
 try:
     import faiss

@@ -47,7 +47,7 @@ from threadpoolctl import threadpool_limits
 
 from deepcluster import metrics
 from deepcluster.estimator import DeepCluster
-from deepcluster.images import ImageStore, open_images
+from deepcluster.images.store import ImageStore, open_images
 
 SETS = ("digits", "mnist", "fashion-mnist", "cifar10")
 

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from deepcluster.commands import hardware, versions
 from deepcluster.config import Config
-from deepcluster.images import ImageStore
+from deepcluster.fitting import hardware, versions
+from deepcluster.images.store import ImageStore
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks/results"

@@ -14,8 +14,8 @@ import torch
 import torchvision.transforms.v2 as tv
 from torch import Tensor
 
-from deepcluster.augment import Views, resolve_views
 from deepcluster.config import ViewSettings
+from deepcluster.training.views import Views, resolve_views
 
 
 def torchvision_views(settings: ViewSettings, size: int) -> Callable[[Tensor], Tensor]:

@@ -40,17 +40,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import deepcluster.train as library
+import deepcluster.training.loop as library
 from deepcluster import metrics
-from deepcluster.backbones import Sobel
-from deepcluster.commands import hardware
+from deepcluster.backbones.features import extract
+from deepcluster.backbones.nets import Sobel
+from deepcluster.backbones.preprocessing import Preprocessing
+from deepcluster.clustering.kmeans import kmeans
+from deepcluster.clustering.pca import normalise
 from deepcluster.config import Config, load_recipe, override
-from deepcluster.features import Preprocessing, extract
-from deepcluster.images import ImageStore, open_images
-from deepcluster.kmeans import kmeans
+from deepcluster.fitting import hardware
+from deepcluster.images.store import ImageStore, open_images
 from deepcluster.methods.deepcluster import DeepCluster, uniform_order
-from deepcluster.pca import normalise
-from deepcluster.plan import resolve
+from deepcluster.training.plan import resolve
 
 ROOT = Path(__file__).parents[1]
 EVERY = 10  # every tenth image of CIFAR-10's train split
@@ -182,7 +183,7 @@ CURES = {
     "C4": Cure("features before the ReLU, of the second full layer", {"deep": True}),
     "C5": Cure(
         "PCA whitened, 256 dimensions",
-        settings={"deepcluster.whiten": True, "deepcluster.pca": 256},
+        settings={"deepcluster.whiten": True, "deepcluster.clustering.pca": 256},
     ),
     "C6": Cure(
         "k-means on all images, another seed each time",

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deepcluster.commands import fit_source
 from deepcluster.config import Config, override
-from deepcluster.images import ImageStore, open_images
+from deepcluster.fitting import fit_source
+from deepcluster.images.store import ImageStore, open_images
 from deepcluster.run import RunDir
 
 TINY = {

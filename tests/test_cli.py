@@ -66,7 +66,7 @@ def test_flags_beat_file_beats_recipe(source: Path, tmp_path: Path) -> None:
     assert run_app([*command, "--out", str(run)]) == 0
     config = RunDir.open(run).read_config()
     assert config.train.lr == 0.002  # flag
-    assert config.deepcluster.pca == 7  # file
+    assert config.deepcluster.clustering.pca == 7  # file
     assert config.train.weight_decay == 1e-4  # recipe
     assert config.deepcluster.whiten is False
 
@@ -152,7 +152,7 @@ def test_interrupt_before_the_training_is_said(
     def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("deepcluster.commands.fit_source", stop)
+    monkeypatch.setattr("deepcluster.fitting.fit_source", stop)
     assert run_app(["fit", str(source)]) == 130
     assert "interrupted" in capsys.readouterr().err
 

@@ -5,15 +5,8 @@ import tomllib
 
 import pytest
 
-from deepcluster.config import (
-    Config,
-    ConfigError,
-    flatten,
-    load_recipe,
-    override,
-    recipe_names,
-    to_toml,
-)
+from deepcluster.config import Config, flatten, load_recipe, override, recipe_names, to_toml
+from deepcluster.errors import ConfigError
 
 
 def test_toml_reads_back() -> None:

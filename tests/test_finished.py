@@ -10,12 +10,12 @@ import timm
 import torch
 from conftest import make_shapes
 
-from deepcluster.config import ConfigError
-from deepcluster.features import FittedModel
+from deepcluster.backbones.features import FittedModel
+from deepcluster.errors import ConfigError, RunError
 from deepcluster.finished import evaluate_run, export_run, predict_source, sort_into
-from deepcluster.images import open_images
-from deepcluster.run import RunDir, RunError
-from deepcluster.train import Progress
+from deepcluster.images.store import open_images
+from deepcluster.progress import Progress
+from deepcluster.run import RunDir
 
 
 def test_prediction_of_the_same_images_is_the_same(finished: RunDir, folder: Path) -> None:

@@ -9,29 +9,29 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from deepcluster.version import __version__
+
 if TYPE_CHECKING:
-    from deepcluster.commands import fit_source
+    from deepcluster.clustering.kmeans import KMeans, kmeans
     from deepcluster.config import Config, load_recipe, override
     from deepcluster.estimator import DeepCluster
     from deepcluster.finished import evaluate_run, export_run, predict_source
-    from deepcluster.images import ImageStore, open_images
-    from deepcluster.kmeans import KMeans, kmeans
+    from deepcluster.fitting import fit_source
+    from deepcluster.images.store import ImageStore, open_images
     from deepcluster.run import RunDir
-
-__version__ = "0.1.0"
 
 _HOMES = {
     "Config": "config",
     "DeepCluster": "estimator",
-    "ImageStore": "images",
-    "KMeans": "kmeans",
+    "ImageStore": "images.store",
+    "KMeans": "clustering.kmeans",
     "RunDir": "run",
     "evaluate_run": "finished",
     "export_run": "finished",
-    "fit_source": "commands",
-    "kmeans": "kmeans",
+    "fit_source": "fitting",
+    "kmeans": "clustering.kmeans",
     "load_recipe": "config",
-    "open_images": "images",
+    "open_images": "images.store",
     "override": "config",
     "predict_source": "finished",
 }

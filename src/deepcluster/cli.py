@@ -23,13 +23,14 @@ from cyclopts import App, Group, Parameter
 from rich.console import Console
 from rich.table import Table
 
-from deepcluster import __version__
-from deepcluster.config import Config, ConfigError, flatten, load_recipe, recipe_names
+from deepcluster.config import Config, flatten, load_recipe, recipe_names
+from deepcluster.errors import ConfigError, RunError
 from deepcluster.methods import METHODS
-from deepcluster.run import RunDir, RunError
+from deepcluster.run import RunDir
+from deepcluster.version import __version__
 
 if TYPE_CHECKING:
-    from deepcluster.terminal import TerminalProgress
+    from deepcluster.show.terminal import TerminalProgress
 
 DONE, FAILED, USAGE, NO_IMAGES, INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -119,14 +120,14 @@ def fit(
     tensorboard
         Write scalars and a grid for each cluster for TensorBoard as well.
     """
-    from deepcluster import commands
+    from deepcluster import fitting
 
     images = _one_or_many(source)
     if dry_run:
-        plan = commands.plan_source(images, settings, labels=labels)
+        plan = fitting.plan_source(images, settings, labels=labels)
         return _print_plan(plan, as_json)
     with _progress(as_json) as progress:
-        run = commands.fit_source(
+        run = fitting.fit_source(
             images,
             settings,
             out=out,
@@ -136,7 +137,7 @@ def fit(
             report=report,
             tensorboard=tensorboard,
             progress=progress,
-            command=commands.command_line(),
+            command=fitting.command_line(),
         )
     _print_run(run, as_json)
 
@@ -300,8 +301,8 @@ def report(run: Path) -> None:
     run
         A run folder.
     """
-    from deepcluster.pictures import write_pictures
     from deepcluster.report import write_report
+    from deepcluster.show.pictures import write_pictures
 
     opened = RunDir.open(run)
     with _progress(False) as progress:
@@ -412,7 +413,7 @@ def _print_run(run: RunDir, as_json: bool) -> None:
 
 @contextmanager
 def _progress(quiet: bool) -> Iterator[TerminalProgress]:
-    from deepcluster.terminal import TerminalProgress
+    from deepcluster.show.terminal import TerminalProgress
 
     with TerminalProgress(quiet=quiet) as progress:
         yield progress
@@ -461,7 +462,7 @@ def run_app(arguments: list[str] | None = None) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except Exception as error:
-        from deepcluster.images import NoImagesError, SourceError
+        from deepcluster.errors import NoImagesError, SourceError
 
         errors.print(f"deepcluster: {error}" if str(error) else f"deepcluster: {error!r}")
         if isinstance(error, NoImagesError):

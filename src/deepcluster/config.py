@@ -1,8 +1,9 @@
 """Every setting, once.
 
 The docstring under a field is its help on the command line and its entry in the guide. ``"auto"``
-means: chosen by :func:`deepcluster.plan.resolve` from the images' size, colour and count and from
-the device, never from the data set's name; what was chosen is written to the run's ``config.toml``.
+means: chosen by :func:`deepcluster.training.plan.resolve` from the images' size, colour and count
+and from the device, never from the data set's name; what was chosen is written to the run's
+``config.toml``.
 A recipe (``recipes/*.toml``) is a set of values for these fields, and nothing else.
 """
 
@@ -18,16 +19,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from deepcluster.errors import ConfigError
+
 Auto = Literal["auto"]
 
 GUESSING = ("deepcluster", "deepcluster-v2")
 """Methods whose whole loss is a guess among k clusters: a head that knows nothing has ln k."""
 
 RECIPES = Path(__file__).parent / "recipes"
-
-
-class ConfigError(ValueError):
-    """A setting that does not exist or cannot have this value; says what to type instead."""
 
 
 @dataclass(frozen=True)

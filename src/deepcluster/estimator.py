@@ -15,11 +15,13 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
-from deepcluster.backbones import CUSTOM
-from deepcluster.config import Config, ConfigError, load_recipe, override
-from deepcluster.images import ImageStore, open_images
-from deepcluster.plan import choose_scale, pick_inference, resolve, scale_source, schedule_minutes
-from deepcluster.train import fit
+from deepcluster.backbones.nets import CUSTOM
+from deepcluster.config import Config, load_recipe, override
+from deepcluster.device import pick_inference
+from deepcluster.errors import ConfigError
+from deepcluster.images.store import ImageStore, open_images
+from deepcluster.training.loop import fit
+from deepcluster.training.plan import choose_scale, resolve, scale_source, schedule_minutes
 
 
 class DeepCluster(ClusterMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]

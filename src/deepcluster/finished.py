@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from deepcluster import metrics
-from deepcluster.config import ConfigError
-from deepcluster.features import FittedModel
-from deepcluster.images import ImageStore, open_images
-from deepcluster.plan import pick_inference
-from deepcluster.run import RunDir, RunError
-from deepcluster.train import Progress
+from deepcluster.backbones.features import FittedModel
+from deepcluster.device import pick_inference
+from deepcluster.errors import ConfigError, RunError
+from deepcluster.images.store import ImageStore, open_images
+from deepcluster.progress import Progress
+from deepcluster.run import RunDir
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from deepcluster.config import Config, override, to_toml
+from deepcluster.errors import RunError
 
 SCHEMA = 1
 """Version of the run folder; readers refuse a newer one."""
@@ -44,10 +45,6 @@ ITEMS_SCHEMA = pa.schema(
 
 SHEET_SIDE = 1024
 """Side of a full sheet of thumbnails in pixels (about; a whole number of tiles)."""
-
-
-class RunError(RuntimeError):
-    """The folder is not a run, or not one that can be used so; says what to do."""
 
 
 @dataclass(frozen=True)

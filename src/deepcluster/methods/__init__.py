@@ -2,7 +2,7 @@
 
 A method owns everything that learns. It answers three questions: what do I need (``__init__``),
 which clusters do I see now (``start_epoch``), what is wrong with this batch (``loss``). The loop in
-``train.py`` does the rest: batches, views, steps, metrics, checkpoints.
+``training/loop.py`` does the rest: batches, views, steps, metrics, checkpoints.
 
 To add one: a file here with a class that follows :class:`Method`, and a line in METHODS.
 """
@@ -99,7 +99,7 @@ def load_method(name: str) -> type[Method]:
     Raises:
         ConfigError: there is no such method.
     """
-    from deepcluster.config import ConfigError
+    from deepcluster.errors import ConfigError
 
     if name not in METHODS:
         raise ConfigError(f"there is no method {name!r}: choose one of {', '.join(METHODS)}")

@@ -6,8 +6,8 @@ with what no cluster is needed for, and lets clusters teach only once they are w
 1. Contrast: two views of an image belong together, all other images of the batch do not (NT-Xent;
    Chen et al., "SimCLR", ICML 2020).
 2. Cluster: from a share `label_from` of the fit on, the neighbour graph of the projections is cut
-   into the k clusters asked for (``graph.py``), every few epochs. Projections come from a bank that
-   the training pass fills, so no pass over the images is spent on it (as in DeepCluster-v2).
+   into the k clusters asked for (``clustering/graph.py``), every few epochs. Projections come from
+   a bank that the training pass fills, so no pass over the images is spent on it (as in DeepCluster-v2).
 3. Self-label: a cosine head of k classes learns those clusters on random views, while the contrast
    goes on (Asano et al., "Self-labelling", ICLR 2020, and SCAN, ECCV 2020, end like this). The
    labels keep their numbers from one clustering to the next (best matching), so the head is never
@@ -25,9 +25,9 @@ import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
+from deepcluster.clustering.graph import cluster_graph
+from deepcluster.clustering.kmeans import kmeans
 from deepcluster.config import Config
-from deepcluster.graph import cluster_graph
-from deepcluster.kmeans import kmeans
 from deepcluster.methods import Snapshot
 
 

@@ -24,10 +24,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from deepcluster.clustering.kmeans import kmeans
+from deepcluster.clustering.pca import fit_pca, normalise
 from deepcluster.config import Config
-from deepcluster.kmeans import kmeans
 from deepcluster.methods import Snapshot
-from deepcluster.pca import fit_pca, normalise
 
 HEAD_STD = 0.01  # of the head's first weights, as in the authors' code
 FAISS_SEED = 1234  # faiss's own default, which some ports leave in place at every clustering

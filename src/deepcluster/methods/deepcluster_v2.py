@@ -23,8 +23,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from deepcluster.clustering.kmeans import kmeans
 from deepcluster.config import Config
-from deepcluster.kmeans import kmeans
 from deepcluster.methods import Snapshot
 
 BANKS = 2  # a bank a large view; head h is clustered on bank h mod 2, as in the authors' code

@@ -21,7 +21,8 @@ from pathlib import Path
 
 import numpy as np
 
-from deepcluster.run import RunDir, RunError
+from deepcluster.errors import RunError
+from deepcluster.run import RunDir
 
 NO_CLUSTER = -1
 """Cluster of the images that a person took out of theirs."""

@@ -26,6 +26,7 @@ import pyarrow as pa
 from jinja2 import Environment
 
 from deepcluster.config import GUESSING, flatten
+from deepcluster.errors import RunError
 from deepcluster.report.layout import Layout, lay_out
 from deepcluster.report.neighbours import (
     Duplicates,
@@ -35,7 +36,7 @@ from deepcluster.report.neighbours import (
     find_outliers,
 )
 from deepcluster.report.verdict import judge
-from deepcluster.run import RunDir, RunError, Thumbnails
+from deepcluster.run import RunDir, Thumbnails
 
 COVERED = 24  # clusters that the first screen shows, the largest
 COVERS = 12  # images on the cover of a cluster: those nearest its centre

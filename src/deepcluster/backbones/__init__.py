@@ -1,0 +1,20 @@
+"""Which net sees the images? Own nets, timm's, their weights, and the fitted model.
+
+To import this tells timm of the nets that are not its own.
+"""
+
+from deepcluster.backbones.features import FittedModel, extract
+from deepcluster.backbones.nets import auto_backbone, build_backbone, prepare_backbone
+from deepcluster.backbones.preprocessing import Preprocessing
+from deepcluster.backbones.weights import load_timm, save_timm
+
+__all__ = [
+    "FittedModel",
+    "Preprocessing",
+    "auto_backbone",
+    "build_backbone",
+    "extract",
+    "load_timm",
+    "prepare_backbone",
+    "save_timm",
+]

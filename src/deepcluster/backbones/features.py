@@ -1,0 +1,203 @@
+"""Images -> features, and the fitted model that says which cluster a new image belongs to."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from deepcluster.backbones.preprocessing import Preprocessing, to_device
+from deepcluster.backbones.weights import load_timm, save_timm
+from deepcluster.clustering.graph import Prototypes
+from deepcluster.clustering.pca import PCA, normalise
+
+if TYPE_CHECKING:
+    from deepcluster.images.store import ImageStore
+
+CLUSTERS_FILE = "clusters.safetensors"
+
+MODEL_CARD = """\
+---
+library_name: timm
+tags: [image-feature-extraction, deepcluster]
+---
+# Backbone trained by deepcluster
+
+`{name}`, {channels} channel(s), {size} pixels, {d} features, trained without labels.
+
+```python
+import timm
+import deepcluster.backbones  # tells timm of the nets that are not its own
+
+model = timm.create_model("local-dir:PATH/OF/THIS/FOLDER", pretrained=True, num_classes=0)
+```
+
+Input: images in [0, 1], less the mean {mean}, over the standard deviation {std}.
+`clusters.safetensors` holds the centres of the clusters; `deepcluster predict` uses it.
+"""
+
+
+@torch.no_grad()
+def extract(
+    backbone: nn.Module,
+    store: ImageStore,
+    preprocessing: Preprocessing,
+    *,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+    batch_size: int = 256,
+    advance: Callable[[int], None] = lambda count: None,
+) -> Tensor:
+    """Features of all images in their order, in evaluation mode.
+
+    Args:
+        backbone: ``(b, c, size, size)`` -> ``(b, d)``; left in the mode it came in.
+        store: the images.
+        preprocessing: crop and normalisation.
+        device: where the backbone is.
+        dtype: arithmetic of the net.
+        batch_size: images at once.
+        advance: called with the number of images done since the last call.
+
+    Returns:
+        ``(n, d)`` float32 on the CPU.
+    """
+    training = backbone.training
+    backbone.eval()
+    features: Tensor | None = None
+    for start in range(0, len(store), batch_size):
+        index = np.arange(start, min(start + batch_size, len(store)))
+        images = preprocessing(to_device(store.batch(index), device))
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            batch = backbone(images)
+        if features is None:
+            features = torch.empty(len(store), batch.shape[1])
+        features[start : start + len(index)] = batch.float().cpu()
+        advance(len(index))
+    backbone.train(training)
+    assert features is not None  # a store is never empty
+    return features
+
+
+@dataclass
+class FittedModel:
+    """A backbone and the clusters found with it.
+
+    Attributes:
+        backbone: the net.
+        name: its name, as ``build_backbone`` takes it.
+        channels: 1 or 3.
+        sobel: whether the net begins with a Sobel filter.
+        preprocessing: what lies between pixels and net.
+        pca: projection before the clusters, if any.
+        prototypes: centres, and the cluster of each.
+    """
+
+    backbone: nn.Module
+    name: str
+    channels: int
+    sobel: bool
+    preprocessing: Preprocessing
+    pca: PCA | None
+    prototypes: Prototypes
+
+    def embed(
+        self,
+        store: ImageStore,
+        *,
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+        advance: Callable[[int], None] = lambda count: None,
+    ) -> Tensor:
+        """L2-normalised features of images, ``(n, d)`` float32 on the CPU."""
+        self.backbone.to(device)
+        return normalise(
+            extract(
+                self.backbone,
+                store,
+                self.preprocessing,
+                device=device,
+                dtype=dtype,
+                advance=advance,
+            )
+        )
+
+    def reduce(self, embeddings: Tensor) -> Tensor:
+        """What the clusters are found in: the embeddings, after PCA if there is one."""
+        return embeddings if self.pca is None else normalise(self.pca.apply(embeddings))
+
+    def assign(self, embeddings: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Clusters of embeddings.
+
+        Args:
+            embeddings: ``(n, d)`` from :meth:`embed`.
+
+        Returns:
+            cluster ``(n,)`` int64; distance to the nearest centres of that cluster ``(n,)``;
+            confidence in [0, 1] ``(n,)``.
+        """
+        return self.prototypes.assign(self.reduce(embeddings))
+
+    def save(self, folder: Path) -> None:
+        """Write the folder that timm and :meth:`load` read."""
+        folder.mkdir(parents=True, exist_ok=True)
+        save_timm(
+            self.backbone,
+            folder,
+            name=self.name,
+            channels=self.channels,
+            size=self.preprocessing.size,
+            mean=self.preprocessing.mean,
+            std=self.preprocessing.std,
+            sobel=self.sobel,
+        )
+        facts = self.preprocessing
+        card = MODEL_CARD.format(
+            name=self.name,
+            channels=self.channels,
+            size=facts.size,
+            d=self.backbone.num_features,
+            mean=[round(x, 4) for x in facts.mean],
+            std=[round(x, 4) for x in facts.std],
+        )
+        (folder / "README.md").write_text(card, encoding="utf-8")
+        tensors = {"centers": self.prototypes.centers, "cluster": self.prototypes.cluster}
+        if self.pca is not None:
+            tensors |= {
+                "pca.mean": self.pca.mean,
+                "pca.components": self.pca.components,
+                "pca.scale": self.pca.scale,
+            }
+        save_file({k: v.cpu().contiguous() for k, v in tensors.items()}, folder / CLUSTERS_FILE)
+        for path in folder.glob("*.safetensors"):
+            path.chmod(0o644)  # the library makes them unreadable for others
+
+    @classmethod
+    def load(cls, folder: Path) -> FittedModel:
+        """Read what :meth:`save` wrote."""
+        backbone = load_timm(folder)
+        facts = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        pretrained = facts["pretrained_cfg"]
+        channels, size, _ = pretrained["input_size"]
+        tensors = load_file(folder / CLUSTERS_FILE)
+        pca = (
+            PCA(tensors["pca.mean"], tensors["pca.components"], tensors["pca.scale"])
+            if "pca.mean" in tensors
+            else None
+        )
+        return cls(
+            backbone=backbone,
+            name=facts["architecture"],
+            channels=channels,
+            sobel=bool(facts.get("model_args", {}).get("sobel", False)),
+            preprocessing=Preprocessing(size, tuple(pretrained["mean"]), tuple(pretrained["std"])),
+            pca=pca,
+            prototypes=Prototypes(tensors["centers"], tensors["cluster"]),
+        )

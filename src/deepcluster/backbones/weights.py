@@ -1,0 +1,119 @@
+"""Weights of a net, in the folder that timm reads and writes: ``config.json`` and safetensors."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import timm
+import torch
+from torch import nn
+
+from deepcluster.backbones.nets import (
+    CUSTOM,
+    OWN_BACKBONES,
+    has_fixed_size,
+    prepare_backbone,
+    untagged,
+)
+from deepcluster.errors import RunError
+
+
+def save_timm(
+    model: nn.Module,
+    folder: Path,
+    *,
+    name: str,
+    channels: int,
+    size: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    sobel: bool,
+) -> None:
+    """Write a folder that timm reads: config.json and model.safetensors.
+
+    A net that timm does not know (a module of the user's own) is saved as weights only, under the
+    architecture "custom".
+
+    Args:
+        model: the backbone (no head).
+        folder: where to write; made if it does not exist.
+        name: the name it was built by; anything else for a user's own module.
+        channels: of its input.
+        size: side of the images in pixels.
+        mean: of each channel, subtracted from images in [0, 1].
+        std: of each channel.
+        sobel: whether it was built with the Sobel filter.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    known = timm.is_model(untagged(name))
+    config: dict[str, Any] = {
+        "architecture": untagged(name) if known else CUSTOM,
+        "num_classes": 0,
+        "num_features": model.num_features,
+    }
+    pretrained_cfg: dict[str, Any] = {
+        "num_classes": 0,
+        "input_size": [channels, size, size],
+        "fixed_input_size": False,
+        "interpolation": "bilinear",
+        "crop_pct": 1.0,
+        "crop_mode": "center",
+        "mean": list(mean),
+        "std": list(std),
+    }
+    if known:
+        arguments: dict[str, Any] = {"in_chans": channels}
+        if config["architecture"] in OWN_BACKBONES:
+            arguments["sobel"] = sobel
+        if has_fixed_size(config["architecture"]):
+            arguments["img_size"] = size
+            pretrained_cfg["fixed_input_size"] = True
+        config["model_args"] = arguments
+        registered = timm.models.get_pretrained_cfg(config["architecture"])
+        # The first convolution is named so that timm can adapt it to other channels; behind the
+        # Sobel filter it always has two.
+        pretrained_cfg["first_conv"] = None if sobel else getattr(registered, "first_conv", None)
+        pretrained_cfg["classifier"] = getattr(registered, "classifier", None)
+    config["pretrained_cfg"] = pretrained_cfg
+    # Contiguous copies: safetensors refuses channels-last tensors and tensors that share memory.
+    weights = {
+        key: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for key, value in model.state_dict().items()
+    }
+    safetensors.torch.save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    text = json.dumps(config, indent=2) + "\n"
+    (folder / "config.json").write_text(text, encoding="utf-8")
+
+
+def load_timm(folder: str | Path) -> nn.Module:
+    """Load what :func:`save_timm` wrote, on the CPU, in evaluation mode.
+
+    Raises:
+        RunError: the folder has no such model, or its net is the user's own module.
+    """
+    folder = Path(folder)
+    for file in (folder / "config.json", folder / "model.safetensors"):
+        if not file.is_file():
+            raise RunError(
+                f"{folder} holds no model ({file.name} is missing): give the model/ folder of a run"
+            )
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if config["architecture"] == CUSTOM:
+        raise RunError(
+            f"the net in {folder} was a module of your own, and only its weights are saved: "
+            "build it again and give it load_state_dict(safetensors.torch.load_file("
+            f"{str(folder / 'model.safetensors')!r}))"
+        )
+    if not timm.is_model(config["architecture"]):
+        raise RunError(
+            f"the net in {folder} is {config['architecture']!r}, which timm {timm.__version__} "
+            "does not know: upgrade timm and deepcluster"
+        )
+    model = timm.create_model(f"local-dir:{folder}", num_classes=0)
+    model.load_state_dict(safetensors.torch.load_file(folder / "model.safetensors"))
+    channels, size, _ = config["pretrained_cfg"]["input_size"]
+    return prepare_backbone(model, channels=channels, size=size).eval()

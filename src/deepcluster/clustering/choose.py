@@ -1,0 +1,107 @@
+"""How many clusters there are, from the features alone.
+
+The neighbour graph is cut into every number of clusters from 2 on, several times, each time from
+other landmarks. The score of a number is the product of
+
+- the silhouette of the cuts (Rousseeuw 1987), times their squared evenness: the entropy of the
+  shares over ln k;
+- their modularity: edges kept within clusters, less those that chance would keep (Newman 2004);
+- their stability: adjusted mutual information of two cuts, over all pairs (von Luxburg 2010).
+
+Each alone fails on the features of a net. The silhouette goes on to rise a little when a class
+falls apart into two that do lie apart, and falls from 2 on where no class lies apart; modularity
+rises when a class is split; the cut in two is as stable as any. Evenness is a prior, the one that
+:mod:`deepcluster.clustering.graph` has among cuts: where the largest group is many times the
+smallest, the answer tends to be too small.
+
+How far these and other criteria land from the truth is in docs/log.md.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from sklearn.metrics import adjusted_mutual_info_score, pairwise_distances, silhouette_score
+from torch import Tensor
+
+from deepcluster.clustering.graph import cut, edges, landmarks, patch_graph
+from deepcluster.metrics import occupancy
+
+DRAWS = 4
+"""Sets of landmarks."""
+PATCHES = 200
+"""Landmarks of a set, unless ten for each of the most clusters are more."""
+QUERIES = 3000
+"""Rows whose edges are counted."""
+JUDGED = 1500
+"""Rows on which cuts are judged."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A number of clusters, and what was looked at."""
+
+    k: int
+    scores: dict[int, float]  # of each number of clusters, at most 1; the best is k's
+
+
+def choose_clusters(
+    x: Tensor, *, largest: int, neighbours: int = 15, generator: torch.Generator
+) -> Choice:
+    """Choose the number of clusters of the rows, from 2 to `largest`.
+
+    Time grows with `largest` and hardly with n.
+
+    Args:
+        x: ``(n, d)`` features, as a rule L2-normalised; on any device.
+        largest: most clusters to look at.
+        neighbours: edges that go out from a row.
+        generator: a CPU generator, the only source of randomness.
+
+    Returns:
+        The number of best score, the smaller one of a tie, and all scores. Fewer than three rows
+        that differ are as many clusters, and have no scores.
+
+    Raises:
+        ValueError: `largest` is below 2.
+    """
+    if largest < 2:
+        raise ValueError(f"largest = {largest}: choose among at least 2 clusters")
+    x, n = x.detach().float(), len(x)
+    wanted = min(n, max(PATCHES, 10 * largest))
+    judged = torch.randperm(n, generator=generator)[:JUDGED].to(x.device)
+    distances = pairwise_distances(x[judged].cpu().numpy())  # its diagonal is 0
+    draws = []
+    for _ in range(DRAWS):
+        centers, patch = landmarks(x, wanted, 2, generator)
+        weights = patch_graph(centers, patch, *edges(x, neighbours, QUERIES, generator))
+        draws.append((weights, patch[judged].cpu().numpy()))
+    fewest = min(len(weights) for weights, _ in draws)
+    scores = {}
+    for k in range(2, min(largest, fewest - 1) + 1):
+        cuts = [cut(weights, k) for weights, _ in draws]
+        found = [c[own] for c, (_, own) in zip(cuts, draws, strict=True)]
+        apart = [_even_silhouette(distances, clusters, k) for clusters in found]
+        kept = [_modularity(weights, c) for c, (weights, _) in zip(cuts, draws, strict=True)]
+        again = [adjusted_mutual_info_score(a, b) for a, b in itertools.combinations(found, 2)]
+        factors = [np.mean(apart), np.mean(kept), np.mean(again)]
+        scores[k] = float(np.prod(np.maximum(factors, 0)))
+    return Choice(max(scores, key=lambda k: scores[k], default=fewest), scores)
+
+
+def _modularity(weights: np.ndarray, clusters: np.ndarray) -> float:
+    """Share of the edges within clusters, less what chance would keep there."""
+    member = np.eye(clusters.max() + 1)[clusters]  # (m, k)
+    between = member.T @ weights @ member / weights.sum()
+    return float(between.trace() - (between.sum(0) ** 2).sum())
+
+
+def _even_silhouette(distances: np.ndarray, clusters: np.ndarray, k: int) -> float:
+    """Silhouette times squared evenness of k clusters, of which some may have no row here."""
+    if not 2 <= len(np.unique(clusters)) < len(clusters):
+        return 0.0
+    evenness = occupancy(clusters, k)["entropy"]
+    return float(silhouette_score(distances, clusters, metric="precomputed") * evenness**2)

@@ -1,0 +1,49 @@
+"""Which device computes, and in which arithmetic: one answer for the fit and for what follows."""
+
+from __future__ import annotations
+
+import torch
+
+from deepcluster.config import Config
+from deepcluster.errors import ConfigError
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of that name; ``auto`` takes CUDA, then MPS, then the CPU.
+
+    Raises:
+        ConfigError: there is no such device here.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(
+            f"device {name!r} cannot be used here: choose auto or cpu ({error})"
+        ) from error
+    return device
+
+
+def pick_inference(config: Config, name: str) -> tuple[torch.device, torch.dtype]:
+    """Device and arithmetic for features of new images with the net of a fit.
+
+    The arithmetic of the fit on the device of the fit, so that the same images get the same
+    features; float32 elsewhere, since the fit's was chosen for its device.
+    """
+    device = pick_device(name)
+    same = device.type == torch.device(config.device).type
+    return device, getattr(torch, config.train.precision) if same else torch.float32
+
+
+def fast_bfloat16(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 matrices faster than float32 ones."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type == "cpu":
+        instructions = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+        return any(bool(getattr(torch.cpu, name, lambda: False)()) for name in instructions)
+    return False

@@ -1,0 +1,23 @@
+"""What a person can mend: each error says what was found, what was expected and what to do next."""
+
+from __future__ import annotations
+
+
+class ConfigError(ValueError):
+    """A setting that does not exist or cannot have this value; says what to type instead."""
+
+
+class RunError(RuntimeError):
+    """The folder is not a run, or not one that can be used so; says what to do."""
+
+
+class SourceError(ValueError):
+    """The source, or its labels, cannot be opened; says what could have been meant."""
+
+
+class NoImagesError(ValueError):
+    """The source has no usable image; says what was found there."""
+
+
+class UnusableError(ValueError):
+    """Why this one image is skipped, in words for a person."""

@@ -1,0 +1,57 @@
+"""What a fit tells while it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+EPOCH_COLUMNS = [
+    ("loss", "loss", "{:.3f}"),
+    ("ln_k", "ln k", "{:.2f}"),
+    ("nmi_previous", "NMI prev", "{:.3f}"),
+    ("changed", "moved", "{:.0%}"),
+    ("empty", "empty", "{}"),
+    ("largest", "largest", "{:.1%}"),
+    ("effective_rank", "rank", "{:.1f}"),
+    ("nmi", "NMI", "{:.3f}"),
+]
+
+
+class Progress:
+    """What a fit tells while it runs. This one is silent; the command line has one that shows."""
+
+    def phase(self, name: str, total: int) -> None:
+        """A piece of work begins: its name, and how many images it goes through."""
+
+    def advance(self, count: int) -> None:
+        """So many images more are done."""
+
+    def epoch(self, line: dict[str, Any]) -> None:
+        """An epoch has ended; its line of metrics.jsonl."""
+
+    def note(self, text: str) -> None:
+        """A sentence the user should read."""
+
+    def callback(self, name: str) -> Callable[[int, int], None]:
+        """A phase as the function of (done, total) that ``open_images`` takes."""
+        done_before = -1
+
+        def tell(done: int, total: int) -> None:
+            nonlocal done_before
+            if done_before < 0:
+                self.phase(name, total)
+                done_before = 0
+            self.advance(done - done_before)
+            done_before = done
+
+        return tell
+
+
+def epoch_sentence(line: dict[str, Any]) -> str:
+    """A line of metrics.jsonl for people."""
+    parts = [
+        f"{title} {form.format(line[key])}"
+        for key, title, form in EPOCH_COLUMNS
+        if line.get(key) is not None
+    ]
+    return f"epoch {line['epoch'] + 1:>3}  " + "  ".join(parts)

@@ -1,0 +1,1 @@
+"""What a fit shows beside the report: pictures, the terminal, TensorBoard."""

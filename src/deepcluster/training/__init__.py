@@ -1,0 +1,1 @@
+"""How does a net learn? The loop, the plan, views, optimizers and checkpoints."""

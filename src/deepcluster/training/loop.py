@@ -1,0 +1,366 @@
+"""The one loop: images in, a fitted model and its clusters out.
+
+Read :func:`fit` from top to bottom. All chance in epoch `e` comes from generators seeded by the
+fit's seed and `e`, so a fit that resumes after epoch `e` needs no random state and gives the same
+bits as one that was never stopped. Labels, where the store has any, are read by :func:`score`
+alone.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from deepcluster import metrics
+from deepcluster.backbones.features import FittedModel, extract
+from deepcluster.backbones.nets import build_backbone, prepare_backbone
+from deepcluster.backbones.preprocessing import Preprocessing, to_device
+from deepcluster.clustering.choose import choose_clusters
+from deepcluster.clustering.graph import Prototypes, cluster_graph
+from deepcluster.clustering.kmeans import kmeans
+from deepcluster.clustering.pca import PCA, fit_pca, normalise
+from deepcluster.clustering.plane import layout
+from deepcluster.config import Config
+from deepcluster.methods import Snapshot, load_method
+from deepcluster.progress import Progress
+from deepcluster.run import RunDir
+from deepcluster.training.checkpoints import last_checkpoint, load_checkpoint, save_checkpoint
+from deepcluster.training.optimizers import build_optimizer
+from deepcluster.training.plan import PIXEL_SIDE
+from deepcluster.training.views import Views, small_views
+
+if TYPE_CHECKING:
+    from deepcluster.images.store import ImageStore
+
+ORDER, VIEWS, DROPOUT = range(3)  # uses of chance in an epoch, each with a seed of its own
+RANK_ROWS = 10_000  # rows, spread evenly, whose effective rank is measured each epoch
+PIXEL_ROWS = 1000  # images a cluster on which the yardstick, k-means on the pixels, is fitted
+MOST_GRAPH_CLUSTERS = 1000  # beyond, clusters are as small as the graph's patches: k-means it is
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What a fit gives; every array is in the order of the images."""
+
+    config: Config  # resolved
+    model: FittedModel
+    embeddings: np.ndarray  # (n, d) float32, rows of length 1
+    labels: np.ndarray  # (n,) int64, the clusters
+    distances: np.ndarray  # (n,) float32
+    confidence: np.ndarray  # (n,) float32 in [0, 1]
+    places: np.ndarray  # (n, 2) float32 on the map, NaN where an image is not on it
+    history: list[dict[str, Any]]  # the lines of metrics.jsonl
+    clusters: int  # their number
+    choice: dict[int, float]  # score of each number that was looked at, if it was chosen
+    scores: dict[str, dict[str, float]]  # of "fit" and of "pixels"
+    timings: dict[str, float]  # seconds a phase
+
+
+@dataclass
+class Clock:
+    """Seconds spent in each phase."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    _last: float = field(default_factory=time.perf_counter)
+
+    def lap(self, phase: str) -> None:
+        """Book the time since the last lap."""
+        now = time.perf_counter()
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + now - self._last
+        self._last = now
+
+
+def fit(
+    store: ImageStore,
+    config: Config,
+    *,
+    backbone: nn.Module | None = None,
+    run: RunDir | None = None,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> FitResult:
+    """Train on the images and cluster them.
+
+    Args:
+        store: the images.
+        config: settings, as :func:`deepcluster.training.plan.resolve` gives them.
+        backbone: a net to train in place of ``config.backbone``: ``(b, c, size, size)`` ->
+            ``(b, d)``.
+        run: where metrics and checkpoints go; None keeps nothing on disk.
+        resume: go on from the run's last checkpoint.
+        progress: told what happens.
+
+    Returns:
+        Clusters, features, the fitted model and what was measured.
+    """
+    progress = progress or Progress()
+    clock = Clock()
+    device = torch.device(config.device)
+    dtype = getattr(torch, config.train.precision)
+    assert isinstance(config.epochs, int)
+    assert isinstance(config.train.batch_size, int)
+    assert isinstance(config.train.lr, float)
+    assert isinstance(config.clusters, int)
+
+    with seeded(config.seed):
+        if backbone is None:
+            assert isinstance(config.size, int)
+            backbone = build_backbone(
+                config.backbone,
+                channels=store.channels,
+                size=config.size,
+                pretrained=config.pretrained,
+                sobel=config.sobel,
+            )
+        else:
+            backbone = prepare_backbone(backbone, channels=store.channels, size=store.size)
+        method: Any = load_method(config.method)(config, backbone, len(store))
+    method.to(device, memory_format=torch.channels_last)
+    optimizer = build_optimizer(method.groups(), config.train)
+    preprocessing = Preprocessing.measure(store)
+    views = [Views(config.views, preprocessing.size)] * method.views
+    views += [small_views(config.views, preprocessing.size)] * method.small_views
+
+    def extract_all() -> Tensor:
+        progress.phase("features", len(store))
+        return extract(
+            method.backbone,
+            store,
+            preprocessing,
+            device=device,
+            dtype=dtype,
+            advance=progress.advance,
+        )
+
+    first, previous, history = 0, None, []
+    if resume and run is not None:
+        first, previous = load_checkpoint(last_checkpoint(run), method, optimizer)
+        run.truncate_metrics(first)
+        history = run.read_metrics()
+    elif run is not None:
+        save_checkpoint(run, 0, method, optimizer, None)
+    clock.lap("set-up")
+
+    for epoch in range(first, config.epochs):
+        generator = torch.Generator().manual_seed(mix(config.seed, epoch, ORDER))
+        view_generator = torch.Generator(device).manual_seed(mix(config.seed, epoch, VIEWS))
+        watch = Clock()
+        method.eval()
+        snapshot: Snapshot | None = method.start_epoch(epoch, extract_all, optimizer, generator)
+        watch.lap("cluster")
+
+        with seeded(
+            mix(config.seed, epoch, DROPOUT)
+        ):  # dropout draws from torch's global generator
+            method.train()
+            order = method.order(generator)
+            # as few batches as there must be, of sizes that differ by one at most: none is left out
+            batches = order.tensor_split(math.ceil(len(order) / config.train.batch_size))
+            progress.phase(f"epoch {epoch + 1}/{config.epochs}", len(order))
+            losses = torch.zeros((), device=device)
+            for step, index in enumerate(batches):
+                rate = schedule((epoch + (step + 0.5) / len(batches)) / config.epochs, config)
+                for group in optimizer.param_groups:
+                    group["lr"] = group["initial_lr"] * rate
+                images = to_device(store.batch(index.numpy()), device)
+                batch = [
+                    preprocessing.normalise(view(images, view_generator)).contiguous(
+                        memory_format=torch.channels_last
+                    )
+                    for view in views
+                ]
+                with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                    loss = method.loss(batch, index.to(device))
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                optimizer.step()
+                losses += loss.detach()
+                progress.advance(len(index))
+            mean_loss = float(losses) / len(batches)
+        if not math.isfinite(mean_loss):
+            raise FloatingPointError(
+                f"the loss became {mean_loss} in epoch {epoch + 1}: "
+                "lower --train.lr, or set --train.precision float32"
+            )
+        watch.lap("train")
+
+        line: dict[str, Any] = {"epoch": epoch, "loss": mean_loss, "lr": config.train.lr * rate}
+        if snapshot is not None:
+            line |= describe(snapshot, previous, store.labels)
+            previous = snapshot.labels.clone()  # the method may write over its own
+            snapshot = None  # its features are as large as the images are many
+        watch.lap("measure")
+        line["seconds"] = {name: round(value, 3) for name, value in watch.seconds.items()}
+        history.append(line)
+        if run is not None:
+            run.append_metrics(line)
+            every = config.train.checkpoint_every
+            if (epoch + 1) % every == 0 or epoch + 1 == config.epochs:
+                save_checkpoint(run, epoch + 1, method, optimizer, previous)
+        progress.epoch(line)
+    clock.lap("train")
+
+    method.eval()
+    embeddings = normalise(extract_all())
+    clock.lap("features")
+    generator = torch.Generator().manual_seed(mix(config.seed, config.epochs, ORDER))
+    progress.phase("clusters", 1)
+    pca, prototypes, choice = final_clusters(embeddings, config, generator)
+    clusters = len(prototypes.cluster.unique())
+    if choice:
+        progress.note(f"{clusters} clusters, chosen among 2 to {max(choice)}")
+    model = FittedModel(
+        backbone=method.backbone,
+        name=config.backbone,
+        channels=store.channels,
+        sobel=config.sobel,
+        preprocessing=preprocessing,
+        pca=pca,
+        prototypes=prototypes,
+    )
+    labels, distances, confidence = model.assign(embeddings)
+    progress.advance(1)
+    clock.lap("clusters")
+    progress.phase("map", 1)
+    places = layout(model.reduce(embeddings), generator=generator)
+    progress.advance(1)
+    clock.lap("map")
+    scores = {"fit": score(labels.numpy(), store.labels)}
+    if clusters > 1 and len(labels) > metrics.GRAPH_NEIGHBOURS:
+        scores["fit"]["modularity"] = metrics.modularity(
+            embeddings.numpy(), labels.numpy(), np.random.default_rng(config.seed)
+        )
+    clock.lap("measure")
+    if store.labels is not None:
+        progress.phase("k-means on the pixels, to compare", 1)
+        scores["pixels"] = score(pixel_clusters(store, clusters, generator), store.labels)
+        progress.advance(1)
+        clock.lap("compare")
+    return FitResult(
+        config=config,
+        model=model,
+        embeddings=embeddings.numpy(),
+        labels=labels.numpy(),
+        distances=distances.numpy(),
+        confidence=confidence.numpy(),
+        places=np.asarray(places),
+        history=history,
+        clusters=clusters,
+        choice=choice,
+        scores=scores,
+        timings={name: round(seconds, 3) for name, seconds in clock.seconds.items()},
+    )
+
+
+# -- pieces of the loop -----------------------------------------------------------------------
+
+
+def mix(seed: int, epoch: int, stream: int) -> int:
+    """A seed for one use of chance in an epoch, far from all others."""
+    return int(np.random.SeedSequence([seed, epoch, stream]).generate_state(1, np.uint64)[0] >> 1)
+
+
+class seeded:
+    """Seed torch's global CPU and device generators for a block; the CPU's is put back after."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def __enter__(self) -> None:
+        self.state = torch.get_rng_state()
+        torch.manual_seed(self.seed)
+
+    def __exit__(self, *exception: object) -> None:
+        torch.set_rng_state(self.state)
+
+
+def schedule(done: float, config: Config) -> float:
+    """Learning rate over its peak, when the share `done` of all steps is done."""
+    warmup = config.train.warmup
+    if done < warmup:
+        return done / warmup
+    if config.train.schedule == "constant":
+        return 1.0
+    return 0.5 * (1 + math.cos(math.pi * (done - warmup) / (1 - warmup)))
+
+
+def describe(
+    snapshot: Snapshot, previous: Tensor | None, truth: np.ndarray | None
+) -> dict[str, Any]:
+    """An epoch's figures about its clusters; those of `truth` only where there are labels."""
+    labels = snapshot.labels.numpy()
+    line: dict[str, Any] = {
+        "clusters": snapshot.clusters,
+        "ln_k": math.log(snapshot.clusters),
+        "nmi_previous": None,
+        "changed": None,
+        **metrics.occupancy(labels, snapshot.clusters),
+        "effective_rank": metrics.effective_rank(
+            snapshot.features[:: -(-len(labels) // RANK_ROWS)].numpy()
+        ),
+    }
+    if previous is not None:
+        before = previous.numpy()
+        line["nmi_previous"] = metrics.nmi(labels, before)
+        line["changed"] = metrics.churn(before, labels)
+    return line | score(labels, truth)
+
+
+def score(labels: np.ndarray, truth: np.ndarray | None) -> dict[str, float]:
+    """NMI (of both kinds), ARI and ACC of clusters against labels; nothing without labels."""
+    if truth is None or not (truth >= 0).any():
+        return {}
+    known = truth >= 0
+    names = ("nmi", "nmi_arithmetic", "ari", "acc")
+    return {name: getattr(metrics, name)(labels[known], truth[known]) for name in names}
+
+
+def final_clusters(
+    embeddings: Tensor, config: Config, generator: torch.Generator
+) -> tuple[PCA | None, Prototypes, dict[int, float]]:
+    """The clusters a person gets, and the scores of their numbers where the number is chosen."""
+    final = config.final
+    assert isinstance(config.clusters, int)
+    kept = min(final.pca, *embeddings.shape)
+    pca = fit_pca(embeddings, kept, whiten=final.whiten) if kept else None
+    x = embeddings if pca is None else normalise(pca.apply(embeddings))
+    device = config.device if config.device.startswith("cuda") else "cpu"  # MPS has no float64
+    x = x.to(device)
+    k, choice = config.clusters, {}
+    if final.choose:
+        found = choose_clusters(x, largest=k, neighbours=final.neighbours, generator=generator)
+        k, choice = found.k, found.scores
+    if final.algorithm == "graph" and k < min(len(x), MOST_GRAPH_CLUSTERS):
+        cut = cluster_graph(x, k, neighbours=final.neighbours, generator=generator)
+        return pca, cut, choice
+    result = kmeans(x, k, max_iter=300, n_init=final.restarts, generator=generator)
+    return pca, Prototypes(result.centers.cpu(), torch.arange(k)), choice
+
+
+def pixel_clusters(store: ImageStore, k: int, generator: torch.Generator) -> np.ndarray:
+    """Plain k-means on the pixels: the yardstick.
+
+    Large images are averaged down first, and centres are fitted on PIXEL_ROWS images a cluster.
+    """
+    side = min(store.pixels.shape[1], PIXEL_SIDE)
+    flat = torch.empty(len(store), side * side * store.channels)
+    for start in range(0, len(store), 1024):
+        index = np.arange(start, min(start + 1024, len(store)))
+        images = to_device(store.batch(index), torch.device("cpu")).float() / 255
+        small = nn.functional.adaptive_avg_pool2d(images, side)
+        flat[start : start + len(index)] = small.flatten(1)
+    result = kmeans(
+        flat,
+        k,
+        max_iter=100,
+        n_init=3,
+        max_points_per_centre=PIXEL_ROWS,
+        generator=generator,
+    )
+    return result.labels.numpy()

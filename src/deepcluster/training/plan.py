@@ -1,0 +1,396 @@
+"""What a fit will do and what it will cost, before it does it.
+
+:func:`resolve` fills every setting left at ``"auto"`` from the images' number, size and colour and
+from the device: never from the name of the data, never from labels. :func:`estimate` times a few
+steps on random pixels and counts the bytes. :func:`choose_scale` and :func:`schedule_minutes` turn
+the time a person has into image size, net and epochs. These are written into the settings, which
+then give the same bits again without a clock.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import statistics
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from deepcluster.backbones.nets import auto_backbone, build_backbone
+from deepcluster.config import Config
+from deepcluster.device import fast_bfloat16, pick_device
+from deepcluster.errors import ConfigError
+from deepcluster.images.sources import Labels
+from deepcluster.images.store import scan_images
+from deepcluster.methods import load_method
+from deepcluster.training.optimizers import build_optimizer
+from deepcluster.training.views import Views, resolve_views, small_views
+
+FEWEST_STEPS = 400
+IMAGES_A_MINUTE = 500  # where no time is given: so many minutes of training, but
+LEAST_MINUTES, AN_HOUR = 1.0, 60.0  # not fewer than these, nor more
+# Below so many epochs, smaller images learn more in the same time; of the smallest, a smaller net.
+ENOUGH_FOR_SIDE, ENOUGH_FOR_NET = 16, 12
+MOST_EPOCHS = 1000
+MOST_MINUTES = 100_000
+SIZES = (64, 48, 32)  # smaller sides that images may get, to keep to the time
+LATE = 0.1  # of the minutes that were given: by so much a fit may be expected to end after them
+TRIAL_SIDE = 32  # pixels; steps are timed at this side where several are to be compared
+TRIAL_SHARE, TRIAL_MOST = 0.02, 10.0  # of the time that was given, and seconds: spent on timing
+# Seconds an image that the neighbour graph, map, pictures and report take on one core, once a fit;
+# a second core halves them.
+AFTERWARDS = 8e-4
+# Seconds of what comes beside the steps of an epoch (cuts, figures, checkpoint): so many, and so
+# many an image.
+EACH_EPOCH, EACH_IMAGE = 0.07, 3.3e-5
+STEP_EXTRAS = 1.05  # reading the images, on top of a timed step
+CHOOSING = 0.3  # seconds for each number of clusters that is looked at
+# Bytes of a block that is freed before steps are timed. glibc hands freed blocks above a threshold
+# back to the system, and having them again costs a fifth of a step; freeing one raises the
+# threshold to its size, up to 32 MiB, for as long as the program runs: for the fit as well. (The
+# command line keeps all freed memory.)
+FREED_ONCE = 2**25 - 2**16
+# Bytes that torch and the tables of the neighbour graph take, and that lie idle between blocks.
+LIBRARIES = 1_200_000_000
+PIXEL_SIDE = 32  # pixels k-means, the yardstick, sees images averaged down to this side
+DEFAULT_LR = {"sgd": 0.05, "adamw": 2e-3, "muon": 0.02}
+
+
+def check_time(config: Config) -> None:
+    """Refuse minutes that cannot be.
+
+    Raises:
+        ConfigError: they are not above 0, above MOST_MINUTES, or epochs are given as well.
+    """
+    if config.minutes == "auto":
+        return
+    if not 0 < config.minutes <= MOST_MINUTES:
+        raise ConfigError(
+            f"minutes = {config.minutes:g}: give a number above 0, up to {MOST_MINUTES}"
+        )
+    if config.epochs != "auto":
+        raise ConfigError(
+            f"minutes = {config.minutes:g} and epochs = {config.epochs} (given, or of the recipe) "
+            "say the same thing twice: leave one of them out"
+        )
+
+
+def most_clusters(n: int) -> int:
+    """Clusters to train with, and most to choose from, where none were asked for.
+
+    30, or one for 10 images where there are fewer than 300; never fewer than 2.
+    """
+    return min(max(2, n // 10), 30, n)
+
+
+def guess_epochs(n: int, size: int, batch_size: int) -> int:
+    """Epochs where none were asked for: fewer of more and of larger images.
+
+    24 of 60,000 small images, growing with the inverse of the number to the power 0.3 up to 80;
+    never fewer than FEWEST_STEPS steps, nor than 5 epochs.
+    """
+    epochs = min(80.0, 24 * math.pow(60_000 / n, 0.3)) * min(1.0, (64 / size) ** 2)
+    return max(5, round(epochs), math.ceil(FEWEST_STEPS / math.ceil(n / batch_size)))
+
+
+def usual_minutes(config: Config, n: int) -> float:
+    """Minutes that training on `n` images takes at most where neither time nor epochs are given.
+
+    An hour where the net or the images' size is asked for: what these cost is known to whoever
+    asks.
+    """
+    if config.backbone != "auto" or config.size != "auto":
+        return AN_HOUR
+    return min(max(n / IMAGES_A_MINUTE, LEAST_MINUTES), AN_HOUR)
+
+
+def resolve(config: Config, *, n: int, size: int, channels: int) -> Config:
+    """The settings with every ``"auto"`` filled in.
+
+    Args:
+        config: settings as asked for.
+        n: number of images.
+        size: side of the training images in pixels.
+        channels: 1 or 3.
+
+    Raises:
+        ConfigError: settings that cannot hold together.
+    """
+    load_method(config.method)
+    check_time(config)
+    reassign = config.deepcluster.reassign
+    least = {"seed": (config.seed, 0), "epochs": (config.epochs, 1)}
+    least |= {"size": (config.size, 1), "train.batch_size": (config.train.batch_size, 1)}
+    for name, (value, smallest) in least.items():
+        if value != "auto" and value < smallest:
+            raise ConfigError(f"{name} = {value}: give a number from {smallest}")
+    if not 0 < reassign <= 1:
+        raise ConfigError(f"deepcluster.reassign = {reassign}: give a share above 0, up to 1")
+    if config.train.lr != "auto" and not 0 < config.train.lr < math.inf:
+        raise ConfigError(f"train.lr = {config.train.lr}: give a number above 0")
+    device = pick_device(config.device)
+    clusters = most_clusters(n) if config.clusters == "auto" else config.clusters
+    if not 1 <= clusters <= n:
+        raise ConfigError(
+            f"{clusters} clusters cannot be made of {n} images: "
+            f"give --clusters a number from 1 to {n}"
+        )
+    backbone = config.backbone
+    if backbone == "auto":
+        backbone = auto_backbone(size, channels, n, device.type)
+    train, deepcluster = config.train, config.deepcluster
+    precision = train.precision
+    if precision == "auto":
+        precision = "bfloat16" if fast_bfloat16(device) else "float32"
+    batch_size = min(n, 256 if train.batch_size == "auto" else train.batch_size)
+    lr = DEFAULT_LR[train.optimizer] if train.lr == "auto" else train.lr
+    pseudo_clusters = deepcluster.pseudo_clusters
+    if pseudo_clusters == "auto":
+        pseudo_clusters = max(clusters, min(10 * clusters, n // 20))
+    return dataclasses.replace(
+        config,
+        clusters=clusters,
+        final=dataclasses.replace(
+            config.final,
+            choose=clusters > 2 and (config.final.choose or config.clusters == "auto"),
+        ),
+        epochs=guess_epochs(n, size, batch_size) if config.epochs == "auto" else config.epochs,
+        device=str(device),
+        size=size,
+        backbone=backbone,
+        views=resolve_views(config.views, size, channels),
+        data=dataclasses.replace(config.data, channels="grey" if channels == 1 else "rgb"),
+        train=dataclasses.replace(
+            train,
+            batch_size=batch_size,
+            lr=lr,
+            precision=precision,
+        ),
+        deepcluster_v2=dataclasses.replace(
+            config.deepcluster_v2,
+            prototypes=pseudo_clusters
+            if config.deepcluster_v2.prototypes == "auto"
+            else config.deepcluster_v2.prototypes,
+        ),
+        deepcluster=dataclasses.replace(
+            deepcluster,
+            pseudo_clusters=min(pseudo_clusters, n),
+            head_lr=lr if deepcluster.head_lr == "auto" else deepcluster.head_lr,
+        ),
+    )
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a fit is expected to take."""
+
+    memory: int  # bytes at the peak
+    epoch: float  # seconds an epoch
+    rest: float  # seconds of all that comes once
+    epochs: int
+
+    @property
+    def seconds(self) -> float:
+        """Of the whole fit, once the images are decoded."""
+        return self.rest + self.epochs * self.epoch
+
+
+def beside_steps(n: int) -> float:
+    """Seconds of an epoch of `n` images beside its steps."""
+    return EACH_EPOCH + n * EACH_IMAGE
+
+
+def _scale_is_open(config: Config) -> bool:
+    """Whether image size or net may follow from the time: neither epochs nor a net are given.
+
+    Raises:
+        ConfigError: minutes that cannot be.
+    """
+    check_time(config)
+    return config.epochs == "auto" and config.backbone == "auto"
+
+
+def choose_scale(config: Config, *, n: int, size: int, channels: int) -> Config:
+    """Image size and net for the minutes there are, where they are left at auto.
+
+    The largest side that gets ENOUGH_FOR_SIDE epochs, else the smallest, with the larger net if
+    that gets ENOUGH_FOR_NET; without minutes, what :func:`guess_epochs` says is enough as well. A
+    step is timed at TRIAL_SIDE; its time is taken to grow with the number of pixels. With epochs or
+    a backbone that were given the size stays as well: not every net takes every size.
+
+    Args:
+        config: settings as asked for.
+        n: number of images.
+        size: side in pixels that the images would get without a limit of time.
+        channels: 1 or 3.
+    """
+    if not _scale_is_open(config):
+        return config
+    minutes = usual_minutes(config, n) if config.minutes == "auto" else config.minutes
+    device = pick_device(config.device)
+    sizes = [size]
+    if config.size == "auto":
+        sizes += [side for side in SIZES if side < size]
+    options = [(side, auto_backbone(side, channels, n, device.type)) for side in sizes]
+    if device.type == "cpu" and options[-1][1] == "convnet_small":
+        options.append((options[-1][0], "convnet_tiny"))
+    if len(options) == 1:
+        return dataclasses.replace(config, size=size)
+    reached = {}  # epochs in that time, as a share of those that are enough
+    for net in {net for _, net in options}:
+        side = min(TRIAL_SIDE, size)
+        trial = dataclasses.replace(config, minutes="auto", epochs=1, size=side, backbone=net)
+        resolved = resolve(trial, n=n, size=side, channels=channels)
+        batch = resolved.train.batch_size
+        assert isinstance(batch, int)
+        cost = estimate(resolved, n=n, channels=channels, store_bytes=0, patience=2.0)
+        room, fixed = 60 * minutes - cost.rest, beside_steps(n)
+        for option in options:
+            if option[1] == net:
+                enough = ENOUGH_FOR_NET if option[0] == sizes[-1] else ENOUGH_FOR_SIDE
+                if config.minutes == "auto":
+                    enough = min(enough, guess_epochs(n, option[0], batch))
+                steps = (cost.epoch - fixed) * (option[0] / side) ** 2
+                reached[option] = room / (steps + fixed) / enough
+    side, net = next((option for option in options if reached[option] >= 1), options[-1])
+    return dataclasses.replace(config, size=side, backbone=net)
+
+
+def scale_source(source: Any, config: Config, *, labels: Labels | None = None) -> Config:
+    """:func:`choose_scale` for a source that is not decoded yet."""
+    if not _scale_is_open(config):  # no need to look at the images
+        return config
+    scan = scan_images(source, data=config.data, size=config.size, labels=labels)
+    return choose_scale(config, n=scan.count, size=scan.size, channels=scan.channels)
+
+
+def schedule_minutes(
+    config: Config,
+    *,
+    n: int,
+    size: int,
+    channels: int,
+    store_bytes: int,
+    spent: float = 0.0,
+    limit: float = AN_HOUR,
+) -> tuple[Config, Cost]:
+    """Resolve the settings, with as many epochs as the time allows.
+
+    Epochs that were given stay. With minutes, it is the number that ends nearest to them, at
+    most LATE after and up to MOST_EPOCHS; without, epochs follow from the images, but the fit shall
+    take no more than `limit`.
+
+    Args:
+        config: settings as asked for.
+        n: number of images.
+        size: side of the training images in pixels.
+        channels: 1 or 3.
+        store_bytes: bytes of the decoded images that stay in memory.
+        spent: seconds since the fit began; they count where minutes were given.
+        limit: minutes from then on, where none were given (:func:`usual_minutes`).
+
+    Returns:
+        The settings, with nothing but epochs in place of minutes, and what they will cost.
+    """
+    minutes = limit if config.minutes == "auto" else config.minutes
+    resolved = resolve(config, n=n, size=size, channels=channels)
+    patience = 1.0
+    if config.minutes != "auto":
+        patience = min(TRIAL_MOST, TRIAL_SHARE * 60 * minutes)
+    began = time.perf_counter()
+    cost = estimate(resolved, n=n, channels=channels, store_bytes=store_bytes, patience=patience)
+    if config.epochs == "auto":
+        gone = 0.0 if config.minutes == "auto" else spent + time.perf_counter() - began
+        room = 60 * minutes - gone - cost.rest
+        late = 0.0 if config.minutes == "auto" else LATE * 60 * minutes
+        epochs = max(1, min(round(room / cost.epoch), int((room + late) / cost.epoch)))
+        assert isinstance(resolved.epochs, int)
+        most = resolved.epochs if config.minutes == "auto" else MOST_EPOCHS
+        epochs = min(epochs, most)
+        resolved = dataclasses.replace(resolved, epochs=epochs, minutes="auto")
+        cost = dataclasses.replace(cost, epochs=epochs)
+    return resolved, cost
+
+
+def estimate(
+    config: Config, *, n: int, channels: int, store_bytes: int, patience: float = 1.0
+) -> Cost:
+    """Memory and time of a fit, from a few timed steps on random pixels.
+
+    Args:
+        config: resolved settings.
+        n: number of images.
+        channels: 1 or 3.
+        store_bytes: bytes of the decoded images that stay in memory.
+        patience: seconds that may go into timing, beside the first step.
+    """
+    assert isinstance(config.size, int)
+    assert isinstance(config.epochs, int)
+    assert isinstance(config.clusters, int)
+    assert isinstance(config.train.batch_size, int)
+    device = torch.device(config.device)
+    dtype = getattr(torch, config.train.precision)
+    generator = torch.Generator(device).manual_seed(0)
+    side = round(config.size * config.data.margin)
+    batch = config.train.batch_size
+    with torch.random.fork_rng(devices=[]):
+        backbone = build_backbone(
+            config.backbone, channels=channels, size=config.size, sobel=config.sobel
+        )
+        probe = dataclasses.replace(
+            config,
+            deepcluster=dataclasses.replace(config.deepcluster, pseudo_clusters=batch),
+        )
+        method = load_method(config.method)(probe, backbone, batch)
+        method.to(device, memory_format=torch.channels_last)  # type: ignore[attr-defined]
+    optimizer = build_optimizer(method.groups(), config.train)
+    views = [Views(config.views, config.size)] * method.views
+    views += [small_views(config.views, config.size)] * method.small_views
+    images = torch.randint(
+        256, (batch, channels, side, side), dtype=torch.uint8, device=device, generator=generator
+    )
+    index = torch.arange(batch, device=device)
+
+    def step() -> float:
+        start = time.perf_counter()
+        made = [
+            view(images, generator).contiguous(memory_format=torch.channels_last) for view in views
+        ]
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            loss = method.loss(made, index)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        float(loss.detach())  # waits for the device
+        return time.perf_counter() - start
+
+    held: dict[int, int] = {}  # storages that wait for the backward pass, and their bytes
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        held[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    torch.zeros(FREED_ONCE, dtype=torch.uint8)
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        step()  # the first one builds kernels
+    timed = [step()]
+    while len(timed) < 2 or sum(timed) < patience:
+        timed.append(step())
+    seconds_an_image = STEP_EXTRAS * statistics.median(timed) / batch
+    choosing = CHOOSING * config.clusters if config.final.choose else 0.0
+    passes = 1.5 if config.method == "deepcluster" else 1.0  # features of all images an epoch
+    forward = seconds_an_image / (3 * method.views)
+    features = n * int(backbone.num_features) * 4  # type: ignore[arg-type]
+    parameters = sum(p.numel() for p in method.parameters()) * 4  # type: ignore[attr-defined]
+    activations = 2 * sum(held.values())  # and as much for gradients and the views
+    yardstick = 2 * n * min(config.size, PIXEL_SIDE) ** 2 * channels * 4  # k-means on the pixels
+    return Cost(
+        # features: the banks', as extracted, after PCA, and while they are clustered
+        memory=store_bytes + 5 * features + 6 * parameters + activations + yardstick + LIBRARIES,
+        epoch=n * passes * seconds_an_image + beside_steps(n),
+        rest=n * (forward + AFTERWARDS / min(2, torch.get_num_threads())) + choosing,
+        epochs=config.epochs,
+    )

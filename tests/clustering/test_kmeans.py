@@ -1,0 +1,361 @@
+import numpy as np
+import pytest
+import sklearn.cluster
+import torch
+from sklearn.datasets import make_blobs
+from sklearn.utils.estimator_checks import check_estimator
+
+from deepcluster.clustering import kmeans as engine
+from deepcluster.clustering.kmeans import KMeans, assign, kmeans
+
+SHAPES = [(300, 2, 3), (1000, 16, 10), (800, 40, 60), (50, 5, 50), (64, 3, 1)]
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def blobs(n: int, d: int, seed: int = 0) -> np.ndarray:
+    """Overlapping clusters, far from the origin."""
+    x, _ = make_blobs(n, d, centers=7, cluster_std=4.0, random_state=seed)
+    return (x + 30).astype(np.float32)
+
+
+def start(x: np.ndarray, k: int, seed: int = 0) -> np.ndarray:
+    return x[np.random.default_rng(seed).choice(len(x), k, replace=False)]
+
+
+@pytest.mark.parametrize(("n", "d", "k"), SHAPES)
+@pytest.mark.parametrize("max_iter", [3, 200])
+def test_is_scikit_learns_from_the_same_start(n, d, k, max_iter):
+    x = blobs(n, d)
+    first = start(x, k)
+    reference = sklearn.cluster.KMeans(k, init=first, n_init=1, max_iter=max_iter, tol=1e-4)
+    reference.fit(x.astype(np.float64))
+    found = kmeans(x, k, init=first, max_iter=max_iter, tol=1e-4, generator=generator())
+    np.testing.assert_array_equal(found.labels, reference.labels_)
+    np.testing.assert_allclose(found.centers, reference.cluster_centers_, rtol=1e-5)
+    assert found.inertia == pytest.approx(reference.inertia_, rel=1e-5, abs=1e-6)
+    assert found.n_iter == reference.n_iter_
+    assert found.converged == (found.n_iter < max_iter)
+
+
+def test_is_faiss_from_the_same_start():
+    faiss = pytest.importorskip("faiss")
+    x = blobs(2000, 24)
+    first = start(x, 20)
+    reference = faiss.Kmeans(24, 20, niter=8, max_points_per_centroid=10**6)
+    reference.train(x, init_centroids=first)
+    squares, labels = reference.index.search(x, 1)
+    found = kmeans(x, 20, init=first, max_iter=8, tol=0, generator=generator())
+    np.testing.assert_array_equal(found.labels, labels[:, 0])
+    assert found.inertia == pytest.approx(squares.astype(np.float64).sum(), rel=1e-5)
+
+
+def test_a_far_origin_costs_no_digits():
+    x = blobs(400, 8)
+    near = kmeans(x, 6, init=start(x, 6), generator=generator())
+    far = x.astype(np.float64) + 2.0**20
+    found = kmeans(far, 6, init=start(far, 6), generator=generator())
+    np.testing.assert_array_equal(found.labels, near.labels)
+
+
+def spherical_lloyd(x: np.ndarray, centers: np.ndarray, steps: int) -> tuple[np.ndarray, ...]:
+    x = x / np.linalg.norm(x, axis=1, keepdims=True)
+    centers = centers / np.linalg.norm(centers, axis=1, keepdims=True)
+    for _ in range(steps):
+        labels = (x @ centers.T).argmax(1)
+        centers = np.stack([x[labels == j].sum(0) for j in range(len(centers))])
+        centers /= np.linalg.norm(centers, axis=1, keepdims=True)
+    similarity = x @ centers.T
+    return centers, similarity.argmax(1), 1 - similarity.max(1)
+
+
+def test_cosine_is_spherical_lloyd_written_out():
+    x = blobs(500, 6) - 30
+    first = start(x, 9)
+    centers, labels, distances = spherical_lloyd(x.astype(np.float64), first, 7)
+    found = kmeans(x, 9, metric="cosine", init=first, max_iter=7, tol=0, generator=generator())
+    np.testing.assert_array_equal(found.labels, labels)
+    np.testing.assert_allclose(found.centers, centers, atol=1e-6)
+    np.testing.assert_allclose(found.distances, distances, atol=1e-6)
+    assert found.inertia == pytest.approx(distances.sum(), rel=1e-5)
+
+
+def test_cosine_of_unit_rows_gives_scikit_learns_first_labels():
+    # On unit rows and unit centres the two metrics order the centres alike.
+    x = blobs(500, 6) - 30
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    first = start(x, 9)
+    reference = sklearn.cluster.KMeans(9, init=first, n_init=1, max_iter=1).fit(x)
+    np.testing.assert_array_equal(
+        assign(x, first, metric="cosine")[0],
+        np.argmin(sklearn.metrics.pairwise_distances(x, first), 1),
+    )
+    found = kmeans(x, 9, metric="cosine", init=first, max_iter=1, generator=generator())
+    unit = reference.cluster_centers_
+    unit = unit / np.linalg.norm(unit, axis=1, keepdims=True)
+    np.testing.assert_allclose(found.centers, unit, atol=1e-6)
+
+
+def test_a_zero_row_and_rows_that_cancel_do_not_break_cosine():
+    x = np.array([[1.0, 0], [-1, 0], [0, -2], [0, 0]])
+    first = np.array([[0.0, 1], [0, -1]])  # the first takes two rows that add up to 0
+    found = kmeans(x, 2, metric="cosine", init=first, generator=generator())
+    assert found.centers.tolist() == first.tolist()
+    assert found.distances.tolist() == [1, 1, 0, 1]
+
+
+@pytest.mark.parametrize("metric", ["l2", "cosine"])
+@pytest.mark.parametrize("init", ["k-means++", "random"])
+def test_chunks_change_nothing(metric, init):
+    x = blobs(300, 12)
+
+    def run(chunk_size):
+        return kmeans(
+            x,
+            8,
+            metric=metric,
+            init=init,
+            max_iter=50,
+            chunk_size=chunk_size,
+            generator=generator(),
+        )
+
+    whole = run(None)
+    for chunk_size in (7, 97, 10_000):
+        found = run(chunk_size)
+        assert torch.equal(found.labels, whole.labels)
+        torch.testing.assert_close(found.centers, whole.centers, rtol=1e-6, atol=1e-6)
+        assert found.n_iter == whole.n_iter
+
+
+def test_an_empty_cluster_takes_the_farthest_rows():
+    x = np.array([[0.0], [1], [2], [3], [50], [9], [0.5]])
+    # Nothing is near 1000 or 2000: they take 50 and 9, the farthest from 1.5.
+    first = np.array([[1.5], [1000], [2000]])
+    found = kmeans(x, 3, init=first, max_iter=1, tol=0, generator=generator())
+    assert found.n_repaired == 2
+    np.testing.assert_allclose(found.centers, [[1.3], [50], [9]], rtol=1e-6)
+    assert found.labels.tolist() == [0, 0, 0, 0, 1, 2, 0]
+
+
+def test_repair_is_scikit_learns():
+    x = blobs(300, 4)
+    first = start(x, 6)
+    first[[1, 4]] = 500  # captures nothing
+    reference = sklearn.cluster.KMeans(6, init=first, n_init=1).fit(x.astype(np.float64))
+    found = kmeans(x, 6, init=first, max_iter=300, generator=generator())
+    assert found.n_repaired == 2
+    # Which empty cluster takes which row is not fixed in scikit-learn: compare the partitions.
+    assert sklearn.metrics.adjusted_rand_score(found.labels, reference.labels_) == 1
+    assert found.inertia == pytest.approx(reference.inertia_, rel=1e-5)
+    assert len(found.labels.unique()) == 6
+
+
+def test_repair_for_cosine_keeps_unit_centres():
+    x = blobs(200, 4) - 30
+    first = start(x, 4)
+    first[3] = first[2]  # a tie: the second one gets nothing
+    found = kmeans(x, 4, metric="cosine", init=first, generator=generator())
+    assert found.n_repaired >= 1
+    torch.testing.assert_close(found.centers.norm(dim=1), torch.ones(4))
+    assert len(found.labels.unique()) == 4
+
+
+@pytest.mark.parametrize("init", ["k-means++", "random"])
+@pytest.mark.parametrize("metric", ["l2", "cosine"])
+def test_fewer_distinct_rows_than_clusters_ends(init, metric):
+    x = np.repeat(np.eye(3), 20, axis=0)
+    found = kmeans(x, 7, init=init, metric=metric, max_iter=50, generator=generator())
+    assert len(found.labels.unique()) == 3
+    assert found.inertia == pytest.approx(0, abs=1e-9)
+    assert found.centers.isfinite().all()
+
+
+def test_one_cluster_and_as_many_as_rows():
+    x = blobs(40, 3)
+    one = kmeans(x, 1, generator=generator())
+    np.testing.assert_allclose(one.centers[0], x.mean(0), rtol=1e-6)
+    assert one.converged
+    all_of_them = kmeans(x, 40, generator=generator())
+    assert sorted(all_of_them.labels.tolist()) == list(range(40))
+    assert all_of_them.inertia == pytest.approx(0, abs=1e-6)
+
+
+def test_tolerance_and_iterations_stop():
+    x = blobs(1000, 8)
+    exact = kmeans(x, 20, max_iter=300, tol=0, generator=generator())
+    loose = kmeans(x, 20, max_iter=300, tol=1e-1, generator=generator())
+    cut = kmeans(x, 20, max_iter=2, tol=0, generator=generator())
+    assert exact.converged
+    assert loose.converged
+    assert loose.n_iter < exact.n_iter
+    assert (cut.n_iter, cut.converged) == (2, False)
+    # At a fixed point every centre is the mean of its rows.
+    for j in range(20):
+        mean = x[exact.labels.numpy() == j].astype(np.float64).mean(0)
+        np.testing.assert_allclose(exact.centers[j], mean, rtol=1e-6)
+
+
+@pytest.mark.parametrize("init", ["k-means++", "random"])
+def test_same_seed_same_bits(init):
+    x = blobs(600, 10)
+    one, two, other = (kmeans(x, 12, init=init, generator=generator(s)) for s in (3, 3, 4))
+    assert torch.equal(one.centers, two.centers)
+    assert torch.equal(one.labels, two.labels)
+    assert torch.equal(one.distances, two.distances)
+    assert not torch.equal(one.centers, other.centers)
+
+
+def test_more_starts_are_no_worse():
+    x = blobs(400, 2)
+    one = kmeans(x, 12, init="random", n_init=1, generator=generator())
+    ten = kmeans(x, 12, init="random", n_init=10, generator=generator())
+    assert ten.inertia < one.inertia  # the first start is the same
+
+
+def test_any_kind_of_input(tmp_path):
+    x = blobs(500, 6)
+    expected = kmeans(x, 5, generator=generator())
+    np.save(tmp_path / "x.npy", x)
+    mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
+    frozen = x.copy()
+    frozen.flags.writeable = False
+    kinds = [torch.from_numpy(x), x.astype(np.float64), np.asfortranarray(x), frozen, mapped,
+             np.asarray(mapped), mapped[:], x.tolist()]  # fmt: skip
+    for kind in kinds:
+        found = kmeans(kind, 5, chunk_size=100, generator=generator())
+        assert torch.equal(found.labels, expected.labels)
+        torch.testing.assert_close(found.centers, expected.centers)
+    assert engine._Rows(mapped, "l2", 5, 64, None).kept is None
+    assert engine._Rows(np.asarray(mapped), "l2", 5, 64, None).kept is None
+    assert engine._Rows(x, "l2", 5, 64, None).kept is not None
+    cosine = kmeans(mapped, 5, metric="cosine", chunk_size=64, generator=generator())
+    same = kmeans(x, 5, metric="cosine", generator=generator())
+    assert torch.equal(cosine.labels, same.labels)
+    half = kmeans(torch.from_numpy(x).bfloat16(), 5, generator=generator())
+    assert half.centers.dtype == torch.float32
+    assert x.max() == blobs(500, 6).max()  # the input is left alone
+
+
+@pytest.mark.parametrize("metric", ["l2", "cosine"])
+def test_a_device_without_float64_agrees(metric, monkeypatch):
+    x = blobs(500, 6)
+    expected = kmeans(x, 5, metric=metric, generator=generator())
+    monkeypatch.setattr(engine, "_has_float64", lambda device: False)
+    found = kmeans(x.astype(np.float64), 5, metric=metric, chunk_size=64, generator=generator())
+    assert torch.equal(found.labels, expected.labels)
+    torch.testing.assert_close(found.centers, expected.centers)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("metric", ["l2", "cosine"])
+def test_a_gpu_agrees(metric):
+    x = blobs(2000, 12)
+    first = start(x, 9)
+    first[4] = 500
+    expected = kmeans(x, 9, metric=metric, init=first, generator=generator())
+    found = kmeans(x, 9, metric=metric, init=first, generator=generator(), device="cuda")
+    assert found.labels.is_cuda
+    assert torch.equal(found.labels.cpu(), expected.labels)
+    torch.testing.assert_close(found.centers.cpu(), expected.centers)
+    seeded = kmeans(torch.from_numpy(x).cuda(), 9, metric=metric, generator=generator())
+    assert seeded.inertia == pytest.approx(
+        kmeans(x, 9, metric=metric, generator=generator()).inertia, rel=0.05
+    )
+
+
+def test_a_subset_per_centre():
+    x = blobs(1000, 5)
+    found = kmeans(x, 4, max_points_per_centre=20, max_iter=100, generator=generator())
+    chosen = torch.randperm(1000, generator=generator())[:80].sort().values
+    np.testing.assert_array_equal(found.labels, assign(x, found.centers)[0])
+    labels = found.labels[chosen].numpy()
+    means = np.stack([x[chosen][labels == j].mean(0) for j in range(4)])
+    np.testing.assert_allclose(found.centers, means, rtol=1e-5)
+    assert len(found.labels) == 1000
+
+
+def test_assign_agrees_with_the_fit_and_with_brute_force():
+    x = blobs(300, 6)
+    found = kmeans(x, 8, generator=generator())
+    labels, distances = assign(x, found.centers)
+    assert torch.equal(labels, found.labels)
+    assert torch.equal(distances, found.distances)
+    brute = np.linalg.norm(x[:, None].astype(np.float64) - found.centers.numpy(), axis=2)
+    np.testing.assert_array_equal(labels, brute.argmin(1))
+    np.testing.assert_allclose(distances, brute.min(1), rtol=1e-5)
+    assert found.inertia == pytest.approx((brute.min(1) ** 2).sum(), rel=1e-6)
+    # A row that is a centre lies at distance 0 from it, not at what rounding leaves.
+    assert (assign(found.centers, found.centers)[1] == 0).all()
+
+
+def test_plus_plus_is_better_than_random_and_draws_different_rows(monkeypatch):
+    x, blob = make_blobs(900, 2, centers=30, cluster_std=0.01, random_state=0)
+    for seed in range(5):  # the best of several draws: without that, one or two are missed
+        drawn = engine._plus_plus(engine._Rows(x, "l2", 30, None, None), 30, generator(seed))
+        hit = (drawn[:, None] - torch.from_numpy(x - x.mean(0)).float()).norm(dim=2).argmin(1)
+        assert len(np.unique(blob[hit])) == 30
+    random = kmeans(x, 30, init="random", generator=generator())
+    found = kmeans(x, 30, generator=generator())
+    assert found.inertia < random.inertia / 50
+    monkeypatch.setattr(engine, "ONE_BY_ONE", 8)  # so that blocks are drawn here, too
+    rows = engine._Rows(x, "l2", 300, None, None)
+    drawn = engine._plus_plus(rows, 300, generator())
+    assert drawn.shape == (300, 2)
+    assert len(drawn.unique(dim=0)) == 300
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"k": 11}, "k = 11 clusters need at least as many rows.*n_samples = 10.*lower k"),
+        ({"k": 0}, "k must be at least 1"),
+        ({"x": np.zeros((0, 3))}, r"shape \(0, 3\)"),
+        ({"x": np.zeros(3)}, r"shape \(3,\)"),
+        ({"x": np.array([[0.0, np.nan], [1, 2], [np.inf, 2]])}, "2 of 3 rows hold NaN"),
+        ({"x": np.full((3, 2), 3e38, dtype=np.float32)}, "too large"),
+        ({"metric": "cosine", "x": np.array([[0.0, np.nan], [1, 2]])}, "1 of 2 rows hold NaN"),
+        ({"metric": "l1"}, "give 'l2' or 'cosine'"),
+        ({"init": "first"}, "give 'k-means.."),
+        ({"init": np.zeros((3, 3))}, r"expected \(k, d\) = \(2, 3\)"),
+        ({"init": np.full((2, 3), np.nan)}, "centres hold NaN"),
+        ({"max_iter": 0}, "max_iter = 0"),
+        ({"chunk_size": 0}, "chunk_size = 0"),
+    ],
+)
+def test_says_what_is_wrong(change, message):
+    settings = {"x": blobs(10, 3), "k": 2, "generator": generator()} | change
+    with pytest.raises(ValueError, match=message):
+        kmeans(**settings)
+
+
+def test_assign_says_what_is_wrong():
+    with pytest.raises(ValueError, match="rows have 3 features, centres have 2"):
+        assign(blobs(10, 3), np.zeros((2, 2)))
+    with pytest.raises(ValueError, match="1 of 2 rows"):
+        assign(np.array([[np.nan], [1.0]]), np.zeros((2, 1)))
+
+
+def test_the_estimator_passes_scikit_learns_checks():
+    results = check_estimator(KMeans(), on_skip=None)
+    assert {r["status"] for r in results} <= {"passed", "skipped"}
+    # The one for array libraries runs only where scikit-learn is told to, for its own as well.
+    skipped = {r["check_name"] for r in results if r["status"] == "skipped"}
+    assert skipped <= {"check_array_api_input"}
+
+
+def test_the_estimator_is_the_engine():
+    x = blobs(300, 6)
+    model = KMeans(5, init=start(x, 5), random_state=0).fit(x)
+    reference = sklearn.cluster.KMeans(5, init=start(x, 5), n_init=1).fit(x.astype(np.float64))
+    np.testing.assert_array_equal(model.labels_, reference.labels_)
+    np.testing.assert_array_equal(model.predict(x), model.labels_)
+    np.testing.assert_allclose(model.transform(x), reference.transform(x), rtol=1e-4)
+    assert model.score(x) == pytest.approx(-model.inertia_)
+    assert model.inertia_ == pytest.approx(reference.inertia_, rel=1e-5)
+    assert model.n_iter_ == reference.n_iter_
+    assert list(model.get_feature_names_out()) == [f"kmeans{j}" for j in range(5)]
+    cosine = KMeans(3, metric="cosine", random_state=0).fit(x)
+    np.testing.assert_array_equal(cosine.transform(x).argmin(1), cosine.labels_)

@@ -1,0 +1,43 @@
+"""Nearest rows against scikit-learn."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.neighbors import NearestNeighbors
+
+from deepcluster.clustering.neighbours import knn
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize(
+    ("n", "k", "chunk"), [(1000, 15, None), (1000, 15, 7), (40, 39, 64), (2, 1, 1)]
+)
+def test_neighbours_are_those_of_scikit_learn(n: int, k: int, chunk: int | None) -> None:
+    x = torch.randn(n, 8, generator=seeded()) + 100  # an offset costs precision if not removed
+    indices, distances = knn(x, k, chunk=chunk)
+    reference = NearestNeighbors(n_neighbors=k, algorithm="brute").fit(x.double().numpy())
+    expected_distances, expected = reference.kneighbors()
+    np.testing.assert_allclose(distances, expected_distances, atol=1e-3)
+    assert (indices.numpy() == expected).mean() > 0.999
+
+
+def test_neighbours_of_a_few_rows_are_those_among_all() -> None:
+    x = torch.randn(300, 4, generator=seeded())
+    some = torch.tensor([7, 3, 299])
+    assert knn(x, 5, queries=some)[0].equal(knn(x, 5)[0][some])
+
+
+def test_a_row_is_not_its_own_neighbour_even_among_duplicates() -> None:
+    indices, distances = knn(torch.ones(50, 3), 10)
+    assert (indices != torch.arange(50)[:, None]).all()
+    assert (distances == 0).all()
+    assert all(len(set(row.tolist())) == 10 for row in indices)
+
+
+@pytest.mark.parametrize("k", [0, 5])
+def test_neighbours_must_be_fewer_than_rows(k: int) -> None:
+    with pytest.raises(ValueError, match="from 1 to n - 1"):
+        knn(torch.zeros(5, 2), k)

@@ -1,0 +1,112 @@
+"""The default method's own steps, each against a formula, and the digits it must beat."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from deepcluster.config import Config, override
+from deepcluster.images.store import open_images
+from deepcluster.methods.contrastive_clusters import ContrastiveClusters, match_labels, nt_xent
+from deepcluster.training.loop import fit
+from deepcluster.training.plan import resolve
+
+
+class Flat(nn.Module):
+    """A backbone whose features are the pixels."""
+
+    num_features = 16
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images.flatten(1)
+
+
+def build(n: int, **settings: object) -> ContrastiveClusters:
+    values = {f"contrastive_clusters.{name}": value for name, value in settings.items()}
+    torch.manual_seed(0)
+    config = override(Config(), {"clusters": 3, "epochs": 10, **values})
+    return ContrastiveClusters(config, Flat(), n)
+
+
+def test_nt_xent_by_hand() -> None:
+    generator = torch.Generator().manual_seed(0)
+    z = nn.functional.normalize(torch.randn(6, 4, generator=generator)).double()
+    expected = 0.0
+    for i in range(6):
+        other = (i + 3) % 6
+        scores = [math.exp(float(z[i] @ z[j]) / 0.2) for j in range(6) if j != i]
+        expected -= math.log(math.exp(float(z[i] @ z[other]) / 0.2) / sum(scores)) / 6
+    assert nt_xent(z, 0.2).item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_labels_keep_their_numbers() -> None:
+    before = torch.tensor([0, 0, 1, 1, 2, 2, 2])
+    renamed = torch.tensor([2, 2, 0, 0, 1, 1, 0])
+    assert match_labels(renamed, before, 3).tolist() == [0, 0, 1, 1, 2, 2, 1]
+
+
+def test_labels_teach_only_when_it_is_time_and_are_the_images_own() -> None:
+    """Three groups of images; from 40 % on, each group has one label, and the head knows it."""
+    n = 90
+    method = build(n, recluster_every=2)
+    optimizer = torch.optim.SGD(method.groups(), lr=0.0)
+    generator = torch.Generator().manual_seed(0)
+    group = torch.arange(n) % 3
+    images = torch.randn(n, 16, generator=generator) * 0.05
+    images[torch.arange(n), 5 * group] += 1.0
+    views = [images.view(n, 1, 4, 4), images.view(n, 1, 4, 4)]
+    for epoch in range(5):
+        snapshot = method.start_epoch(epoch, lambda: images, optimizer, generator)
+        assert method.labelling == (epoch >= 4)
+        assert (snapshot is None) == (epoch == 0)
+        order = method.order(generator)
+        assert sorted(order.tolist()) == list(range(n))
+        for index in order.split(30):
+            loss = method.loss([view[index] for view in views], index)
+    for k in range(3):
+        assert len(set(method.labels[group == k].tolist())) == 1
+    assert len(set(method.labels.tolist())) == 3
+    with torch.no_grad():
+        contrast = build(n).loss([view[index] for view in views], index)
+    assert loss.item() > contrast.item()  # the guess is added to the contrast
+    head = nn.functional.normalize(method.head.weight)
+    answers = (nn.functional.normalize(images) @ head.T).argmax(1)
+    assert torch.equal(answers, method.labels)
+
+
+def test_every_image_is_in_the_bank_after_an_epoch(tiny: Config) -> None:
+    store = open_images(np.random.default_rng(0).integers(0, 256, (50, 8, 8), dtype=np.uint8))
+    config = resolve(tiny, n=50, size=8, channels=1)  # 32 do not divide 50
+    assert config.train.batch_size == 32
+    seen: list[int] = []
+    original = ContrastiveClusters.loss
+
+    def loss(self: ContrastiveClusters, views: list[torch.Tensor], index: torch.Tensor) -> object:
+        seen.extend(index.tolist())
+        return original(self, views, index)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ContrastiveClusters, "loss", loss)
+        fit(store, config)
+    assert sorted(seen[:50]) == sorted(seen[50:]) == list(range(50))
+
+
+def digits_nmi(seed: int, **settings: object) -> tuple[float, float]:
+    store = open_images("digits")
+    config = override(Config(), {"clusters": 10, "seed": seed, "device": "cpu", **settings})
+    result = fit(store, resolve(config, n=len(store), size=store.size, channels=store.channels))
+    return result.scores["fit"]["nmi"], result.scores["pixels"]["nmi"]
+
+
+def test_digits_beat_k_means_on_the_pixels() -> None:
+    found, pixels = digits_nmi(0, epochs=8)
+    assert 0.70 < pixels < 0.78
+    assert found > pixels + 0.05
+
+
+@pytest.mark.slow
+def test_digits_reach_their_floor_over_five_seeds() -> None:
+    found = [digits_nmi(seed)[0] for seed in range(5)]
+    assert np.mean(found) >= 0.90

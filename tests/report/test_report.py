@@ -1,0 +1,448 @@
+"""The report without a browser: what it writes, and what it takes back."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import json
+import math
+import re
+import subprocess
+import sys
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from make_run import HOSTILE, make_run, training, write_run
+from PIL import Image
+from sklearn.neighbors import NearestNeighbors
+
+from deepcluster.errors import RunError
+from deepcluster.report import apply_labels, layout, neighbours, write_report
+from deepcluster.report.verdict import judge
+from deepcluster.run import RunDir
+
+
+def data_of(run: RunDir, name: str) -> dict[str, Any]:
+    """What a data script hands over."""
+    text = (run.report / "data" / f"{name}.js").read_text(encoding="ascii")
+    assert "<" not in text
+    value = json.loads(text.removeprefix(f'deepcluster.receive("{name}",').removesuffix(");\n"))
+    assert isinstance(value, dict)
+    return {k: _unpacked(v) for k, v in value.items()}
+
+
+def _unpacked(value: Any) -> Any:
+    if isinstance(value, dict) and set(value) == {"type", "base64"}:
+        return np.frombuffer(base64.b64decode(value["base64"]), value["type"])
+    return value
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+# -- pages ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    run = make_run(tmp_path_factory.mktemp("report") / "run", hostile=True)
+    assert write_report(run) == run.report / "index.html"
+    return run
+
+
+def test_the_same_run_gives_the_same_pages(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", n=60)
+    write_report(run)
+    first = contents(run.report)
+    assert {"index.html", "style.css", "data/items.js", "thumbnails/0000.webp"} <= set(first)
+    write_report(run)
+    assert contents(run.report) == first
+    assert not list(tmp_path.glob("run/*.part"))
+
+
+def test_files_of_others_stay_in_the_folder(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", n=20)
+    write_report(run)
+    (run.report / "labels.csv").write_text("mine", encoding="utf-8")
+    write_report(run)
+    assert (run.report / "labels.csv").read_text(encoding="utf-8") == "mine"
+
+
+def test_report_needs_no_torch() -> None:
+    code = "import sys, deepcluster.report; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_items_say_what_the_table_says(written: RunDir) -> None:
+    items, table = data_of(written, "items"), written.read_items()
+    ids = table["id"].to_pylist()
+    assert items["ids"] == ids and set(HOSTILE) <= set(ids)
+    paths = [
+        items["prefix"] + (id_ if rest == 0 else rest)
+        for id_, rest in zip(ids, items["paths"], strict=True)
+    ]
+    assert paths == table["path"].to_pylist()
+    assert [items["classes"][c] for c in items["label"]] == table["label"].to_pylist()
+    np.testing.assert_array_equal(items["cluster"], table["cluster"].to_numpy())
+    np.testing.assert_array_equal(items["confidence"], table["confidence"].to_numpy())
+    assert items["places"].reshape(-1, 2).max() == 65535
+
+
+def test_each_tile_is_the_picture_of_its_item(tmp_path: Path) -> None:
+    n = 150
+    rng = np.random.default_rng(3)
+    images = np.broadcast_to(rng.integers(256, size=(n, 1, 1, 3)), (n, 16, 16, 3)).astype(np.uint8)
+    clusters = rng.integers(4, size=n)
+    embeddings = rng.normal(size=(n, 4))
+    run = write_run(tmp_path / "run", images=images, embeddings=embeddings, clusters=clusters)
+    write_report(run)
+    items, summary = data_of(run, "items"), data_of(run, "summary")
+    sheets = summary["thumbnails"]
+    for item in range(n):
+        number, place = divmod(int(items["tile"][item]), sheets["columns"] * sheets["rows"])
+        top, left = (16 * at + 8 for at in divmod(place, sheets["columns"]))
+        with Image.open(run.report / "thumbnails" / sheets["sheets"][number]) as sheet:
+            found = np.array(sheet.convert("RGB").getpixel((left, top)))
+        np.testing.assert_allclose(found, images[item, 0, 0], atol=12)
+    covers = summary["covers"]
+    with Image.open(run.report / "data" / "covers.webp") as picture:
+        for row, members in enumerate(covers["items"]):
+            assert (clusters[members] == covers["clusters"][row]).all()
+            for column, item in enumerate(members):
+                found = np.array(picture.getpixel((16 * column + 8, 16 * row + 8)))
+                np.testing.assert_allclose(found, images[item, 0, 0], atol=16)
+
+
+def test_sheets_are_not_stored_twice(written: RunDir) -> None:
+    for sheet in written.read_thumbnails().sheets:
+        assert (written.report / "thumbnails" / sheet.name).samefile(sheet)
+
+
+def test_title_cannot_leave_its_tag(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", n=8, clusters=2, info={"name": "</title><script>alert(1)"})
+    page = write_report(run).read_text(encoding="utf-8")
+    assert "<script>alert" not in page and "&lt;/title&gt;" in page
+
+
+@pytest.mark.parametrize("n", [1, 2, 7])
+def test_few_images(tmp_path: Path, n: int) -> None:
+    run = make_run(tmp_path / "run", n=n, clusters=1, places=np.full((n, 2), np.nan))
+    write_report(run)
+    assert data_of(run, "neighbours")["index"].size == n * (n - 1)
+
+
+def test_a_run_that_lacks_something_is_refused(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", n=20)
+    np.save(run.embeddings, run.read_embeddings()[:5])
+    with pytest.raises(RunError, match="5 rows for 20 images"):
+        write_report(run)
+    run.embeddings.unlink()
+    with pytest.raises(RunError, match=r"embeddings\.npy is missing"):
+        write_report(run)
+    other = make_run(tmp_path / "other", n=20)
+    (other.path / "thumbnails" / "index.json").unlink()
+    with pytest.raises(RunError, match="no thumbnails"):
+        write_report(other)
+    assert not other.report.exists()
+
+
+def test_text_can_be_read_on_every_ground() -> None:
+    """WCAG AA: 4.5 to 1 for text, in light and in dark."""
+    style = (resources.files("deepcluster.report") / "page/style.css").read_text(encoding="utf-8")
+    light, dark = (
+        dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6});", block))
+        for block in style.split("@media (prefers-color-scheme: dark)", 1)
+    )
+
+    def luminance(colour: str) -> float:
+        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    grounds = ("ground", "panel", "sunk")
+    pairs = [(ink, ground) for ink in ("ink", "soft", "accent") for ground in grounds]
+    pairs += [("accent-ink", "accent"), ("ink", "accent-soft"), ("ground", "ink")]
+    pairs += [("ink", f"{level}-soft") for level in ("good", "fair", "bad")]
+    pairs += [(f"{level}-soft", level) for level in ("good", "fair", "bad")]
+    for colours in (light, light | dark):
+        for ink, ground in pairs:
+            a, b = luminance(colours[ink]), luminance(colours[ground])
+            contrast = (max(a, b) + 0.05) / (min(a, b) + 0.05)
+            assert contrast >= 4.5, (ink, ground, contrast)
+
+
+# -- neighbours, map, verdict --------------------------------------------------------------------
+
+
+def test_neighbours_are_those_of_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
+    points = np.random.default_rng(0).normal(size=(700, 12)).astype(np.float32)
+    distance, index = NearestNeighbors(n_neighbors=6).fit(points).kneighbors()
+    found = neighbours.find_neighbours(points, 6)
+    np.testing.assert_array_equal(found.index, index)
+    np.testing.assert_allclose(found.distance, distance, rtol=1e-5)
+    assert found.recall == found.kept_variance == 1
+    monkeypatch.setattr(neighbours, "EXACT_UP_TO", 100)
+    monkeypatch.setattr(neighbours, "PROBES", 100)  # all cells: exact again
+    np.testing.assert_array_equal(neighbours.find_neighbours(points, 6).index, index)
+    monkeypatch.setattr(neighbours, "PROBES", 4)
+    some = neighbours.find_neighbours(points, 6)
+    true = np.mean([len(set(a) & set(b)) / 6 for a, b in zip(some.index, index, strict=True)])
+    assert 0.3 < true < 1 and abs(some.recall - true) < 0.05
+
+
+def test_wide_features_are_searched_in_their_principal_components() -> None:
+    rng = np.random.default_rng(0)
+    points = (rng.normal(size=(400, 20)) @ rng.normal(size=(20, 300))).astype(np.float32)
+    index = NearestNeighbors(n_neighbors=5).fit(points).kneighbors(return_distance=False)
+    found = neighbours.find_neighbours(points, 5)
+    assert found.kept_variance == pytest.approx(1)  # the data have 20 directions
+    np.testing.assert_array_equal(found.index, index)
+
+
+def test_equal_images_are_pairs_and_never_their_own_neighbours() -> None:
+    points = np.random.default_rng(0).normal(size=(300, 8)).astype(np.float32)
+    points[10:30] = points[10]  # more copies than neighbours
+    points[50] = points[51] + 1e-4
+    points[7] += 50
+    found = neighbours.find_neighbours(points)
+    assert not (found.index == np.arange(300)[:, None]).any()
+    pairs = neighbours.find_duplicates(found)
+    named = {tuple(pair) for pair in pairs.pairs.tolist()}
+    assert (50, 51) in named and len(named) > 100
+    assert all(a == 50 or (10 <= a < 30 and 10 <= b < 30) for a, b in named)
+    assert (np.diff(pairs.distance) >= 0).all() and len(named) == pairs.total
+    assert neighbours.find_outliers(found)[0] == 7
+
+
+def test_map_keeps_given_places_and_puts_others_beside_what_is_like_them() -> None:
+    rng = np.random.default_rng(0)
+    clusters = np.repeat([0, 1, 2], 100)
+    points = (np.eye(3, 6)[clusters] * 20 + rng.normal(size=(300, 6))).astype(np.float32)
+    islands = np.array([[0, 0], [100, 0], [0, 100]], np.float32)
+    given = islands[clusters] + rng.normal(size=(300, 2)).astype(np.float32)
+    hidden = rng.random(300) < 0.6
+    known = np.where(hidden[:, None], np.nan, given)
+    found = layout.lay_out(points, clusters, known)
+    assert found.laid_out == (~hidden).sum()
+    np.testing.assert_array_equal(found.places[~hidden], given.astype(np.float32)[~hidden])
+    assert np.linalg.norm(found.places - islands[clusters], axis=1).max() < 10
+
+
+def test_map_is_laid_out_where_the_run_has_none() -> None:
+    rng = np.random.default_rng(0)
+    clusters = np.repeat([0, 1], 40)
+    points = (clusters[:, None] * 30 + rng.normal(size=(80, 5))).astype(np.float32)
+    found = layout.lay_out(points, clusters, np.full((80, 2), np.nan, np.float32))
+    means = [found.places[clusters == c].mean(axis=0) for c in (0, 1)]
+    spread = max(found.places[clusters == c].std() for c in (0, 1))
+    assert np.linalg.norm(means[0] - means[1]) > 1.5 * spread
+
+
+def test_sample_takes_its_share_of_each_cluster() -> None:
+    clusters = np.repeat([0, 1, 2], [9000, 990, 10])
+    chosen = layout._sample(clusters, 1000)
+    np.testing.assert_array_equal(np.bincount(clusters[chosen]), [900, 99, 1])
+
+
+GOOD = training(12, 5)[-1]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "change", "scores", "said"),
+    [
+        ([90, 5, 5], {}, {}, "One cluster holds 90 % of all images"),
+        ([100], {}, {}, "All images are in one cluster"),
+        ([40, 30], {}, {}, "3 clusters were asked for, but only 2"),
+        ([40, 30, 30], {"effective_rank": 1.4}, {}, "collapsed"),
+        ([40, 30, 30], {"loss": GOOD["ln_k"] * 0.99}, {}, "guessing"),
+        ([40, 30, 30], {"loss": math.nan}, {}, "not a number"),
+        ([40, 30, 30], {"changed": 0.7}, {}, "churning"),
+        ([40, 30, 30], {}, {"fit": {"nmi": 0.2}, "pixels": {"nmi": 0.4}}, "pixels follows"),
+    ],
+)
+def test_a_bad_fit_is_called_bad(
+    sizes: list[int], change: dict[str, Any], scores: dict[str, Any], said: str
+) -> None:
+    metrics = [*training(12, 5)[:-1], {**GOOD, **change}]
+    verdict = judge(sizes, metrics, scores, method="deepcluster", asked=3)
+    assert verdict.level == "bad"
+    assert [said in what for what, _ in verdict.problems].count(True) == 1
+    assert all(then for _, then in verdict.problems)
+
+
+def test_a_good_fit_is_called_good() -> None:
+    sizes, metrics = [40, 30, 30], training(12, 5)
+    assert judge(sizes, metrics, {}).level == "good"
+    scores = {"fit": {"acc": 0.83, "nmi": 0.8}, "pixels": {"acc": 0.5, "nmi": 0.5}}
+    verdict = judge(sizes, metrics, scores)
+    assert verdict.level == "good" and "83 %" in verdict.sentence and "50 %" in verdict.sentence
+    assert judge(sizes, metrics, {"fit": {"acc": 0.3}}).level == "fair"
+    assert judge(sizes, [], {}).level == "fair"
+
+
+def test_figures_that_not_every_epoch_has() -> None:
+    sizes = [40, 30, 30]
+    metrics = [{"epoch": 0, "loss": 4.0}, {"epoch": 1, "loss": 3.0, "changed": 0.9, "ln_k": 2.3}]
+    metrics += [{"epoch": 2, "loss": 2.9}]
+    problems = judge(sizes, metrics, {}, method="deepcluster").problems
+    assert ["churning" in problems[1][0], "guessing" in problems[0][0]] == [True, True]
+    other = judge(sizes, metrics, {}, method="contrastive-clusters").problems
+    assert len(other) == 1  # its loss is no guess among k
+
+
+def test_many_clusters_are_judged_by_their_most_frequent_class(tmp_path: Path) -> None:
+    labels = [f"class {i % 3}" for i in range(60)]
+    clusters = np.arange(60) % 6  # two pure clusters a class: ACC is one half, and yet all is well
+    run = write_run(
+        tmp_path / "run",
+        images=np.zeros((60, 16, 16, 3), np.uint8),
+        embeddings=np.random.default_rng(0).normal(size=(60, 4)),
+        clusters=clusters,
+        labels=labels,
+        info={"scores": {"fit": {"acc": 0.5, "nmi": 0.7}}},
+    )
+    write_report(run)
+    verdict = data_of(run, "summary")["verdict"]
+    assert verdict["level"] == "good" and "100 %" in verdict["sentence"]
+
+
+# -- labels.csv ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDir:
+    """Clusters 0, 0, 0, 1, 1, 1, 2, 2."""
+    images = np.zeros((8, 16, 16, 3), np.uint8)
+    clusters = np.repeat([0, 1, 2], [3, 3, 2])
+    embeddings = np.random.default_rng(0).normal(size=(8, 3))
+    ids = [f"{i:03d}" for i in range(8)]
+    return write_run(
+        tmp_path / "run", images=images, embeddings=embeddings, clusters=clusters, ids=ids
+    )
+
+
+def labels_csv(run: RunDir, text: str, encoding: str = "utf-8") -> Path:
+    path = run.path.parent / "labels.csv"
+    path.write_bytes(text.encode(encoding))
+    return path
+
+
+def column(run: RunDir, name: str) -> list[Any]:
+    values = run.read_items()[name].to_pylist()
+    assert isinstance(values, list)
+    return values
+
+
+def test_names_moves_and_merges_go_into_the_run(run: RunDir) -> None:
+    path = labels_csv(
+        run,
+        "id,path,cluster,name,by\r\n000,,0,Äpfel,model\r\n001,,0,Äpfel,model\r\n"
+        '002,,2,"り""んご, 梨",person\r\n003,,0,Äpfel,model\r\n004,,0,Äpfel,model\r\n'
+        '005,,-1,,person\r\n006,,2,"り""んご, 梨",model\r\n007,,2,"り""んご, 梨",model\r\n',
+    )
+    before = run.read_items()
+    done = apply_labels(run, path)
+    assert (done.moved, done.taken_out, done.merged, done.renamed) == (2, 1, {1: 0}, 2)
+    assert done.left_alone == 0
+    assert column(run, "cluster") == [0, 0, 2, 0, 0, -1, 2, 2]
+    names = ["Äpfel", "Äpfel", 'り"んご, 梨', "Äpfel", "Äpfel", None, 'り"んご, 梨', 'り"んご, 梨']
+    assert column(run, "name") == names
+    assert [i for i, by in enumerate(column(run, "by")) if by == "person"] == [2, 5]
+    # What the model measured holds for images that stayed and for merged clusters, not for moves.
+    assert [i for i, c in enumerate(column(run, "confidence")) if c is None] == [2, 5]
+    assert column(run, "distance")[3] == before["distance"].to_pylist()[3]
+    assert run.read_clusters() == {
+        "names": {"0": "Äpfel", "2": 'り"んご, 梨'},
+        "merged": {"1": 0},
+    }
+    again = apply_labels(run, path)
+    assert (again.moved, again.merged, again.renamed) == (0, {}, 0)
+    assert column(run, "by").count("person") == 2
+    assert run.read_clusters()["merged"] == {"1": 0}
+
+
+def test_merges_follow_one_another_and_end_when_images_come_back(run: RunDir) -> None:
+    apply_labels(run, labels_csv(run, "id,cluster\n003,0\n004,0\n005,0\n"))
+    assert run.read_clusters()["merged"] == {"1": 0}
+    everything = "".join(f"{i:03d},2\n" for i in range(8))
+    done = apply_labels(run, labels_csv(run, "id,cluster\n" + everything))
+    assert done.merged == {0: 2} and run.read_clusters()["merged"] == {"0": 2, "1": 2}
+    apply_labels(run, labels_csv(run, "id,cluster\n000,0\n"))
+    assert run.read_clusters()["merged"] == {"1": 2}
+    assert column(run, "by")[0] == "person"
+
+
+def test_part_of_a_cluster_that_moves_is_no_merge(run: RunDir) -> None:
+    done = apply_labels(run, labels_csv(run, "id,cluster\n003,0\n004,0\n"))
+    assert done.merged == {} and done.moved == 2 and done.left_alone == 6
+    assert column(run, "by") == ["model"] * 3 + ["person"] * 2 + ["model"] * 3
+
+
+def test_a_name_goes_when_it_is_emptied_and_stays_when_it_is_not_mentioned(run: RunDir) -> None:
+    apply_labels(run, labels_csv(run, "id,cluster,name\n000,0,a\n003,1,b\n"))
+    assert column(run, "name")[:6] == ["a"] * 3 + ["b"] * 3
+    done = apply_labels(run, labels_csv(run, "id,cluster,name\n000,0,\n"))
+    assert done.renamed == 1 and done.names == {1: "b"}
+    apply_labels(run, labels_csv(run, "id,cluster\n000,0\n"))
+    assert run.read_clusters()["names"] == {"1": "b"}
+
+
+def test_spreadsheets_write_it_otherwise(run: RunDir) -> None:
+    done = apply_labels(run, labels_csv(run, "id;cluster;name\r\n000;5;Grün\r\n", "utf-8-sig"))
+    assert done.moved == 1 and done.names == {5: "Grün"}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "expected id"),
+        ("id,name\n000,x\n", "has the columns id, name"),
+        ("id,id,cluster\n000,000,1\n", "each once"),
+        ("id,cluster\n000\n", "line 2: 1 values for 2 columns"),
+        ("id,cluster\n000,one\n", "whole number"),
+        ("id,cluster\n000,1.0\n", "whole number"),
+        ("id,cluster\n000,²\n", "whole number"),
+        ("id,cluster\n000,-2\n", "there is no cluster -2"),
+        ("id,cluster\n000,999\n", "there is no cluster 999"),
+        ("id,cluster\n000," + "9" * 5000 + "\n", "there is no cluster 9"),
+        ("id,cluster,by\n000,1,robot\n", "expected model or person"),
+        ("id,cluster,name\n000,1,a\n003,1,b\n", "one name"),
+        ("id,cluster,name\n000,1," + "x" * 201 + "\n", "too long"),
+        ("id,cluster,name\n000,1,a\x00b\n", "control characters"),
+        ("id,cluster\n000,1\n000,2\n", "twice, in lines 2 and 3"),
+        ('id,cluster\n"000,1\n', "line 2"),
+        ("id,cluster\n0,1\n1,1\n" + "".join(f"x{i},1\n" for i in range(30)), "and 22 more"),
+        ("id,cluster\n0,1\n", "text"),
+        ("id,cluster\n" + "x" * 200_000 + ",1\n", "line"),
+    ],
+)
+def test_a_bad_file_changes_nothing(run: RunDir, text: str, said: str) -> None:
+    before = contents(run.path)
+    with pytest.raises(RunError, match=re.escape(said)):
+        apply_labels(run, labels_csv(run, text))
+    assert contents(run.path) == before
+
+
+def test_files_that_cannot_be_read(run: RunDir) -> None:
+    with pytest.raises(RunError, match="cannot read"):
+        apply_labels(run, run.path.parent / "none.csv")
+    with pytest.raises(RunError, match="not UTF-8"):
+        apply_labels(run, labels_csv(run, "id,cluster,name\n000,0,Äpfel\n", "latin-1"))
+
+
+def test_hostile_names_go_in_as_they_are(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", hostile=True, n=40, clusters=3)
+    path = tmp_path / "labels.csv"
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["id", "cluster", "name"])
+        writer.writerows([id_, 0, "</script><script>alert(1)"] for id_ in column(run, "id"))
+    done = apply_labels(run, path)
+    assert done.names == {0: "</script><script>alert(1)"} and set(done.merged) == {1, 2}
+    write_report(run)
+    assert data_of(run, "summary")["names"] == {"0": "</script><script>alert(1)"}

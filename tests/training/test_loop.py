@@ -1,0 +1,176 @@
+"""The loop: same bits again, after a stop too; labels never matter."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from deepcluster.config import Config, override
+from deepcluster.images.store import ImageStore
+from deepcluster.methods import METHODS
+from deepcluster.progress import Progress
+from deepcluster.run import RunDir
+from deepcluster.training.checkpoints import load_checkpoint
+from deepcluster.training.loop import FitResult, fit, schedule
+from deepcluster.training.optimizers import build_optimizer
+from deepcluster.training.plan import estimate, most_clusters, resolve
+
+
+def resolved(config: Config, store: ImageStore) -> Config:
+    return resolve(config, n=len(store), size=store.size, channels=store.channels)
+
+
+def bits(result: FitResult) -> list[Any]:
+    weights = [p.detach().numpy().tobytes() for p in result.model.backbone.parameters()]
+    return [result.embeddings.tobytes(), result.labels.tobytes(), weights]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_same_seed_same_bits(method: str, tiny: Config, shapes: ImageStore) -> None:
+    config = resolved(override(tiny, {"method": method}), shapes)
+    first, second = fit(shapes, config), fit(shapes, config)
+    assert bits(first) == bits(second)
+    other = fit(shapes, dataclasses.replace(config, seed=1))
+    assert bits(other) != bits(first)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_labels_do_not_matter(method: str, tiny: Config, shapes: ImageStore) -> None:
+    config = resolved(override(tiny, {"method": method}), shapes)
+    without = fit(shapes, config)
+    shapes.label_names = ["a", "b", "c"]
+    shapes.labels = np.arange(len(shapes)) % 3
+    with_labels = fit(shapes, config)
+    shapes.labels = np.random.default_rng(0).permutation(shapes.labels)
+    shuffled = fit(shapes, config)
+    assert bits(without) == bits(with_labels) == bits(shuffled)
+    assert "nmi" in with_labels.scores["fit"]
+    assert set(without.scores) == {"fit"}
+    assert set(without.scores["fit"]) == {"modularity"}  # needs no labels
+
+
+class StopAfter(Progress):
+    """Ctrl-C as soon as an epoch has ended, or in the middle of one."""
+
+    def __init__(self, epoch: int, in_the_middle: bool) -> None:
+        self.remaining, self.in_the_middle = epoch, in_the_middle
+
+    def epoch(self, line: dict[str, Any]) -> None:
+        self.remaining -= 1
+        if self.remaining == 0 and not self.in_the_middle:
+            raise KeyboardInterrupt
+
+    def advance(self, count: int) -> None:
+        if self.remaining == 0 and self.in_the_middle:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("stop", "in_the_middle"), [(0, True), (1, False), (2, True)], ids=["first", "end", "middle"]
+)
+def test_stop_and_resume_gives_the_same_bits(
+    method: str, stop: int, in_the_middle: bool, tiny: Config, shapes: ImageStore, tmp_path: Path
+) -> None:
+    config = resolved(override(tiny, {"method": method, "epochs": 3}), shapes)
+    whole = fit(shapes, config)
+    run = RunDir(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        fit(shapes, config, run=run, progress=StopAfter(stop, in_the_middle))
+    rest = fit(shapes, config, run=run, resume=True)
+    assert bits(rest) == bits(whole)
+
+    def timeless(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [{k: v for k, v in line.items() if k != "seconds"} for line in history]
+
+    assert timeless(rest.history) == timeless(whole.history) == timeless(run.read_metrics())
+
+
+def test_a_checkpoint_that_misses_something_is_refused(
+    tiny: Config, shapes: ImageStore, tmp_path: Path
+) -> None:
+    config = resolved(tiny, shapes)
+    run = RunDir(tmp_path)
+    fit(shapes, config, run=run)
+    kept = sorted(path.name for path in run.checkpoints.iterdir())
+    assert kept == ["epoch-00001.safetensors", "epoch-00002.safetensors"]
+    net = torch.nn.Linear(2, 2)
+    with pytest.raises(RuntimeError, match="Missing key"):
+        load_checkpoint(run.checkpoints / kept[0], net, torch.optim.SGD(net.parameters(), lr=1))
+
+
+def test_every_line_has_its_figures(tiny: Config, shapes: ImageStore) -> None:
+    history = fit(shapes, resolved(override(tiny, {"method": "deepcluster"}), shapes)).history
+    assert [line["epoch"] for line in history] == [0, 1]
+    for key in ("loss", "ln_k", "largest", "smallest", "empty", "entropy", "effective_rank"):
+        assert all(isinstance(line[key], int | float) for line in history), key
+    assert history[0]["nmi_previous"] is None
+    assert 0 <= history[1]["nmi_previous"] <= 1
+    assert 0 <= history[1]["changed"] <= 1
+    assert set(history[0]["seconds"]) == {"cluster", "train", "measure"}
+
+
+def test_loss_that_is_not_a_number_says_what_to_do(tiny: Config, shapes: ImageStore) -> None:
+    config = resolved(override(tiny, {"method": "deepcluster", "train.lr": 1e30}), shapes)
+    with pytest.raises(FloatingPointError, match=r"--train\.lr"):
+        fit(shapes, config)
+
+
+@pytest.mark.parametrize("final", ["kmeans", "graph"])
+def test_as_many_clusters_as_asked_for(final: str, tiny: Config, shapes: ImageStore) -> None:
+    config = resolved(override(tiny, {"final.algorithm": final, "clusters": 7}), shapes)
+    result = fit(shapes, config)
+    assert sorted(set(result.labels.tolist())) == list(range(7))
+    assert ((result.confidence >= 0) & (result.confidence <= 1)).all()
+    assert np.allclose(np.linalg.norm(result.embeddings, axis=1), 1, atol=1e-5)
+
+
+def test_schedule_by_hand(tiny: Config) -> None:
+    cosine = override(tiny, {"train.schedule": "cosine", "train.warmup": 0.1})
+    assert [schedule(x, cosine) for x in (0.0, 0.05, 0.1)] == pytest.approx([0, 0.5, 1])
+    assert schedule(0.55, cosine) == pytest.approx(0.5)
+    assert schedule(1.0, cosine) == pytest.approx(0)
+    assert schedule(0.9, override(tiny, {"train.schedule": "constant"})) == 1
+
+
+def test_over_clustering_is_sensible() -> None:
+    assert [most_clusters(n) for n in (1, 7, 1797, 60_000, 10**6)] == [1, 2, 30, 30, 30]
+
+
+def test_estimate_needs_no_images(tiny: Config) -> None:
+    cost = estimate(resolve(tiny, n=1000, size=16, channels=1), n=1000, channels=1, store_bytes=0)
+    assert 0 < cost.seconds < 100
+    assert 10**8 < cost.memory < 10**10
+
+
+def test_a_timed_step_steps_the_optimizer(tiny: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = []
+
+    def counting(*args: Any) -> torch.optim.Optimizer:
+        optimizer = build_optimizer(*args)
+        optimizer.register_step_post_hook(lambda *_: steps.append(1))
+        return optimizer
+
+    monkeypatch.setattr("deepcluster.training.plan.build_optimizer", counting)
+    config = resolve(tiny, n=1000, size=16, channels=1)
+    estimate(config, n=1000, channels=1, store_bytes=0, patience=0.0)
+    assert len(steps) == 3  # one that is not timed, and two that are
+
+
+def test_everything_is_resolved(tiny: Config) -> None:
+    from deepcluster.config import flatten
+
+    config = resolve(Config(), n=1000, size=32, channels=3)
+    left = {k for k, v in flatten(dataclasses.asdict(config)).items() if v == "auto"}
+    assert left <= {"data.memory_gb", "data.workers", "minutes"}
+
+
+@pytest.mark.parametrize("clusters", [0, 11])
+def test_impossible_numbers_of_clusters(clusters: int, tiny: Config) -> None:
+    from deepcluster.errors import ConfigError
+
+    with pytest.raises(ConfigError, match="from 1 to 10"):
+        resolve(override(tiny, {"clusters": clusters}), n=10, size=16, channels=1)

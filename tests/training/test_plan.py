@@ -1,0 +1,144 @@
+"""The dial: minutes become net, size and epochs; what was found needs no clock to be repeated."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import make_shapes
+
+from deepcluster import DeepCluster
+from deepcluster.config import Config, override
+from deepcluster.errors import ConfigError
+from deepcluster.training import plan
+from deepcluster.training.plan import Cost, choose_scale, resolve, schedule_minutes
+
+FACTS: dict[str, Any] = {"n": 10_000, "size": 32, "channels": 3}
+
+
+def costs(monkeypatch: pytest.MonkeyPatch, epoch: dict[str, float], rest: float = 20.0) -> None:
+    """Put known costs, a net, in place of the timed ones."""
+
+    def known(config: Config, **_: Any) -> Cost:
+        assert isinstance(config.epochs, int)
+        return Cost(10**9, epoch[config.backbone], rest, config.epochs)
+
+    monkeypatch.setattr(plan, "estimate", known)
+
+
+def schedule(config: Config, spent: float = 0.0, limit: float = 20.0) -> tuple[Config, Cost]:
+    return schedule_minutes(config, **FACTS, store_bytes=0, spent=spent, limit=limit)
+
+
+def test_epochs_fill_the_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
+    costs(monkeypatch, {"convnet_small": 5.0})
+    config = override(Config(), {"minutes": 3, "backbone": "convnet_small", "device": "cpu"})
+    found, cost = schedule(config, spent=8.0)
+    assert found.epochs == 30  # 152 s of 180 are left, 30.4 epochs
+    assert cost.seconds == pytest.approx(170)
+    assert found.minutes == "auto"  # the settings that are written down name epochs alone
+    assert resolve(found, **FACTS) == found
+    assert schedule(dataclasses.replace(config, minutes=0.01))[0].epochs == 1
+    assert schedule(dataclasses.replace(config, minutes=1e4))[0].epochs == plan.MOST_EPOCHS
+    for seconds, nearest in [(29.9, 2), (27.4, 1)]:  # 20 s go elsewhere
+        assert schedule(dataclasses.replace(config, minutes=seconds / 60))[0].epochs == nearest
+    costs(monkeypatch, {"convnet_small": 60.0})
+    late = schedule(dataclasses.replace(config, minutes=2), spent=5.0)[0]
+    assert late.epochs == 1  # 2 are nearer, but would end a fifth after the time
+
+
+def test_without_minutes_the_images_number_is_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = (24, 500, 3_000, 30_000, 1_000_000)
+    assert [plan.usual_minutes(Config(), n) for n in counts] == [1, 1, 6, 60, 60]
+    for named in ({"backbone": "resnet18"}, {"size": 96}):
+        assert plan.usual_minutes(override(Config(), named), 24) == 60
+    config = override(Config(), {"backbone": "convnet_small", "device": "cpu"})
+    rule = resolve(config, **FACTS).epochs
+    assert isinstance(rule, int)
+    costs(monkeypatch, {"convnet_small": 1.0})
+    assert schedule(config)[0].epochs == rule
+    costs(monkeypatch, {"convnet_small": 58.0})
+    assert schedule(config)[0].epochs == 20  # of the 20 minutes, 20 s go elsewhere
+    assert schedule(config, spent=1000)[0].epochs == 20  # a download is no training
+    costs(monkeypatch, {"convnet_small": 750.0})
+    assert schedule(config)[0].epochs == 1  # 1.57 fit
+    assert schedule(dataclasses.replace(config, epochs=100))[0].epochs == 100
+
+
+def test_few_images_get_enough_steps_and_no_more() -> None:
+    for n, steps in [(24, 1), (256, 1), (428, 2), (3_012, 12)]:
+        assert (plan.guess_epochs(n, 96, 256) - 1) * steps < plan.FEWEST_STEPS
+        assert plan.guess_epochs(n, 96, 256) * steps >= plan.FEWEST_STEPS
+
+
+@pytest.mark.parametrize(
+    ("minutes", "size", "expected"),
+    [
+        (60, 32, (32, "convnet_small")),  # 30 s an epoch: 119 of them
+        (3, 32, (32, "convnet_tiny")),  # 5 of the small net, 20 of the tiny one
+        (100, 96, (96, "convnet_small")),  # nine times the pixels: 22
+        (60, 96, (64, "convnet_small")),  # 13 at 96 pixels, 29 at 64
+        (1, 96, (32, "convnet_tiny")),  # nothing reaches 12: the smallest
+        (30, 64, (48, "convnet_small")),  # 15 at 64 pixels, 26 at 48
+        (10, 96, (32, "convnet_small")),  # 8 at 48 pixels, 19 at 32
+        (20, 96, (48, "convnet_small")),  # 10 at 64 pixels, 17 at 48
+    ],
+)
+def test_size_and_net_follow_from_the_minutes(
+    minutes: float, size: int, expected: tuple[int, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    costs(monkeypatch, {"convnet_small": 30.0, "convnet_tiny": 8.0})
+    asked = override(Config(), {"minutes": minutes, "device": "cpu"})
+    found = choose_scale(asked, n=10_000, size=size, channels=3)
+    assert (found.size, found.backbone) == expected
+
+
+def test_without_minutes_no_more_is_wanted_than_the_usual_epochs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    costs(monkeypatch, {"convnet_small": 20.0, "convnet_tiny": 8.0}, rest=0.0)
+    assert plan.guess_epochs(20_000, 96, 256) == 15
+    for minutes, size in [(45, 96), (42, 64)]:  # 15.5 and 14.5 epochs of 96 pixels
+        monkeypatch.setattr(plan, "IMAGES_A_MINUTE", 20_000 / minutes)
+        found = choose_scale(override(Config(), {"device": "cpu"}), n=20_000, size=96, channels=3)
+        assert found.size == size
+
+
+def test_what_was_asked_for_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    costs(monkeypatch, {"convnet_small": 1e9, "convnet_tiny": 1e9})
+    asked = override(Config(), {"minutes": 1, "size": 80, "device": "cpu"})
+    assert choose_scale(asked, n=100, size=80, channels=3).size == 80
+    for given in ({"minutes": 1, "backbone": "resnet18"}, {"epochs": 3}):
+        asked = override(Config(), {"device": "cpu", **given})
+        assert choose_scale(asked, n=100, size=96, channels=3) == asked
+
+
+@pytest.mark.parametrize(
+    "values", [{"minutes": 0}, {"minutes": -1.0}, {"minutes": 1e308}, {"minutes": 1, "epochs": 3}]
+)
+def test_minutes_that_will_not_do(values: dict[str, Any]) -> None:
+    asked = override(Config(), values)
+    for refuses in (resolve, choose_scale):  # before any work, and after
+        with pytest.raises(ConfigError, match="minutes"):
+            refuses(asked, **FACTS)
+
+
+def test_a_fit_in_minutes_repeats_from_its_settings() -> None:
+    images = make_shapes(64)
+    settings = {"train.batch_size": 32, "train.precision": "float32"}
+    first = DeepCluster(n_clusters=3, minutes=0.02, settings=settings, random_state=0).fit(images)
+    again = DeepCluster(
+        n_clusters=3, epochs=first.n_iter_, settings=settings, random_state=0, device="cpu"
+    ).fit(images)
+    assert np.array_equal(first.embeddings_, again.embeddings_)
+
+
+def test_from_python_no_clock_is_read_unless_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> Cost:
+        raise AssertionError("steps were timed")
+
+    monkeypatch.setattr(plan, "estimate", refuse)
+    monkeypatch.setattr(plan, "FEWEST_STEPS", 5)
+    assert DeepCluster(n_clusters=3, random_state=0).fit(make_shapes(12)).n_iter_ == 80
+    with pytest.raises(AssertionError, match="timed"):
+        DeepCluster(n_clusters=3, minutes=1).fit(make_shapes(12))
