@@ -56,7 +56,7 @@ class DeepCluster(nn.Module):
         self.class_weights: Tensor
         self.register_buffer("labels", torch.zeros(n, dtype=torch.int64))
         self.register_buffer("class_weights", torch.ones(self.k))
-        self.register_load_state_dict_pre_hook(_fit_head)
+        self.register_load_state_dict_pre_hook(_fit_head)  # type: ignore[no-untyped-call]
 
     def _resize(self, k: int) -> None:
         """Give the head `k` outputs, in parameters that are yet to be drawn."""
