@@ -306,6 +306,8 @@ def _write_result(run: RunDir, store: ImageStore, result: FitResult, progress: P
             "y": result.places[:, 1],
         }
     )
+    if result.tree is not None:
+        run.write_tree(result.tree.merges.numpy(), result.tree.heights.numpy(), result.parts)
     result.model.save(run.model)
     tile = min(store.pixels.shape[1], LARGE_TILE if n <= FEW_IMAGES else SMALL_TILE)
     order = np.lexsort((result.distances, result.labels))  # a cluster lies on few sheets

@@ -194,6 +194,10 @@ class RunDir:
         return self.path / "tensorboard"
 
     @property
+    def _tree(self) -> Path:
+        return self.path / "tree.npz"
+
+    @property
     def embeddings(self) -> Path:
         """The final features, ``(n, d)`` float32, in the order of the items."""
         return self.path / "embeddings.npy"
@@ -275,6 +279,37 @@ class RunDir:
     def read_embeddings(self) -> np.ndarray:
         """The final features, ``(n, d)`` float32, memory-mapped, in the order of the items."""
         return cast(np.ndarray, np.load(self.embeddings, mmap_mode="r", allow_pickle=False))
+
+    def write_tree(self, merges: np.ndarray, heights: np.ndarray, part: np.ndarray) -> None:
+        """Write tree.npz: how the parts of the clusters merge.
+
+        Args:
+            merges: ``(p - 1, 2)`` pairs i < j of p parts, in order: all that belongs with j joins
+                what belongs with i.
+            heights: ``(p - 1,)``, of each merge, rising.
+            part: ``(n,)``, the part of each image, in the order of the items.
+        """
+        with _replacing(self._tree) as path, path.open("wb") as file:
+            np.savez(
+                file,
+                merges=merges.astype(np.int32).reshape(-1, 2),
+                heights=heights.astype(np.float32),
+                part=part.astype(np.int32),
+            )
+
+    def read_tree(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Merges, heights and the part of each image, as :meth:`write_tree` took them.
+
+        Raises:
+            RunError: the run has no tree.
+        """
+        if not self._tree.is_file():
+            raise RunError(
+                f"{self.path} has no tree of its clusters (tree.npz): it was fitted by an older "
+                "deepcluster or with more than a few thousand clusters; fit again"
+            )
+        with np.load(self._tree, allow_pickle=False) as arrays:
+            return arrays["merges"], arrays["heights"], arrays["part"]
 
     def write_clusters(self, clusters: Mapping[str, Any]) -> None:
         """Write clusters.json: what a person said of the clusters."""

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from deepcluster.backbones.preprocessing import Preprocessing, to_device
 from deepcluster.backbones.weights import load_timm, save_timm
-from deepcluster.clustering.graph import Prototypes
 from deepcluster.clustering.pca import PCA, normalise
+from deepcluster.clustering.prototypes import Prototypes
 
 if TYPE_CHECKING:
     from deepcluster.images.store import ImageStore
@@ -97,7 +97,7 @@ class FittedModel:
         sobel: whether the net begins with a Sobel filter.
         preprocessing: what lies between pixels and net.
         pca: projection before the clusters, if any.
-        prototypes: centres, and the cluster of each.
+        prototypes: centres, and the part and the cluster of each.
     """
 
     backbone: nn.Module
@@ -145,6 +145,10 @@ class FittedModel:
         """
         return self.prototypes.assign(self.reduce(embeddings))
 
+    def parts_of(self, embeddings: Tensor) -> Tensor:
+        """The part of the tree that each embedding belongs to, ``(n,)`` int64."""
+        return self.prototypes.parts_of(self.reduce(embeddings))
+
     def save(self, folder: Path) -> None:
         """Write the folder that timm and :meth:`load` read."""
         folder.mkdir(parents=True, exist_ok=True)
@@ -169,6 +173,8 @@ class FittedModel:
         )
         (folder / "README.md").write_text(card, encoding="utf-8")
         tensors = {"centers": self.prototypes.centers, "cluster": self.prototypes.cluster}
+        given = {"part": self.prototypes.part, "base": self.prototypes.base}
+        tensors |= {name: value for name, value in given.items() if value is not None}
         if self.pca is not None:
             tensors |= {
                 "pca.mean": self.pca.mean,
@@ -199,5 +205,7 @@ class FittedModel:
             sobel=bool(facts.get("model_args", {}).get("sobel", False)),
             preprocessing=Preprocessing(size, tuple(pretrained["mean"]), tuple(pretrained["std"])),
             pca=pca,
-            prototypes=Prototypes(tensors["centers"], tensors["cluster"]),
+            prototypes=Prototypes(
+                tensors["centers"], tensors["cluster"], tensors.get("part"), tensors.get("base")
+            ),
         )
