@@ -21,12 +21,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from deepcluster.clustering.neighbours import nearest_rows
 from deepcluster.config import Config, flatten
 from deepcluster.errors import ConfigError, RunError
 from deepcluster.images.store import ImageStore, open_images, scan_images
 from deepcluster.progress import Progress, epoch_sentence
 from deepcluster.report import write_report
-from deepcluster.run import RunDir
+from deepcluster.run import NEIGHBOURS, Neighbours, RunDir
 from deepcluster.show.pictures import write_pictures
 from deepcluster.show.tensorboard import TensorBoard
 from deepcluster.training.loop import FitResult, fit
@@ -292,6 +293,9 @@ def _write_result(run: RunDir, store: ImageStore, result: FitResult, progress: P
     if store.labels is not None:
         classes = [store.label_names[k] if k >= 0 else None for k in store.labels.tolist()]
     np.save(run.embeddings, result.embeddings, allow_pickle=False)
+    features = torch.from_numpy(result.embeddings).to(result.config.device)
+    index, distance, recall = nearest_rows(features, NEIGHBOURS)
+    run.write_neighbours(Neighbours(index.cpu().numpy(), distance.cpu().numpy(), recall))
     run.write_items(
         {
             "id": store.ids,
