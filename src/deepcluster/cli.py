@@ -23,7 +23,7 @@ from cyclopts import App, Group, Parameter
 from rich.console import Console
 from rich.table import Table
 
-from deepcluster.config import Config, flatten, load_recipe, recipe_names
+from deepcluster.config import Config, SegmentSettings, flatten, load_recipe, recipe_names
 from deepcluster.errors import ConfigError, RunError
 from deepcluster.methods import METHODS
 from deepcluster.run import RunDir
@@ -325,6 +325,35 @@ def apply(run: Path, labels: Path) -> None:
     from deepcluster.report import apply_labels
 
     Console().print(str(apply_labels(RunDir.open(run), labels)))
+
+
+@app.command
+def segment(
+    *images: Path,
+    out: Path,
+    settings: Annotated[SegmentSettings, Parameter(name="*")] = SegmentSettings(),  # noqa: B008
+    device: str = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Cut single images into regions; nothing is learnt from other images.
+
+    Parameters
+    ----------
+    images
+        Image files.
+    out
+        A new folder: NAME.labels.png and NAME.overlay.png for each image, and areas.csv.
+    device
+        Where the net runs.
+    """
+    from deepcluster.segmentation import segment_files
+
+    with _progress(as_json) as progress:
+        done = segment_files(
+            images, out, settings, device=device, phase=progress.phase, advance=progress.advance
+        )
+    rows = [(item.image, f"{item.labels} regions in {item.seconds:.0f} s") for item in done]
+    _print_rows(["image", "result"], rows, as_json)
 
 
 # -- printing ---------------------------------------------------------------------------------

@@ -253,6 +253,25 @@ class Config:
     final: FinalSettings = field(default_factory=FinalSettings)
 
 
+@dataclass(frozen=True)
+class SegmentSettings:
+    """Regions of single images (``deepcluster segment``)."""
+
+    superpixels: Literal["none", "slic"] = "none"
+    """What keeps regions whole: none is a loss on differences between neighbouring pixels, slic
+    lets each superpixel vote (needs scikit-image)."""
+    min_labels: int = 3
+    """Stop when no more labels are left than these."""
+    iterations: int = 500
+    """Stop after so many steps."""
+    continuity: float = 15.0
+    """Weight of that loss; larger gives fewer and larger regions."""
+    side: int = 256
+    """Work on the picture with its longer side at most this, in pixels."""
+    seed: int = 0
+    """Of the net's first weights."""
+
+
 def recipe_names() -> list[str]:
     """Names of the recipes that come with the package; ``default`` is this module's own values."""
     return ["default", *sorted(path.stem for path in RECIPES.glob("*.toml"))]
