@@ -256,7 +256,8 @@ def _colours(count: int) -> np.ndarray:
     hues = (np.arange(count) * 0.618034 + 0.6) % 1
     hsv = np.stack([hues, np.full(count, 0.65), np.full(count, 0.95)], 1) * 255
     strip = Image.fromarray(np.rint(hsv).astype(np.uint8)[None], "HSV").convert("RGB")
-    return np.asarray(strip)[0]
+    colours: np.ndarray = np.asarray(strip)[0]
+    return colours
 
 
 def _label_map(labels: np.ndarray) -> Image.Image:
