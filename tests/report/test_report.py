@@ -406,6 +406,7 @@ def test_names_moves_and_merges_go_into_the_run(run: RunDir) -> None:
     assert run.read_clusters() == {
         "names": {"0": "Äpfel", "2": 'り"んご, 梨'},
         "merged": {"1": 0},
+        "by_level": [],
     }
     again = apply_labels(run, path)
     assert (again.moved, again.merged, again.renamed) == (0, {}, 0)
@@ -422,6 +423,20 @@ def test_merges_follow_one_another_and_end_when_images_come_back(run: RunDir) ->
     apply_labels(run, labels_csv(run, "id,cluster\n000,0\n"))
     assert run.read_clusters()["merged"] == {"1": 2}
     assert column(run, "by")[0] == "person"
+
+
+def test_another_level_is_nobodys_move_and_nobodys_merge(run: RunDir) -> None:
+    """Clusters 0, 0, 0, 1, 1, 1, 2, 2; `level` says that the tree was cut elsewhere."""
+    rows = [0, 0, 3, 1, 1, 1, 1, 1]
+    text = "".join(f"{i:03d},{c},model,3\n" for i, c in enumerate(rows))
+    done = apply_labels(run, labels_csv(run, "id,cluster,by,level\n" + text))
+    assert (done.moved, done.merged) == (0, {2: 1})
+    assert column(run, "cluster") == rows and set(column(run, "by")) == {"model"}
+    assert run.read_clusters()["by_level"] == [2]
+    done = apply_labels(run, labels_csv(run, "id,cluster\n000,3\n001,3\n"))
+    assert done.merged == {0: 3} and run.read_clusters()["by_level"] == [2]  # this one is a person's
+    write_report(run)
+    assert data_of(run, "summary")["glued"] == [3]
 
 
 def test_part_of_a_cluster_that_moves_is_no_merge(run: RunDir) -> None:
