@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from make_run import write_run
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ N, K, BATCH = 2560, 10, 256
 @pytest.fixture(scope="module")
 def why() -> ModuleType:
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+        patch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
         return importlib.import_module("why_it_failed")
 
 

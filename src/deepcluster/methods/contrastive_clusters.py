@@ -7,7 +7,8 @@ with what no cluster is needed for, and lets clusters teach only once they are w
    Chen et al., "SimCLR", ICML 2020).
 2. Cluster: from a share `label_from` of the fit on, the neighbour graph of the projections is cut
    into the k clusters asked for (``clustering/graph.py``), every few epochs. Projections come from
-   a bank that the training pass fills, so no pass over the images is spent on it (as in DeepCluster-v2).
+   a bank that the training pass fills, so no pass over the images is spent on it (as in
+   DeepCluster-v2).
 3. Self-label: a cosine head of k classes learns those clusters on random views, while the contrast
    goes on (Asano et al., "Self-labelling", ICLR 2020, and SCAN, ECCV 2020, end like this). The
    labels keep their numbers from one clustering to the next (best matching), so the head is never

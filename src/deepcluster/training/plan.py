@@ -22,7 +22,7 @@ from deepcluster.backbones.nets import auto_backbone, build_backbone
 from deepcluster.config import Config
 from deepcluster.device import fast_bfloat16, pick_device
 from deepcluster.errors import ConfigError
-from deepcluster.images.sources import Labels
+from deepcluster.images.listing import Labels
 from deepcluster.images.store import scan_images
 from deepcluster.methods import load_method
 from deepcluster.training.optimizers import build_optimizer
@@ -39,21 +39,16 @@ SIZES = (64, 48, 32)  # smaller sides that images may get, to keep to the time
 LATE = 0.1  # of the minutes that were given: by so much a fit may be expected to end after them
 TRIAL_SIDE = 32  # pixels; steps are timed at this side where several are to be compared
 TRIAL_SHARE, TRIAL_MOST = 0.02, 10.0  # of the time that was given, and seconds: spent on timing
-# Seconds an image that the neighbour graph, map, pictures and report take on one core, once a fit;
-# a second core halves them.
-AFTERWARDS = 8e-4
-# Seconds of what comes beside the steps of an epoch (cuts, figures, checkpoint): so many, and so
-# many an image.
-EACH_EPOCH, EACH_IMAGE = 0.07, 3.3e-5
-STEP_EXTRAS = 1.05  # reading the images, on top of a timed step
-CHOOSING = 0.3  # seconds for each number of clusters that is looked at
-# Bytes of a block that is freed before steps are timed. glibc hands freed blocks above a threshold
-# back to the system, and having them again costs a fifth of a step; freeing one raises the
-# threshold to its size, up to 32 MiB, for as long as the program runs: for the fit as well. (The
-# command line keeps all freed memory.)
-FREED_ONCE = 2**25 - 2**16
-# Bytes that torch and the tables of the neighbour graph take, and that lie idle between blocks.
-LIBRARIES = 1_200_000_000
+
+# What a trial of a few steps cannot time, as it was measured on two cores of an AMD EPYC with
+# AVX512-BF16 (torch 2.14); seconds unless said otherwise. A machine of half the speed is late by
+# half of these, while the steps themselves are always timed where they will run.
+AFTERWARDS = 8e-4  # an image, once a fit: graph, map, pictures, report on one core (two: half)
+EACH_EPOCH, EACH_IMAGE = 0.07, 3.3e-5  # beside the steps of an epoch: cuts, figures, checkpoint
+STEP_EXTRAS = 1.05  # times a timed step: reading the images
+CHOOSING = 0.3  # for each number of clusters that is looked at
+LIBRARIES = 1_200_000_000  # bytes: torch, tables of the neighbour graph, idle between blocks
+
 PIXEL_SIDE = 32  # pixels k-means, the yardstick, sees images averaged down to this side
 DEFAULT_LR = {"sgd": 0.05, "adamw": 2e-3, "muon": 0.02}
 
@@ -373,7 +368,6 @@ def estimate(
         held[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    torch.zeros(FREED_ONCE, dtype=torch.uint8)
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         step()  # the first one builds kernels
     timed = [step()]
