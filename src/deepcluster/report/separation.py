@@ -15,8 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 
 TOUCHING = 0.5  # overlap of two clusters that may be one kind cut in two
-MIXED = 0.15  # overlap of the halves of a cluster that may be two kinds
+MIXED = 0.13  # overlap of the halves of a cluster that may be two kinds
 LOOKED_AT = 100  # clusters, the largest
+LEAST_INSIDE = 0.02  # share taken for the inside of clusters whose halves cross less
 FEWEST = 30  # images of a cluster that is looked at: of fewer, a share says nothing
 SMALL_HALF = 0.05  # of a cluster's images: fewer are outliers, not a kind
 SPLIT_ON = 2000  # images on which the halves of a cluster are found
@@ -28,6 +29,7 @@ class Separation:
 
     touching: list[tuple[int, int, float]]  # two clusters and their overlap, the largest first
     mixed: list[tuple[int, float]]  # a cluster and the overlap of its halves, the smallest first
+    looked: int  # clusters that were looked at; the others are too small, or one of very many
 
 
 def find_separation(
@@ -57,22 +59,19 @@ def find_separation(
             across = int((near == other).sum())
             if other != cluster and across:
                 pair = (min(cluster, other), max(cluster, other))
-                overlap = across / (across + own) / max(inside, 1e-9)
+                overlap = across / (across + own) / max(inside, LEAST_INSIDE)
                 touching[pair] = max(touching.get(pair, 0.0), overlap)
-        within = [
-            _crossing(half, _halve(embeddings, half), neighbours, len(clusters))
-            for half in (rows[halves == 0], rows[halves == 1])
-            if len(half) >= FEWEST
-        ]
-        if len(within) == 2 and min(np.bincount(halves)) >= SMALL_HALF * len(rows):
-            overlap = inside / max(min(x for x in within if x is not None), 1e-9) if all(
-                x is not None for x in within
-            ) else 1.0
-            mixed.append((cluster, overlap))
+        parts = [rows[halves == side] for side in (0, 1)]
+        if min(map(len, parts)) >= max(FEWEST, SMALL_HALF * len(rows)):
+            within = [_crossing(p, _halve(embeddings, p), neighbours, len(clusters)) for p in parts]
+            known = [share for share in within if share is not None]
+            if len(known) == 2:
+                mixed.append((cluster, inside / max(min(known), 1e-9)))
     pairs = sorted(((a, b, v) for (a, b), v in touching.items()), key=lambda p: -p[2])
     return Separation(
         [p for p in pairs if p[2] > TOUCHING],
         sorted((m for m in mixed if m[1] < MIXED), key=lambda m: m[1]),
+        len(looked),
     )
 
 
@@ -81,15 +80,15 @@ def _halve(embeddings: np.ndarray, rows: np.ndarray) -> np.ndarray:
     from sklearn.cluster import KMeans
 
     points = np.asarray(embeddings[rows], np.float32)
-    step = -(-len(rows) // SPLIT_ON)
-    means = KMeans(2, n_init=1, max_iter=20, random_state=0).fit(points[::step]).cluster_centers_
+    some = points[:: -(-len(rows) // SPLIT_ON)]
+    if not np.ptp(some, axis=0).any():
+        return np.zeros(len(rows), np.int64)
+    means = KMeans(2, n_init=1, max_iter=20, random_state=0).fit(some).cluster_centers_
     nearer = np.square(points - means[0]).sum(axis=1) > np.square(points - means[1]).sum(axis=1)
     return nearer.astype(np.int64)
 
 
-def _crossing(
-    rows: np.ndarray, halves: np.ndarray, neighbours: np.ndarray, n: int
-) -> float | None:
+def _crossing(rows: np.ndarray, halves: np.ndarray, neighbours: np.ndarray, n: int) -> float | None:
     """Share of a half's edges among the rows that lead to the other half, of the worse half."""
     if halves.min() == halves.max():
         return None
