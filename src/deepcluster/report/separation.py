@@ -85,7 +85,8 @@ def _halve(embeddings: np.ndarray, rows: np.ndarray) -> np.ndarray:
         return np.zeros(len(rows), np.int64)
     means = KMeans(2, n_init=1, max_iter=20, random_state=0).fit(some).cluster_centers_
     nearer = np.square(points - means[0]).sum(axis=1) > np.square(points - means[1]).sum(axis=1)
-    return nearer.astype(np.int64)
+    halves: np.ndarray = nearer.astype(np.int64)
+    return halves
 
 
 def _crossing(rows: np.ndarray, halves: np.ndarray, neighbours: np.ndarray, n: int) -> float | None:
