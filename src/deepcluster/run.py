@@ -386,11 +386,16 @@ class RunDir:
 
         Returns:
             ``names``: cluster number (as a string) -> name; ``merged``: cluster number (as a
-            string) -> the number it now belongs to. Both empty before `deepcluster apply`.
+            string) -> the number it now belongs to; ``by_level``: the clusters among these that
+            are merged because a person chose fewer clusters of the tree. All empty before
+            `deepcluster apply`.
         """
+        nothing: dict[str, Any] = {"names": {}, "merged": {}, "by_level": []}
         if not self._clusters.is_file():
-            return {"names": {}, "merged": {}}
-        return cast(dict[str, Any], json.loads(self._clusters.read_text(encoding="utf-8")))
+            return nothing
+        return nothing | cast(
+            dict[str, Any], json.loads(self._clusters.read_text(encoding="utf-8"))
+        )
 
     # -- small pictures -----------------------------------------------------------------------
 

@@ -8,6 +8,10 @@ A row that puts an image into another cluster than the run does is a move, by a 
 cluster goes into one other, and no row of it says ``by`` person, the two are merged: new images of
 the one will then count as the other (``clusters.json``). Cluster -1 holds images that a person took
 out of their cluster without giving another.
+
+A column ``level`` says that the slider of the page stood at another number of clusters: images that
+change cluster then, and whose row says ``by`` model, went with a part of the fit's tree, and nobody
+moved them.
 """
 
 from __future__ import annotations
@@ -57,6 +61,7 @@ class _Row:
     cluster: int
     name: str | None  # None: the file has no such column
     by_person: bool
+    by_level: bool  # the file has another number of clusters of the same tree
 
 
 def apply_labels(run: RunDir, labels_csv: Path) -> AppliedLabels:
@@ -91,13 +96,18 @@ def apply_labels(run: RunDir, labels_csv: Path) -> AppliedLabels:
     merged = _find_merges(before, after, said_by_person)
     changed = after != before
     target = np.array([merged.get(int(c), int(c)) for c in before])
-    moved = changed & (said_by_person | (after != target))
+    by_level = np.zeros(len(before), bool)
+    by_level[[row.position for row in rows if row.by_level]] = True
+    moved = changed & (said_by_person | ((after != target) & ~by_level))
     person |= moved
 
     said = run.read_clusters()
     old_names = {int(k): str(v) for k, v in said["names"].items()}
     names = _names_after(old_names, rows, labels_csv)
     all_merged = {int(k): int(v) for k, v in said["merged"].items()} | merged
+    # Merges of the tree, for there are fewer clusters now: nobody said that the two are one.
+    by_cut = set(said["by_level"]) - merged.keys()
+    by_cut |= {old for old in merged if by_level[before == old].all()}
     present = set(np.unique(after).tolist())
     all_merged = {old: _root(all_merged, old) for old in all_merged if old not in present}
     names = {k: v for k, v in names.items() if k not in all_merged}
@@ -114,6 +124,7 @@ def apply_labels(run: RunDir, labels_csv: Path) -> AppliedLabels:
         {
             "names": {str(k): names[k] for k in sorted(names)},
             "merged": {str(k): all_merged[k] for k in sorted(all_merged)},
+            "by_level": sorted(by_cut & all_merged.keys()),
         }
     )
     touched = (old_names.keys() | names.keys()) - all_merged.keys()
@@ -200,6 +211,7 @@ def _read_rows(path: Path, positions: dict[str, int], limit: int) -> Iterator[_R
             int(cluster),
             None if name is None else _checked_name(name, path, line),
             by == "person",
+            bool(fields.get("level", "").strip()),
         )
     if unknown:
         shown = ", ".join(repr(id_) for id_ in unknown[:LISTED])
