@@ -20,7 +20,7 @@ LAYERS = [  # a room imports only from rooms above it in this list
     {"methods"},
     {"training.plan", "training.checkpoints"},
     {"training.loop"},
-    {"labelling", "report", "show"},
+    {"labelling", "report", "show", "sorting"},
     {"fitting", "finished", "estimator", "segmentation"},
     {"cli"},
     {"__main__"},

@@ -44,6 +44,7 @@ class Method(Protocol):
     Attributes:
         views: random views of each image that :meth:`loss` takes.
         small_views: small crops beside them (multi-crop), behind them in the list.
+        epochs: of the fit, for those that go by it; the loop lowers it where time is short.
     """
 
     views: int

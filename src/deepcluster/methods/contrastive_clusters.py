@@ -62,8 +62,12 @@ class ContrastiveClusters(nn.Module):
         self.register_buffer("labels", torch.zeros(n, dtype=torch.int64))
         self.centers: Tensor
         self.register_buffer("centers", torch.zeros(self.k, d))
-        self.first = max(1, round(self.settings.label_from * self.epochs))
         self.labelling = False
+
+    @property
+    def first(self) -> int:
+        """The epoch in which the clusters begin to teach."""
+        return max(1, round(self.settings.label_from * self.epochs))
 
     def start_epoch(
         self,
@@ -81,8 +85,9 @@ class ContrastiveClusters(nn.Module):
         self.labelling = epoch >= self.first
         if epoch == 0:
             return None  # the bank is empty
-        if self.labelling and (epoch - self.first) % self.settings.recluster_every == 0:
-            self._relabel(F.normalize(self.bank), generator, fresh=epoch == self.first)
+        fresh = not bool(self.labels.any())  # not epoch == first: the epochs may become fewer
+        if self.labelling and (fresh or (epoch - self.first) % self.settings.recluster_every == 0):
+            self._relabel(F.normalize(self.bank), generator, fresh=fresh)
         features = F.normalize(self.feature_bank)
         result = kmeans(
             features,

@@ -8,6 +8,7 @@ alone.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from dataclasses import dataclass, field
@@ -30,9 +31,9 @@ from deepcluster.config import Config
 from deepcluster.methods import Snapshot, load_method
 from deepcluster.progress import Progress
 from deepcluster.run import RunDir
-from deepcluster.training.checkpoints import last_checkpoint, load_checkpoint, save_checkpoint
+from deepcluster.training.checkpoints import load_newest, save_checkpoint
 from deepcluster.training.optimizers import build_optimizer
-from deepcluster.training.plan import PIXEL_SIDE
+from deepcluster.training.plan import PIXEL_SIDE, Pace
 from deepcluster.training.views import Views, small_views
 
 if TYPE_CHECKING:
@@ -84,6 +85,7 @@ def fit(
     run: RunDir | None = None,
     resume: bool = False,
     progress: Progress | None = None,
+    pace: Pace | None = None,
 ) -> FitResult:
     """Train on the images and cluster them.
 
@@ -95,6 +97,7 @@ def fit(
         run: where metrics and checkpoints go; None keeps nothing on disk.
         resume: go on from the run's last checkpoint.
         progress: told what happens.
+        pace: asked after each epoch how many there shall be; the result's settings say it.
 
     Returns:
         Clusters, features, the fitted model and what was measured.
@@ -140,7 +143,7 @@ def fit(
 
     first, previous, history = 0, None, []
     if resume and run is not None:
-        first, previous = load_checkpoint(last_checkpoint(run), method, optimizer)
+        first, previous = load_newest(run, method, optimizer)
         run.truncate_metrics(first)
         history = run.read_metrics()
     elif run is not None:
@@ -148,6 +151,8 @@ def fit(
     clock.lap("set-up")
 
     for epoch in range(first, config.epochs):
+        if epoch >= config.epochs:  # fewer than when the loop began
+            break
         generator = torch.Generator().manual_seed(mix(config.seed, epoch, ORDER))
         view_generator = torch.Generator(device).manual_seed(mix(config.seed, epoch, VIEWS))
         watch = Clock()
@@ -197,6 +202,13 @@ def fit(
             snapshot = None  # its features are as large as the images are many
         watch.lap("measure")
         line["seconds"] = {name: round(value, 3) for name, value in watch.seconds.items()}
+        if pace is not None:
+            fewer = pace(epoch + 1, config.epochs, sum(watch.seconds.values()))
+            if fewer < config.epochs:
+                config = dataclasses.replace(config, epochs=fewer)
+                method.epochs = line["epochs"] = fewer
+                if run is not None:
+                    run.write_config(config)
         history.append(line)
         if run is not None:
             run.append_metrics(line)
@@ -206,6 +218,7 @@ def fit(
         progress.epoch(line)
     clock.lap("train")
 
+    assert isinstance(config.epochs, int)
     method.eval()
     embeddings = normalise(extract_all())
     clock.lap("features")

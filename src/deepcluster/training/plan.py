@@ -13,13 +13,14 @@ import dataclasses
 import math
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from deepcluster.backbones.nets import auto_backbone, build_backbone
-from deepcluster.config import Config
+from deepcluster.config import Config, check_settings
 from deepcluster.device import fast_bfloat16, pick_device
 from deepcluster.errors import ConfigError
 from deepcluster.images.listing import Labels
@@ -34,7 +35,6 @@ LEAST_MINUTES, AN_HOUR = 1.0, 60.0  # not fewer than these, nor more
 # Below so many epochs, smaller images learn more in the same time; of the smallest, a smaller net.
 ENOUGH_FOR_SIDE, ENOUGH_FOR_NET = 16, 12
 MOST_EPOCHS = 1000
-MOST_MINUTES = 100_000
 SIZES = (64, 48, 32)  # smaller sides that images may get, to keep to the time
 LATE = 0.1  # of the minutes that were given: by so much a fit may be expected to end after them
 TRIAL_SIDE = 32  # pixels; steps are timed at this side where several are to be compared
@@ -54,18 +54,12 @@ DEFAULT_LR = {"sgd": 0.05, "adamw": 2e-3, "muon": 0.02}
 
 
 def check_time(config: Config) -> None:
-    """Refuse minutes that cannot be.
+    """Refuse minutes beside epochs.
 
     Raises:
-        ConfigError: they are not above 0, above MOST_MINUTES, or epochs are given as well.
+        ConfigError: both are given.
     """
-    if config.minutes == "auto":
-        return
-    if not 0 < config.minutes <= MOST_MINUTES:
-        raise ConfigError(
-            f"minutes = {config.minutes:g}: give a number above 0, up to {MOST_MINUTES}"
-        )
-    if config.epochs != "auto":
+    if "auto" not in (config.minutes, config.epochs):
         raise ConfigError(
             f"minutes = {config.minutes:g} and epochs = {config.epochs} (given, or of the recipe) "
             "say the same thing twice: leave one of them out"
@@ -113,18 +107,9 @@ def resolve(config: Config, *, n: int, size: int, channels: int) -> Config:
     Raises:
         ConfigError: settings that cannot hold together.
     """
+    check_settings(config)
     load_method(config.method)
     check_time(config)
-    reassign = config.deepcluster.reassign
-    least = {"seed": (config.seed, 0), "epochs": (config.epochs, 1)}
-    least |= {"size": (config.size, 1), "train.batch_size": (config.train.batch_size, 1)}
-    for name, (value, smallest) in least.items():
-        if value != "auto" and value < smallest:
-            raise ConfigError(f"{name} = {value}: give a number from {smallest}")
-    if not 0 < reassign <= 1:
-        raise ConfigError(f"deepcluster.reassign = {reassign}: give a share above 0, up to 1")
-    if config.train.lr != "auto" and not 0 < config.train.lr < math.inf:
-        raise ConfigError(f"train.lr = {config.train.lr}: give a number above 0")
     device = pick_device(config.device)
     clusters = most_clusters(n) if config.clusters == "auto" else config.clusters
     if not 1 <= clusters <= n:
@@ -190,6 +175,45 @@ class Cost:
     def seconds(self) -> float:
         """Of the whole fit, once the images are decoded."""
         return self.rest + self.epochs * self.epoch
+
+
+class Pace:
+    """Looks at the clock between epochs: fewer of them, where a fit would end too late.
+
+    The schedule is shortened, never lengthened, and not for a first epoch that is slow: three must
+    be done, or half the time be gone. What it comes to is in the settings of the result.
+
+    Args:
+        minutes: that the fit was given.
+        rest: seconds of what comes after the last epoch.
+        began: ``time.perf_counter()`` at the fit's beginning.
+        say: told in a sentence.
+    """
+
+    def __init__(
+        self, minutes: float, *, rest: float, began: float, say: Callable[[str], None]
+    ) -> None:
+        self.seconds, self.rest, self.began, self.say = 60 * minutes, rest, began, say
+        self.epochs: list[float] = []  # seconds of each
+
+    def __call__(self, done: int, epochs: int, seconds: float) -> int:
+        """Epochs there shall be in all, once `done` of `epochs` are; the last took `seconds`."""
+        self.epochs.append(seconds)
+        gone = time.perf_counter() - self.began
+        each = statistics.median(self.epochs[-5:])
+        late = gone + (epochs - done) * each + self.rest - self.seconds
+        early = len(self.epochs) < 3 and gone < self.seconds / 2
+        if early or done >= epochs or late <= LATE * self.seconds:
+            return epochs
+        room = self.seconds - gone - self.rest
+        left = min(round(room / each), int((room + LATE * self.seconds) / each))
+        fewer = min(epochs, done + max(0, left))
+        if fewer < epochs:
+            self.say(
+                f"{epochs} epochs would end {late:.0f} s after the {self.seconds / 60:g} minutes, "
+                f"since one takes {each:.2g} s now: there will be {fewer}"
+            )
+        return fewer
 
 
 def beside_steps(n: int) -> float:
