@@ -516,7 +516,7 @@ def test_parquet_rows_without_an_image(tmp_path: Path) -> None:
     store = open_images(file)
     assert store.ids == ["0.png", "1.png"]
     assert store.skipped == [
-        ("n.png", "empty"),
+        ("n.png", "the row has no bytes, and there is no file n.png in the folder of a.parquet"),
         ("a:3", "empty"),
         ("j.png", "not an image in a format that Pillow reads"),
     ]
@@ -556,13 +556,16 @@ def test_arrays_that_are_no_images() -> None:
     for array, message in (
         (np.zeros((5, 64)), r"shape \(5, 64\) holds no images"),
         (np.zeros((5, 8, 8, 7)), "holds no images"),
-        (np.full((5, 8, 8), 16.0), "from 16 to 16: scale them"),
-        (np.full((5, 8, 8), np.nan), r"floats must lie in \[0, 1\]"),
-        (np.full((5, 8, 8), -1), r"must lie in 0\.\.255"),
+        (np.zeros((48, 64, 3)), r"is one image, not many: give array\[None\], of shape \(1, 48,"),
+        (np.zeros((48, 64, 1)), "is one image"),
         (np.zeros((5, 8, 8), complex), "no type for pixels"),
+        (np.full((5, 8, 8), "a"), "no type for pixels"),
     ):
         with pytest.raises(SourceError, match=message):
             open_images(array)
+    with pytest.raises(NoImagesError, match="none of its values is a number"):
+        open_images(np.full((5, 8, 8), np.nan))
+    assert open_images(np.zeros((5, 4, 4))).pixels.shape == (5, 8, 8, 1)  # so small they are square
 
 
 def test_lists_of_any_size() -> None:

@@ -397,8 +397,9 @@ def _deep_layout(image: Image.Image) -> str | None:
         return None
     args = tiles[0].args
     layout = args if isinstance(args, str) else args[0] if args else None
-    known = isinstance(layout, str) and layout.partition(";")[0] in ("RGB", "RGBA", "LA")
-    return layout if known and layout.endswith((";16B", ";16L", ";16N")) else None
+    if isinstance(layout, str) and layout.partition(";")[0] in ("RGB", "RGBA", "LA"):
+        return layout if layout.endswith((";16B", ";16L", ";16N")) else None
+    return None
 
 
 def _deep_colour(image: Image.Image, raw: Path | bytes, layout: str) -> _Deep:
@@ -409,9 +410,10 @@ def _deep_colour(image: Image.Image, raw: Path | bytes, layout: str) -> _Deep:
         swapped = "RGBA" if grey else layout[:-1] + ("L" if order == "B" else "B")
         if grey:  # two bytes each of grey and alpha: as four channels of one
             other._mode = "RGBA"
-        other.tile = [
+        tiles: list[Any] = other.tile  # type: ignore[attr-defined]
+        other.tile = [  # type: ignore[attr-defined]
             tile._replace(args=swapped if isinstance(tile.args, str) else (swapped, *tile.args[1:]))
-            for tile in other.tile
+            for tile in tiles
         ]
         other.load()
         width, height = other.size

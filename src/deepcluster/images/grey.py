@@ -169,7 +169,10 @@ def _usual(low: float, high: float, whole: bool) -> Range:
             if high - low >= use * (end - start) or high == low:
                 return start, end
             break
-    return (low, high) if high > low else (low, low + 1)
+    if high == low:
+        return low, low + 1
+    rounded = float(f"{low:.6g}"), float(f"{high:.6g}")  # as it is said and written down
+    return rounded if rounded[0] < rounded[1] else (low, high)
 
 
 def full_range(whole: bool) -> Range:

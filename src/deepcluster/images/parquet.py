@@ -151,7 +151,7 @@ def _listed(path: Path, stem: str) -> _Shard:
     with _reading(path) as file:
         shard = _shard(file, path, stem)
         with_path = "path" in shard.fields
-        columns = [f"{shard.column}.path"] * with_path + [shard.label] * (shard.label is not None)
+        columns = [f"{shard.column}.path"] * with_path + ([shard.label] if shard.label else [])
         if not columns:
             return shard
         shard.rows = 0
@@ -289,7 +289,7 @@ def _beside(shard: _Shard, path: str) -> Path:
 def _rows(shard: _Shard, group: int | None = None) -> Iterator[tuple[int, Raw]]:
     """Images of a shard, or of one of its row groups, row by row."""
     columns = [f"{shard.column}.{name}" for name in shard.fields] or [shard.column]
-    columns += [shard.label] * (shard.label is not None)
+    columns += [shard.label] if shard.label else []
     done = 0
     try:
         with _reading(shard.path) as file:

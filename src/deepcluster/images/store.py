@@ -144,11 +144,9 @@ class ImageStore:
             values: in the order of the images here.
             empty: what stands in the rows of those that were left out.
         """
-        if self.places is None or self.listed in (None, len(values)):
+        if self.places is None or self.listed is None:
             return values
-        result = np.full((self.listed, *values.shape[1:]), empty, values.dtype)
-        result[self.places] = values
-        return result
+        return one_row_each(values, self.places, self.listed, empty)
 
     def fingerprint(self) -> str:
         """A hash of ids, shape and pixels: whether another store holds the same images."""
@@ -156,6 +154,17 @@ class ImageStore:
         digest.update(json.dumps([self.ids, list(self.pixels.shape)]).encode())
         digest.update((self.digest or pixel_digest(self.pixels)).encode())
         return digest.hexdigest()
+
+
+def one_row_each(
+    values: npt.NDArray[Any], places: npt.NDArray[np.int64], count: int, empty: Any
+) -> npt.NDArray[Any]:
+    """`values` ``(n, …)`` at their `places` ``(n,)`` among `count` rows, the others `empty`."""
+    if len(values) == count:
+        return values
+    result = np.full((count, *values.shape[1:]), empty, values.dtype)
+    result[places] = values
+    return result
 
 
 def auto_size(median_short_side: int) -> int:
