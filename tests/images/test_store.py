@@ -20,34 +20,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pictures import picture, reasons, save
 from PIL import Image
 
 from deepcluster.config import DataSettings
 from deepcluster.errors import NoImagesError, SourceError
 from deepcluster.images.named import TORCHVISION
-from deepcluster.images.store import NAMED, ImageStore, auto_size, open_images, scan_images
+from deepcluster.images.store import NAMED, auto_size, open_images, scan_images
 
 GREY = DataSettings(channels="grey")
 RGB = DataSettings(channels="rgb")
-
-
-def picture(seed: int = 0, side: int | tuple[int, int] = 24, channels: int = 3) -> np.ndarray:
-    """A smooth random picture, (h, w, c): photographs are smooth, and JPEG keeps them."""
-    height, width = (side, side) if isinstance(side, int) else side
-    rng = np.random.default_rng(seed)
-    coarse = Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8))
-    return np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC))[..., :channels]
-
-
-def save(path: Path, pixels: np.ndarray | None = None, mode: str | None = None, **how: Any) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image = Image.fromarray(np.squeeze(picture() if pixels is None else pixels))
-    (image.convert(mode) if mode else image).save(path, **how)
-    return path
-
-
-def reasons(store: ImageStore) -> dict[str, str]:
-    return {Path(path).name: reason for path, reason in store.skipped}
 
 
 # -- formats ----------------------------------------------------------------------------------

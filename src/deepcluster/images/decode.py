@@ -88,8 +88,7 @@ class _Deep:
     array: bool = False  # of a type that is wider than its numbers, as arrays often are
 
     def sampled(self) -> Sampled | None:
-        values = np.concatenate(list(self.strips()))
-        return sample_values(values, array=self.array)
+        return sample_values(self.strips(), self.shape, array=self.array)
 
 
 class quiet_pillow(warnings.catch_warnings):

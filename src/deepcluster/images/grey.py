@@ -50,16 +50,29 @@ class Sampled:
     array: bool  # of an array, not of a file
 
 
-def sample_values(values: npt.NDArray[Any], *, array: bool) -> Sampled | None:
-    """What lies in an image ``(h, w)`` or ``(h, w, c)``; None if nothing in it is a number."""
+def sample_values(
+    strips: Iterator[npt.NDArray[Any]], shape: tuple[int, ...], *, array: bool
+) -> Sampled | None:
+    """What lies in an image; None if nothing in it is a number.
+
+    Args:
+        strips: its rows, from the top, some at a time.
+        shape: ``(h, w)`` or ``(h, w, c)``.
+        array: whether it is an array of a type that is wider than 16 bits.
+    """
     rows, columns = (
-        np.arange((step := max(1, length // GRID)) // 2, length, step)
-        for length in values.shape[:2]
+        np.arange((step := max(1, length // GRID)) // 2, length, step) for length in shape[:2]
     )
+    needed = np.unique(np.clip(rows + np.array([[-1], [0], [1]]), 0, shape[0] - 1))
+    taken, top = [], 0
+    for strip in strips:
+        taken.append(strip[needed[(needed >= top) & (needed < top + len(strip))] - top])
+        top += len(strip)
+    values = np.concatenate(taken)
     around = np.stack(
         [
-            values[np.clip(rows + dy, 0, len(values) - 1)][
-                :, np.clip(columns + dx, 0, values.shape[1] - 1)
+            values[np.searchsorted(needed, np.clip(rows + dy, 0, shape[0] - 1))][
+                :, np.clip(columns + dx, 0, shape[1] - 1)
             ]
             for dy in (-1, 0, 1)
             for dx in (-1, 0, 1)
@@ -125,16 +138,18 @@ def _measured(pool: npt.NDArray[np.float64]) -> Range:
         ends = np.searchsorted(until, [before + trim, int(until[end]) - 1 - trim], "right")
         return float(distinct[ends[1]] - distinct[ends[0]])
 
-    def marks(value: float) -> bool:
-        return value in MARKS or abs(value) >= HUGE
-
     while last - first >= FEWEST:
         low, above = float(distinct[first]), float(distinct[first + 1])
         high, below = float(distinct[last]), float(distinct[last - 1])
-        if (marks(low) or low < 0 <= above) and above - low > extent(first + 1, last):
+        low_marks = low in MARKS or abs(low) >= HUGE or low < 0 <= above
+        high_marks = high in MARKS or abs(high) >= HUGE
+        inner = extent(first + 1, last - 1)
+        if low_marks and above - low > extent(first + 1, last):
             first += 1
-        elif marks(high) and high - below > extent(first, last - 1):
+        elif high_marks and high - below > extent(first, last - 1):
             last -= 1
+        elif low_marks and high_marks and min(above - low, high - below) > inner:
+            first, last = first + 1, last - 1
         else:
             break
     return float(distinct[first]), float(distinct[last])
