@@ -394,7 +394,7 @@ def _deep_layout(image: Image.Image) -> str | None:
     tiles = getattr(image, "tile", None)
     if not tiles:
         return None
-    args = tiles[0].args
+    args = tiles[0][3]
     layout = args if isinstance(args, str) else args[0] if args else None
     if isinstance(layout, str) and layout.partition(";")[0] in ("RGB", "RGBA", "LA"):
         return layout if layout.endswith((";16B", ";16L", ";16N")) else None
