@@ -292,6 +292,8 @@ def _write_result(run: RunDir, store: ImageStore, result: FitResult, progress: P
     if store.labels is not None:
         classes = [store.label_names[k] if k >= 0 else None for k in store.labels.tolist()]
     np.save(run.embeddings, result.embeddings, allow_pickle=False)
+    if store.contents is not None:
+        np.save(run.contents, store.contents, allow_pickle=False)
     run.write_items(
         {
             "id": store.ids,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import hashlib
 import json
 import shutil
 import tomllib
@@ -198,6 +199,11 @@ class RunDir:
         """The final features, ``(n, d)`` float32, in the order of the items."""
         return self.path / "embeddings.npy"
 
+    @property
+    def contents(self) -> Path:
+        """What tells the images by their content, ``(n,)`` uint64, in the order of the items."""
+        return self.path / "contents.npy"
+
     # -- what happened ------------------------------------------------------------------------
 
     def write_info(self, info: Mapping[str, Any]) -> None:
@@ -275,6 +281,26 @@ class RunDir:
     def read_embeddings(self) -> np.ndarray:
         """The final features, ``(n, d)`` float32, memory-mapped, in the order of the items."""
         return cast(np.ndarray, np.load(self.embeddings, mmap_mode="r", allow_pickle=False))
+
+    def read_contents(self) -> np.ndarray:
+        """What tells the images by their content, ``(n,)`` uint64, in the order of the items.
+
+        Raises:
+            RunError: the run was fitted before there was such a file.
+        """
+        if not self.contents.is_file():
+            raise RunError(
+                f"{self.path} does not say what is in its images ({self.contents.name} is "
+                "missing): it was fitted by an older deepcluster, or is only in part copied"
+            )
+        return cast(np.ndarray, np.load(self.contents, allow_pickle=False))
+
+    def fingerprint(self) -> str:
+        """Tells this fit from any other, wherever its folder lies."""
+        info = self.read_info()
+        facts = [info.get(key) for key in ("images", "started", "seed", "command")]
+        # the letter: a spreadsheet would read 12e4567 as a number
+        return "r" + hashlib.blake2b(json.dumps(facts).encode(), digest_size=6).hexdigest()
 
     def write_clusters(self, clusters: Mapping[str, Any]) -> None:
         """Write clusters.json: what a person said of the clusters."""

@@ -43,6 +43,7 @@ from PIL import Image
 
 from deepcluster.config import DataSettings
 from deepcluster.errors import NoImagesError, SourceError, UnusableError
+from deepcluster.images.content import content_of
 from deepcluster.images.sources import (
     MAX_PIXELS,
     NAMED,
@@ -120,6 +121,8 @@ class ImageStore:
     """Name of each label."""
     skipped: list[tuple[str, str]] = field(default_factory=list)
     """What was left out: (path or id, reason)."""
+    contents: npt.NDArray[np.uint64] | None = None
+    """``(n,)``, a number that tells each image by what is in it (:mod:`.content`)."""
 
     @property
     def channels(self) -> int:
@@ -139,6 +142,17 @@ class ImageStore:
     def batch(self, indices: npt.NDArray[np.integer[Any]]) -> Pixels:
         """A copy of some images, ``(b, s, s, c)`` uint8, in the order of `indices` ``(b,)``."""
         return np.asarray(self.pixels[indices])
+
+    def only(self, rows: npt.NDArray[np.integer[Any]]) -> ImageStore:
+        """A store of some of the images, in the order of `rows` ``(m,)``."""
+        return dataclasses.replace(
+            self,
+            pixels=self.pixels[rows],
+            ids=[self.ids[i] for i in rows],
+            paths=[self.paths[i] for i in rows],
+            labels=None if self.labels is None else self.labels[rows],
+            contents=None if self.contents is None else self.contents[rows],
+        )
 
     def fingerprint(self) -> str:
         """A hash that tells whether another store holds the same images.
@@ -260,6 +274,7 @@ def open_images(
         sink.widen()
 
     kept: list[int] = []
+    contents: list[int] = []
     skipped = list(found.skipped)
     start = 0
     workers = (os.cpu_count() or 1) if data.workers == "auto" else max(1, data.workers)
@@ -269,7 +284,7 @@ def open_images(
             channels = "rgb" if sink.channels == 3 else data.channels
             pieces = [chunk[i : i + PIECE] for i in range(0, len(chunk), PIECE)]
             squares: list[Pixels] = []
-            for i, square in enumerate(
+            for i, (square, content) in enumerate(
                 result
                 for piece in pool.map(lambda p, c=channels: _squares(p, side, c), pieces)
                 for result in piece
@@ -279,6 +294,7 @@ def open_images(
                 else:
                     kept.append(start + i)
                     squares.append(square)
+                    contents.append(content)
             if any(square.shape[2] > sink.channels for square in squares):
                 sink.widen()
             sink.append(squares)
@@ -301,6 +317,7 @@ def open_images(
         labels=found.labels[kept] if found.labels is not None and known else None,
         label_names=found.label_names if known else [],
         skipped=skipped,
+        contents=np.array(contents, np.uint64),
     )
 
 
@@ -418,9 +435,19 @@ class _quiet_pillow(warnings.catch_warnings):
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
 
-def _squares(raws: Sequence[Raw], side: int, channels: str) -> list[Pixels | str]:
-    """A square ``(side, side, 1 or 3)`` for each image, or why there is none."""
-    return [_square(raw, side, channels) for raw in raws]
+def _squares(raws: Sequence[Raw], side: int, channels: str) -> list[tuple[Pixels | str, int]]:
+    """A square ``(side, side, 1 or 3)`` for each image, or why there is none; and its content."""
+    return [_square_and_content(raw, side, channels) for raw in raws]
+
+
+def _square_and_content(raw: Raw, side: int, channels: str) -> tuple[Pixels | str, int]:
+    square = _square(raw, side, channels)
+    if isinstance(square, str) or isinstance(raw, Exception):
+        return square, 0
+    try:
+        return square, content_of(raw)
+    except OSError as error:  # gone since it was decoded
+        return reason(error), 0
 
 
 def _square(raw: Raw, side: int, channels: str) -> Pixels | str:

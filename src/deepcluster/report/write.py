@@ -148,6 +148,7 @@ def _summary(
     )
     return {
         "id": _run_id(items["id"].to_pylist(), info),
+        "run": run.fingerprint(),  # goes into labels.csv, so that it meets its own run
         "title": title,
         "folder": run.path.resolve().name,
         "images": len(items),
