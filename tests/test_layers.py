@@ -21,7 +21,9 @@ LAYERS = [  # a room imports only from rooms above it in this list
     {"training.plan", "training.checkpoints"},
     {"training.loop"},
     {"labelling", "report", "show"},
-    {"fitting", "finished", "estimator"},
+    {"naming"},
+    {"fitting", "finished"},
+    {"estimator", "updating"},
     {"cli"},
     {"__main__"},
 ]

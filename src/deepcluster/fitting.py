@@ -24,6 +24,7 @@ import torch
 from deepcluster.config import Config, flatten
 from deepcluster.errors import ConfigError, RunError
 from deepcluster.images.store import ImageStore, open_images, scan_images
+from deepcluster.naming import Remembered, carry_names
 from deepcluster.progress import Progress, epoch_sentence
 from deepcluster.report import write_report
 from deepcluster.run import RunDir
@@ -111,6 +112,7 @@ def fit_source(
     *,
     out: str | Path | None = None,
     labels: str | None = None,
+    names_from: str | Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
     report: bool = False,
@@ -125,6 +127,8 @@ def fit_source(
         config: settings; None is the default recipe.
         out: the run folder; None is :func:`default_out`.
         labels: for measuring only: ``"folders"``, or a CSV file with columns ``path,label``.
+        names_from: an earlier run, whose names and moves go over to the clusters at the end
+            (:func:`deepcluster.naming.carry_names`).
         resume: go on with the fit in `out`, with the settings it was started with.
         overwrite: replace the run in `out`.
         report: write the report as well.
@@ -151,8 +155,10 @@ def fit_source(
             progress.note(f"{run.path} has ended already: nothing to do")
             return run
         labels = labels or run.read_info()["labels"]
+        names_from = names_from or run.read_info().get("names_from")
     elif out is not None:
         RunDir.free(out, overwrite=overwrite)  # refused before the work, made after it
+    remembered = _remember(names_from, out)
     given = asked
     progress.phase("looking at the images", 1)
     asked = scale_source(source, asked, labels=labels)
@@ -163,6 +169,8 @@ def fit_source(
         labels=labels,
         progress=progress.callback("decoding"),
     )
+    if remembered is not None and store.contents is not None:
+        remembered.check(store.contents)
     spent = time.perf_counter() - clock
     limit = usual_minutes(given, len(store))
     resolved, cost = schedule_minutes(
@@ -183,6 +191,7 @@ def fit_source(
         "name": store.name,
         "command": list(command),
         "labels": labels,
+        "names_from": None if names_from is None else str(names_from),
         "started": started.isoformat(timespec="seconds"),
         "seed": resolved.seed,
         "minutes": None if asked.minutes == "auto" else asked.minutes,
@@ -230,6 +239,8 @@ def fit_source(
         progress.note(f"expected: {_span(cost.seconds)}, {memory}")
         result = fit(store, resolved, run=run, resume=resume, progress=progress)
         _write_result(run, store, result, progress)
+        if remembered is not None:
+            info["carried"] = str(carry_names(remembered, run)).splitlines()
     except BaseException as error:
         stopped = isinstance(error, KeyboardInterrupt)
         run.write_info({**info, "status": "interrupted" if stopped else "failed", **taken()})
@@ -283,6 +294,18 @@ def _reopen(out: str | Path | None, asked: Config) -> tuple[RunDir, Config]:
         train = dataclasses.replace(saved.train, precision="auto")
         saved = dataclasses.replace(saved, device=asked.device, train=train)
     return run, saved
+
+
+def _remember(names_from: str | Path | None, out: str | Path | None) -> Remembered | None:
+    """What an earlier run says of its images, read before the work."""
+    if names_from is None:
+        return None
+    if out is not None and Path(out).resolve() == Path(names_from).resolve():
+        raise ConfigError(
+            f"names from {names_from}, which is also where the new run would go: choose another "
+            "folder with --out"
+        )
+    return Remembered.of(RunDir.open(names_from))
 
 
 def _write_result(run: RunDir, store: ImageStore, result: FitResult, progress: Progress) -> None:

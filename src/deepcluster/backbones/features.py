@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from deepcluster.backbones.preprocessing import Preprocessing, to_device
 from deepcluster.backbones.weights import load_timm, save_timm
+from deepcluster.clustering.corrections import Corrections
 from deepcluster.clustering.graph import Prototypes
 from deepcluster.clustering.pca import PCA, normalise
 
@@ -98,6 +99,7 @@ class FittedModel:
         preprocessing: what lies between pixels and net.
         pca: projection before the clusters, if any.
         prototypes: centres, and the cluster of each.
+        corrections: what a person merged and moved, if anything (:func:`deepcluster.naming.load_model`).
     """
 
     backbone: nn.Module
@@ -107,6 +109,7 @@ class FittedModel:
     preprocessing: Preprocessing
     pca: PCA | None
     prototypes: Prototypes
+    corrections: Corrections | None = None
 
     def embed(
         self,
@@ -140,10 +143,13 @@ class FittedModel:
             embeddings: ``(n, d)`` from :meth:`embed`.
 
         Returns:
-            cluster ``(n,)`` int64; distance to the nearest centres of that cluster ``(n,)``;
-            confidence in [0, 1] ``(n,)``.
+            cluster ``(n,)`` int64, -1 for images like those that a person took out of every
+            cluster; distance to the nearest centres of that cluster ``(n,)``; confidence in [0, 1]
+            ``(n,)``.
         """
-        return self.prototypes.assign(self.reduce(embeddings))
+        reduced = self.reduce(embeddings)
+        assigned = self.prototypes.assign(reduced)
+        return assigned if self.corrections is None else self.corrections.apply(reduced, *assigned)
 
     def save(self, folder: Path) -> None:
         """Write the folder that timm and :meth:`load` read."""
