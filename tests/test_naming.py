@@ -239,8 +239,7 @@ def test_a_fit_takes_names_from_an_earlier_one(
         known = [
             names[str(was[content])]
             for row in rows
-            if row["cluster"] == int(cluster)
-            and (content := content_of(Path(row["path"]))) in was
+            if row["cluster"] == int(cluster) and (content := content_of(Path(row["path"]))) in was
         ]
         assert 2 * known.count(name) > len(known)
     assert second.read_clusters()["names"]

@@ -86,6 +86,7 @@ def fit(
     config: Annotated[str | None, Parameter(group=EVERYDAY)] = None,
     out: Annotated[Path | None, Parameter(group=EVERYDAY)] = None,
     labels: Annotated[str | None, Parameter(group=EVERYDAY)] = None,
+    names_from: Annotated[Path | None, Parameter(group=EVERYDAY)] = None,
     resume: Annotated[bool, Parameter(negative="", group=EVERYDAY)] = False,
     overwrite: Annotated[bool, Parameter(negative="", group=EVERYDAY)] = False,
     dry_run: Annotated[bool, Parameter(negative="", group=EVERYDAY)] = False,
@@ -109,6 +110,9 @@ def fit(
     labels
         For measuring only: "folders" (sub-folders are classes) or a CSV file with columns
         path,label.
+    names_from
+        An earlier run: its names, merges and moves go over to the clusters that hold the same
+        images, wherever these lie now.
     resume
         Go on with the fit in --out.
     overwrite
@@ -132,6 +136,7 @@ def fit(
             settings,
             out=out,
             labels=labels,
+            names_from=names_from,
             resume=resume,
             overwrite=overwrite,
             report=report,
@@ -140,6 +145,8 @@ def fit(
             command=fitting.command_line(),
         )
     _print_run(run, as_json)
+    if not as_json and names_from is not None:
+        _print_text("\n".join(run.read_info()["carried"]))
 
 
 @app.command
@@ -301,30 +308,83 @@ def report(run: Path) -> None:
     run
         A run folder.
     """
-    from deepcluster.report import write_report
-    from deepcluster.show.pictures import write_pictures
-
     opened = RunDir.open(run)
     with _progress(False) as progress:
-        write_pictures(opened)
-        page = write_report(opened, progress=progress.note)
-    Console().print(str(page))
+        page = _write_report(opened, progress)
+    _print_text(str(page))
 
 
 @app.command
-def apply(run: Path, labels: Path) -> None:
-    """Write names, merges and moves from the report's labels.csv into the run.
+def apply(
+    run: Path,
+    labels: Path | None = None,
+    *,
+    from_: Annotated[Path | None, Parameter(name="--from")] = None,
+) -> None:
+    """Write names, merges and moves into the run: the report's labels.csv, or another run's.
 
     Parameters
     ----------
     run
         A run folder.
     labels
-        The labels.csv that the report gave.
+        The labels.csv that the report of this run gave.
+    from_
+        Another run: what a person said of it goes over by the images that both know.
     """
     from deepcluster.report import apply_labels
 
-    Console().print(str(apply_labels(RunDir.open(run), labels)))
+    opened = RunDir.open(run)
+    if (labels is None) == (from_ is None):
+        raise ConfigError("give the labels.csv of the run's report, or another run with --from")
+    if labels is not None:
+        done = str(apply_labels(opened, labels))
+    else:
+        from deepcluster.naming import Remembered, carry_names
+
+        assert from_ is not None
+        done = str(carry_names(Remembered.of(RunDir.open(from_)), opened))
+    _print_text(done)
+    if opened.report.is_dir():
+        with _progress(False) as progress:
+            _print_text(f"report: {_write_report(opened, progress)}")
+
+
+@app.command
+def update(
+    run: Path,
+    *source: str,
+    device: str = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Say where images belong that came after the fit, which fit nowhere, and if a fit is due.
+
+    Parameters
+    ----------
+    run
+        A run folder; the list goes into its updates/.
+    source
+        Images, as for fit. Those that the run or an earlier update knows are passed over.
+    device
+        Where the net runs.
+    """
+    from deepcluster import updating
+
+    opened = RunDir.open(run)
+    with _progress(as_json) as progress:
+        found = updating.update_run(opened, _one_or_many(source), device=device, progress=progress)
+    if as_json:
+        _print_json(found.facts())
+    else:
+        _print_text(str(found))
+
+
+def _write_report(run: RunDir, progress: TerminalProgress) -> Path:
+    from deepcluster.report import write_report
+    from deepcluster.show.pictures import write_pictures
+
+    write_pictures(run)
+    return write_report(run, progress=progress.note)
 
 
 # -- printing ---------------------------------------------------------------------------------
@@ -404,6 +464,13 @@ def _print_run(run: RunDir, as_json: bool) -> None:
             "seed or epochs alone, higher is often better)",
             soft_wrap=True,
         )
+    said = run.read_clusters()
+    if said["names"]:
+        named = ", ".join(f"{number}: {name}" for number, name in said["names"].items())
+        _print_text(f"names: {named}")
+    if said["merged"]:
+        merged = ", ".join(f"{old} into {new}" for old, new in said["merged"].items())
+        _print_text(f"merged: {merged}")
     console.print(f"run folder: {run.path}", soft_wrap=True)
     if run.pictures.is_dir():
         console.print(f"pictures:   {run.pictures}", soft_wrap=True)

@@ -75,6 +75,14 @@ def predict_source(
         progress: told what happens.
     """
     progress = progress or Progress()
+    store = open_source(run, source, labels=labels, progress=progress)
+    return predict_store(run, store, device=device, progress=progress)
+
+
+def open_source(
+    run: RunDir, source: Any, *, labels: str | None = None, progress: Progress
+) -> ImageStore:
+    """Images as the net of a run takes them; what is left out is told."""
     config = run.read_config()
     store = open_images(
         source,
@@ -85,8 +93,15 @@ def predict_source(
     )
     for path, reason in store.skipped:
         progress.note(f"left out: {path}: {reason}")
+    return store
+
+
+def predict_store(
+    run: RunDir, store: ImageStore, *, device: str = "auto", progress: Progress
+) -> Predictions:
+    """Clusters and features of decoded images with the model of a run."""
     model = load_model(run)
-    place, dtype = pick_inference(config, device)
+    place, dtype = pick_inference(run.read_config(), device)
     progress.phase("features", len(store))
     embeddings = model.embed(store, device=place, dtype=dtype, advance=progress.advance)
     labels_, distances, confidence = model.assign(embeddings)

@@ -15,6 +15,7 @@ import shutil
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, cast
 
@@ -43,6 +44,10 @@ ITEMS_SCHEMA = pa.schema(
         ("y", pa.float32()),
     ]
 )
+
+UPDATE_COLUMNS = ["id", "path", "cluster", "name", "fits", "content"]
+"""Of the lists in ``updates/``: `fits` is yes or no, `content` is x and that of contents.npy in hex
+(the x: a spreadsheet would read 12e4567 as a number)."""
 
 SHEET_SIDE = 1024
 """Side of a full sheet of thumbnails in pixels (about; a whole number of tiles)."""
@@ -204,6 +209,10 @@ class RunDir:
         """What tells the images by their content, ``(n,)`` uint64, in the order of the items."""
         return self.path / "contents.npy"
 
+    @property
+    def _updates(self) -> Path:
+        return self.path / "updates"
+
     # -- what happened ------------------------------------------------------------------------
 
     def write_info(self, info: Mapping[str, Any]) -> None:
@@ -316,6 +325,50 @@ class RunDir:
         if not self._clusters.is_file():
             return {"names": {}, "merged": {}}
         return cast(dict[str, Any], json.loads(self._clusters.read_text(encoding="utf-8")))
+
+    # -- images that came later ---------------------------------------------------------------
+
+    def write_update(self, rows: Iterable[Mapping[str, Any]]) -> Path:
+        """Write a list of images that came after the fit into ``updates/``.
+
+        Args:
+            rows: a value for each of UPDATE_COLUMNS.
+
+        Returns:
+            The file, named by the time.
+        """
+        self._updates.mkdir(exist_ok=True)
+        time, number = f"{datetime.now():%Y%m%d-%H%M%S}", 1
+        path = self._updates / f"{time}.csv"
+        while path.exists():
+            number += 1
+            path = path.with_name(f"{time}-{number}.csv")
+        with _replacing(path) as part, part.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, UPDATE_COLUMNS)
+            writer.writeheader()
+            writer.writerows(rows)
+        return path
+
+    def read_updates(self) -> list[tuple[int, bool]]:
+        """What tells each image of the updates by its content, and whether it fits somewhere.
+
+        Raises:
+            RunError: a file there is no such list.
+        """
+        found = []
+        for path in sorted(self._updates.glob("*.csv")):
+            try:
+                with path.open(newline="", encoding="utf-8-sig") as file:
+                    found += [
+                        (int(row["content"].removeprefix("x"), 16), row["fits"] == "yes")
+                        for row in csv.DictReader(file)
+                    ]
+            except (KeyError, ValueError, AttributeError, csv.Error) as error:
+                raise RunError(
+                    f"{path} is no list of `deepcluster update`, or was changed by hand ({error}): "
+                    "move it elsewhere"
+                ) from error
+        return found
 
     # -- small pictures -----------------------------------------------------------------------
 

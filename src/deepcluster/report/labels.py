@@ -181,9 +181,7 @@ def _names_after(old: dict[int, str], rows: list[_Row], path: Path) -> dict[int,
     return {cluster: name for cluster, name in names.items() if name}
 
 
-def _read_rows(
-    path: Path, positions: dict[str, int], limit: int, run: RunDir
-) -> Iterator[_Row]:
+def _read_rows(path: Path, positions: dict[str, int], limit: int, run: RunDir) -> Iterator[_Row]:
     """The rows of the file, each checked; the images that the run lacks are reported together."""
     unknown: list[str] = []
     lines: dict[int, int] = {}
