@@ -127,9 +127,9 @@ def carry_names(old: Remembered, run: RunDir) -> Carried:
     """Take names, merges and moves of another run over, by the images that both know.
 
     A cluster of `run` matches the old one from which most of its known images come, if that is more
-    than half of them, and takes its name. An image that a person put into an old cluster goes to the
-    one that matches it (the largest, of several), and out of every cluster where the person took it
-    out of every one. A cluster that a person made by hand and that nothing matches is made again.
+    than half of them, and takes its name. An image that a person put into an old cluster goes to
+    the one that matches it (the most alike, of several), and into none where the person took it out
+    of every cluster. A cluster that a person made by hand and that nothing matches is made again.
     Clusters that match one that a person merged others into are merged. What a person said in `run`
     itself stays. Doing it twice changes nothing more.
 

@@ -99,7 +99,8 @@ class FittedModel:
         preprocessing: what lies between pixels and net.
         pca: projection before the clusters, if any.
         prototypes: centres, and the cluster of each.
-        corrections: what a person merged and moved, if anything (:func:`deepcluster.naming.load_model`).
+        corrections: what a person merged and moved, if anything; not saved with the model, but
+            found by :func:`deepcluster.naming.load_model`.
     """
 
     backbone: nn.Module

@@ -1,16 +1,17 @@
 """What a person moved, as part of what assigns an image.
 
-The centres of a model know nothing of images that a person put elsewhere. Here these are *examples*:
-an image goes where its nearest example was put, unless one that stayed where the model had it is
-nearer still. So each image of the fit is assigned as the person left it, and a new one like its
-nearest of the fit. Few of those that stayed are needed for that: some of every cluster, and then,
-in rounds, the nearest of those that an example would draw over (fast condensed nearest neighbours,
-Angiulli 2005; the idea is Hart's of 1968). Differences: only images that stayed are condensed, since
-each that was moved is a person's word; and the start is not the classes' means but rows of every
-cluster, so that images far from all that was moved have something of their own kind near.
+The centres of a model know nothing of images that a person put elsewhere. Here these are
+*examples*: an image goes where its nearest example was put, unless one that stayed where the model
+had it is nearer still. So each image of the fit is assigned as the person left it, and a new one
+like its nearest of the fit. Few of those that stayed are needed for that: some of every cluster,
+and then, in rounds, the nearest of those that an example would draw over (fast condensed nearest
+neighbours, Angiulli 2005; the idea is Hart's of 1968). Differences: only images that stayed are
+condensed, since each that was moved is a person's word; and the start is not the classes' means but
+rows of every cluster, so that images far from all that was moved have some of their own kind near.
 
-The examples are found anew from the images' table and the features whenever a model is loaded: there
-is no second file that could disagree with them, and who takes a move back has the model as it was.
+The examples are found anew from the images' table and the features whenever a model is loaded:
+there is no second file that could disagree with them, and who takes a move back has the model as
+it was.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from deepcluster.clustering.neighbours import as_matrix, score_blocks
 STAYED = -2
 """In place of the cluster of an example: the image stayed where the model has it."""
 SPREAD = 1000
-"""Images that stayed to begin with, in all; at least SPREAD_EACH a cluster, where it has so many."""
+"""Images that stayed to begin with, in all; at least SPREAD_EACH of each cluster that has them."""
 SPREAD_EACH = 10
 
 
