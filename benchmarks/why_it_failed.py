@@ -183,7 +183,7 @@ CURES = {
     "C4": Cure("features before the ReLU, of the second full layer", {"deep": True}),
     "C5": Cure(
         "PCA whitened, 256 dimensions",
-        settings={"deepcluster.whiten": True, "deepcluster.clustering.pca": 256},
+        settings={"deepcluster.whiten": True, "deepcluster.pca": 256},
     ),
     "C6": Cure(
         "k-means on all images, another seed each time",

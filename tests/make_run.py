@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.cluster.hierarchy import linkage
 
 from deepcluster.config import Config, override
 from deepcluster.images.content import content_of
-from deepcluster.run import RunDir
+from deepcluster.run import RunDir, Tree
 
 HOSTILE = [
     '<img src=x onerror="document.title=1">.png',
@@ -55,8 +56,9 @@ def write_run(
     metrics: Sequence[dict[str, Any]] | None = None,
     info: dict[str, Any] | None = None,
     tile: int = 16,
+    parts: int = 0,
 ) -> RunDir:
-    """A finished run of these images with these clusters."""
+    """A finished run of these images with these clusters; with `parts` of each, and their tree."""
     n = len(images)
     clusters = np.asarray(clusters, np.int32)
     count = int(clusters.max()) + 1
@@ -125,8 +127,40 @@ def write_run(
             "y": places[:, 1],
         }
     )
+    if parts:
+        run.write_tree(make_tree(embeddings, clusters, parts))
     run.write_thumbnails(images, tile=tile, order=np.lexsort((distance, clusters)))
     return run
+
+
+def make_tree(embeddings: np.ndarray, clusters: np.ndarray, parts: int) -> Tree:
+    """A tree whose cut at the number of clusters is the clusters; each has `parts` parts."""
+    count = int(clusters.max()) + 1
+    part = clusters * parts
+    merges: list[tuple[int, int]] = []
+    for cluster in range(count):
+        members = np.flatnonzero(clusters == cluster)
+        order = members[np.argsort(embeddings[members, 0], kind="stable")]
+        # parts of unequal sizes: half, a quarter, …
+        sizes = np.maximum(1, len(order) // 2 ** np.arange(1, parts + 1))
+        bounds = np.minimum(np.cumsum(sizes), len(order))
+        for i in range(parts):
+            end = len(order) if i == parts - 1 else bounds[i]
+            part[order[(bounds[i - 1] if i else 0) : end]] = cluster * parts + i
+    top = [cluster * parts for cluster in range(count)]
+    for i in range(1, parts):
+        for cluster in range(count):
+            merges.append((top[cluster], cluster * parts + i))
+            top[cluster] = count * parts + len(merges) - 1
+    centres = np.stack([embeddings[clusters == cluster].mean(axis=0) for cluster in range(count)])
+    for a, b, *_ in linkage(centres, "average") if count > 1 else []:
+        merges.append((top[int(a)], top[int(b)]))
+        top.append(count * parts + len(merges) - 1)
+    return Tree(
+        part.astype(np.int64),
+        np.array(merges, np.int64).reshape(-1, 2),
+        np.arange(len(merges), dtype=np.float64),
+    )
 
 
 def training(epochs: int, clusters: int, *, good: bool = True) -> list[dict[str, Any]]:

@@ -97,7 +97,7 @@ def test_flags_beat_file_beats_recipe(source: Path, tmp_path: Path) -> None:
     assert run_app([*command, "--out", str(run)]) == 0
     config = RunDir.open(run).read_config()
     assert config.train.lr == 0.002  # flag
-    assert config.deepcluster.clustering.pca == 7  # file
+    assert config.deepcluster.pca == 7  # file
     assert config.train.weight_decay == 1e-4  # recipe
     assert config.deepcluster.whiten is False
 

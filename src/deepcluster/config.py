@@ -109,8 +109,11 @@ class KMeansSettings:
 class DeepClusterSettings:
     """The method ``deepcluster`` (Caron et al., ECCV 2018)."""
 
+    pseudo_labels: Literal["kmeans", "pic"] = "kmeans"
+    """What makes the pseudo-labels: k-means, or power iteration clustering on the neighbour graph,
+    which finds their number itself."""
     pseudo_clusters: int | Auto = "auto"
-    """Clusters that make the pseudo-labels; auto over-clusters."""
+    """Clusters that make the pseudo-labels; auto over-clusters. Of no effect with pic."""
     recluster_every: int = 1
     """Epochs between two clusterings."""
     reassign: float = 1.0

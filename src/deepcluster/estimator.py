@@ -6,26 +6,45 @@ import copy
 import dataclasses
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from sklearn.base import BaseEstimator, ClusterMixin, TransformerMixin
-from sklearn.utils import check_random_state
+from sklearn.base import (
+    BaseEstimator,
+    ClassNamePrefixFeaturesOutMixin,
+    ClusterMixin,
+    TransformerMixin,
+)
+from sklearn.utils import Tags, check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
 from deepcluster.backbones.nets import CUSTOM
-from deepcluster.config import Config, load_recipe, override
+from deepcluster.config import Config, flatten, load_recipe, override
 from deepcluster.device import pick_inference
-from deepcluster.errors import ConfigError
+from deepcluster.errors import ConfigError, RunError
+from deepcluster.fitting import read_result, write_finished
 from deepcluster.images.store import ImageStore, open_images
-from deepcluster.training.loop import fit
+from deepcluster.progress import Progress
+from deepcluster.report import write_report
+from deepcluster.run import RunDir
+from deepcluster.show.pictures import write_pictures
+from deepcluster.training.loop import FitResult, fit
 from deepcluster.training.plan import choose_scale, resolve, scale_source, schedule_minutes
 
 
-class DeepCluster(ClusterMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
+class DeepCluster(  # type: ignore[misc]
+    ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, BaseEstimator
+):
     """Train a net on unlabelled images and cluster them with it.
+
+    Images may be of any size, so nothing checks that those of ``predict`` have the size of the
+    fit's: they are brought to the size the net sees. While it is in memory a fitted estimator keeps
+    the decoded images for :meth:`report`; a pickle does not.
 
     Args:
         n_clusters: clusters to end with; ``"auto"`` chooses their number from the features.
@@ -39,6 +58,7 @@ class DeepCluster(ClusterMixin, TransformerMixin, BaseEstimator):  # type: ignor
         device: auto, cpu, cuda, mps …
         settings: any other setting, by its dotted name: ``{"train.lr": 0.1}``.
         random_state: seed of everything random; an int gives the same bits again.
+        verbose: show on stderr how far the work is: a bar, and a line for each epoch.
 
     Attributes:
         labels_: ``(n,)`` int64, the cluster of each image.
@@ -47,6 +67,7 @@ class DeepCluster(ClusterMixin, TransformerMixin, BaseEstimator):  # type: ignor
         confidence_: ``(n,)`` float32 in [0, 1].
         history_: a dict an epoch, as in metrics.jsonl.
         n_iter_: epochs done.
+        n_features_in_: values of an image as the net sees it (side × side × channels).
         ids_: a name for each image that was used, in the order of the labels.
         skipped_: (path, reason) of the images that were left out.
         config_: the resolved settings.
@@ -65,6 +86,7 @@ class DeepCluster(ClusterMixin, TransformerMixin, BaseEstimator):  # type: ignor
         device: str = "auto",
         settings: Mapping[str, Any] | None = None,
         random_state: int | np.random.RandomState | None = None,
+        verbose: bool = False,
     ) -> None:
         self.n_clusters = n_clusters
         self.recipe = recipe
@@ -75,6 +97,7 @@ class DeepCluster(ClusterMixin, TransformerMixin, BaseEstimator):  # type: ignor
         self.device = device
         self.settings = settings
         self.random_state = random_state
+        self.verbose = verbose
 
     def fit(self, images: Any, y: Any = None) -> DeepCluster:
         """Train on the images and cluster them.
@@ -107,11 +130,18 @@ class DeepCluster(ClusterMixin, TransformerMixin, BaseEstimator):  # type: ignor
         asked = dataclasses.replace(asked, seed=seed)
         if own_net is not None and asked.minutes != "auto":
             raise ConfigError("minutes cannot be kept with a net of your own: give epochs instead")
+        self._started = datetime.now().astimezone().isoformat()
+        with self._progress() as progress:
+            return self._fit(images, asked, own_net, progress)
+
+    def _fit(
+        self, images: Any, asked: Config, own_net: nn.Module | None, progress: Progress
+    ) -> DeepCluster:
         started = time.perf_counter()
         timed = asked.minutes != "auto"
         if timed and not isinstance(images, ImageStore):
             asked = scale_source(images, asked)
-        store = self._open(images, asked)
+        store = self._open(images, asked, progress)
         facts = {"n": len(store), "size": store.size, "channels": store.channels}
         if timed and isinstance(images, ImageStore):  # decoded already: its size stays
             asked = choose_scale(dataclasses.replace(asked, size=store.size), **facts)
@@ -122,7 +152,13 @@ class DeepCluster(ClusterMixin, TransformerMixin, BaseEstimator):  # type: ignor
             config, _ = schedule_minutes(asked, **facts, store_bytes=0, spent=spent)
         if own_net is not None:
             config = dataclasses.replace(config, backbone=CUSTOM)
-        result = fit(store, config, backbone=own_net)
+        result = fit(store, config, backbone=own_net, progress=progress)
+        self._take(result, store)
+        return self
+
+    def _take(self, result: FitResult, store: ImageStore) -> None:
+        """Set the attributes of a fitted estimator."""
+        self._result, self._store = result, store
         self.config_ = result.config
         self.model_ = result.model
         self.labels_ = result.labels
@@ -132,16 +168,30 @@ class DeepCluster(ClusterMixin, TransformerMixin, BaseEstimator):  # type: ignor
         self.n_iter_ = len(result.history)
         self.ids_ = store.ids
         self.skipped_ = store.skipped
-        sums = np.zeros((result.clusters, self.embeddings_.shape[1]), np.float32)
-        np.add.at(sums, self.labels_, self.embeddings_)
-        sizes = np.bincount(self.labels_, minlength=len(sums))
+        self.n_features_in_ = store.size**2 * result.model.channels
+        inside = self.labels_ >= 0  # a person may have taken images out of every cluster
+        count = max(result.clusters, int(self.labels_.max()) + 1)
+        sums = np.zeros((count, self.embeddings_.shape[1]), np.float32)
+        np.add.at(sums, self.labels_[inside], self.embeddings_[inside])
+        sizes = np.bincount(self.labels_[inside], minlength=count)
         self.cluster_centers_ = sums / np.maximum(sizes, 1)[:, None]
-        return self
 
-    def _open(self, images: Any, config: Config) -> ImageStore:
+    @contextmanager
+    def _progress(self) -> Iterator[Progress]:
+        if not self.verbose:
+            yield Progress()
+            return
+        from deepcluster.show.terminal import TerminalProgress
+
+        with TerminalProgress() as progress:
+            yield progress
+
+    def _open(self, images: Any, config: Config, progress: Progress) -> ImageStore:
         if isinstance(images, ImageStore):
             return images
-        store = open_images(images, data=config.data, size=config.size)
+        store = open_images(
+            images, data=config.data, size=config.size, progress=progress.callback("decoding")
+        )
         if store.skipped:
             path, reason = store.skipped[0]
             warnings.warn(
@@ -154,9 +204,13 @@ class DeepCluster(ClusterMixin, TransformerMixin, BaseEstimator):  # type: ignor
     def transform(self, images: Any) -> np.ndarray:
         """Embeddings of images, ``(n, d)`` float32, rows of length 1."""
         check_is_fitted(self, "model_")
-        store = self._open(images, self.config_)
-        device, dtype = pick_inference(self.config_, self.device)
-        embeddings = self.model_.embed(store, device=device, dtype=dtype)
+        with self._progress() as progress:
+            store = self._open(images, self.config_, progress)
+            device, dtype = pick_inference(self.config_, self.device)
+            progress.phase("features", len(store))
+            embeddings = self.model_.embed(
+                store, device=device, dtype=dtype, advance=progress.advance
+            )
         return embeddings.numpy()
 
     def predict(self, images: Any) -> np.ndarray:
@@ -165,3 +219,109 @@ class DeepCluster(ClusterMixin, TransformerMixin, BaseEstimator):  # type: ignor
 
         embeddings = torch.from_numpy(self.transform(images))
         return self.model_.assign(embeddings)[0].numpy()
+
+    def save(self, folder: str | Path) -> Path:
+        """Write a run folder, without pickle: all that ``deepcluster fit`` leaves but checkpoints.
+
+        The commands take it (``deepcluster predict FOLDER …``), and so does :meth:`load`.
+
+        Args:
+            folder: where to; must be empty or not exist.
+
+        Returns:
+            The folder.
+        """
+        check_is_fitted(self, "model_")
+        run = RunDir.create(folder)
+        parameters = {
+            name: value.item() if isinstance(value, np.generic) else value
+            for name, value in self.get_params(deep=False).items()
+            if not isinstance(value, nn.Module | np.random.RandomState)
+        }
+        if self.settings is not None:
+            parameters["settings"] = dict(self.settings)
+        write_finished(run, self._store, self._result, started=self._started, estimator=parameters)
+        return run.path
+
+    @classmethod
+    def load(cls, folder: str | Path, *, backbone: nn.Module | None = None) -> DeepCluster:
+        """A fitted estimator from what :meth:`save` wrote, or from any finished run.
+
+        What a person moved, merged or made by hand in the run since counts in ``labels_`` and in
+        ``predict``.
+
+        Args:
+            folder: a run folder.
+            backbone: the net, where it was a module of your own: its weights are read into it.
+
+        Raises:
+            RunError: it is no finished run, or its net is a module of your own and not given.
+        """
+        run = RunDir.open(folder)
+        result, store = read_result(run, backbone=backbone)
+        info = run.read_info()
+        parameters = info.get("estimator") or _parameters(result.config)
+        if backbone is not None:
+            parameters["backbone"] = backbone
+        found = cls(**parameters)
+        found._started = info["started"]
+        found._take(result, store)
+        return found
+
+    def report(self, folder: str | Path) -> Path:
+        """Write the report: pages to look at, name and mend the clusters.
+
+        Args:
+            folder: as for :meth:`save`, which is done first unless it was.
+
+        Returns:
+            The first page, ``FOLDER/report/index.html``.
+
+        Raises:
+            RunError: the images are not in memory any more (after pickle or :meth:`load`).
+        """
+        check_is_fitted(self, "model_")
+        run = RunDir(folder)
+        if not ((run.path / "run.json").is_file() and self._is_in(run)):
+            if not len(self._store.pixels):
+                raise RunError(
+                    "an estimator that was pickled or loaded has no images to show: write the "
+                    "report of the folder it was saved in, or fit again"
+                )
+            self.save(folder)
+        write_pictures(run)
+        return write_report(run)
+
+    def _is_in(self, run: RunDir) -> bool:
+        info = run.read_info()
+        return bool(info.get("started") == self._started and info["counts"]["images"])
+
+    @property
+    def _n_features_out(self) -> int:
+        return int(self.embeddings_.shape[1])
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(super().__getstate__())
+        if "_store" in state:  # all but the images
+            store = state["_store"]
+            state["_store"] = dataclasses.replace(store, pixels=store.pixels[:0].copy())
+        return state
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.two_d_array = False
+        tags.input_tags.three_d_array = True
+        return tags
+
+
+def _parameters(config: Config) -> dict[str, Any]:
+    """Parameters of an estimator that would fit as a run of the command line did."""
+    settings = flatten(dataclasses.asdict(config))
+    parameters = {
+        "n_clusters": settings.pop("clusters"),
+        "random_state": settings.pop("seed"),
+        **{name: settings.pop(name) for name in ("backbone", "epochs", "size")},
+    }
+    for name in ("minutes", "device"):  # the epochs say it; the device is this machine's
+        settings.pop(name)
+    return {**parameters, "settings": settings}

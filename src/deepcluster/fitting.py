@@ -20,14 +20,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
+from deepcluster.clustering.neighbours import nearest_rows
 from deepcluster.config import Config, flatten
 from deepcluster.errors import ConfigError, RunError
 from deepcluster.images.store import ImageStore, open_images, scan_images
-from deepcluster.naming import Remembered, carry_names
+from deepcluster.naming import Remembered, carry_names, load_model
 from deepcluster.progress import Progress, epoch_sentence
 from deepcluster.report import write_report
-from deepcluster.run import RunDir
+from deepcluster.run import NEIGHBOURS, Neighbours, RunDir
 from deepcluster.show.pictures import write_pictures
 from deepcluster.show.tensorboard import TensorBoard
 from deepcluster.training.loop import FitResult, fit
@@ -317,6 +319,9 @@ def _write_result(run: RunDir, store: ImageStore, result: FitResult, progress: P
     np.save(run.embeddings, result.embeddings, allow_pickle=False)
     if store.contents is not None:
         np.save(run.contents, store.contents, allow_pickle=False)
+    features = torch.from_numpy(result.embeddings).to(result.config.device)
+    index, distance, recall = nearest_rows(features, NEIGHBOURS)
+    run.write_neighbours(Neighbours(index.cpu().numpy(), distance.cpu().numpy(), recall))
     run.write_items(
         {
             "id": store.ids,
@@ -332,10 +337,99 @@ def _write_result(run: RunDir, store: ImageStore, result: FitResult, progress: P
         }
     )
     result.model.save(run.model)
+    if not len(store.pixels):  # an estimator that was pickled has none
+        return
     tile = min(store.pixels.shape[1], LARGE_TILE if n <= FEW_IMAGES else SMALL_TILE)
     order = np.lexsort((result.distances, result.labels))  # a cluster lies on few sheets
     run.write_thumbnails(store.pixels, tile=tile, order=order)
     progress.advance(n)
+
+
+def write_finished(
+    run: RunDir, store: ImageStore, result: FitResult, *, started: str, estimator: dict[str, Any]
+) -> None:
+    """Write the run folder of a fit that was made in memory.
+
+    Args:
+        run: an empty folder.
+        store: the images; without pixels, no thumbnails are written.
+        result: of the fit.
+        started: when it was begun.
+        estimator: parameters of the estimator, for :meth:`deepcluster.DeepCluster.load`.
+    """
+    run.write_config(result.config)
+    run.write_skipped(store.skipped)
+    for line in result.history:
+        run.append_metrics(line)
+    _write_result(run, store, result, Progress())
+    classes = len(store.label_names) if store.labels is not None else 0
+    run.write_info(
+        {
+            "status": "done",
+            "name": store.name,
+            "command": [],
+            "labels": None,
+            "started": started,
+            "seed": result.config.seed,
+            "minutes": None,
+            "versions": versions(),
+            "hardware": hardware(result.config),
+            "images": store.fingerprint(),
+            "counts": {
+                "images": len(store),
+                "skipped": len(store.skipped),
+                "clusters": result.clusters,
+                "classes": classes,
+            },
+            "notes": left_out(store),
+            "choice": result.choice,
+            "timings": result.timings,
+            "scores": result.scores,
+            "estimator": estimator,
+        }
+    )
+
+
+def read_result(run: RunDir, *, backbone: nn.Module | None = None) -> tuple[FitResult, ImageStore]:
+    """What a finished run holds, with what a person changed; the images without their pixels.
+
+    Args:
+        run: a finished run.
+        backbone: the net, where it was a module of the user's own.
+    """
+    info, items = run.read_info(), run.read_items()
+    columns = {name: items[name].to_pylist() for name in ("id", "path", "label")}
+    config = run.read_config()
+    model = load_model(run, backbone=backbone)
+    names = sorted({label for label in columns["label"] if label is not None})
+    number = {name: i for i, name in enumerate(names)}
+    assert isinstance(config.size, int)
+    store = ImageStore(
+        name=info["name"],
+        pixels=np.empty((0, config.size, config.size, model.channels), np.uint8),
+        size=config.size,
+        ids=columns["id"],
+        paths=columns["path"],
+        labels=np.array([number.get(x, -1) for x in columns["label"]]) if names else None,
+        label_names=names,
+        skipped=run.read_skipped(),
+        contents=run.read_contents() if run.contents.is_file() else None,
+    )
+    result = FitResult(
+        config=config,
+        model=model,
+        embeddings=np.array(run.read_embeddings()),
+        labels=items["cluster"].to_numpy().astype(np.int64),
+        distances=items["distance"].to_numpy(),
+        confidence=items["confidence"].to_numpy(),
+        places=np.stack([items["x"].to_numpy(), items["y"].to_numpy()], axis=1),
+        history=run.read_metrics(),
+        clusters=info["counts"]["clusters"],
+        choice={int(k): score for k, score in (info.get("choice") or {}).items()},
+        scores=info["scores"],
+        timings=info["timings"],
+    )
+    return result, store
 
 
 def _words(source: Any) -> list[str]:

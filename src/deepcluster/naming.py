@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from deepcluster.backbones.features import FittedModel
 from deepcluster.clustering.corrections import find_corrections
@@ -27,13 +28,14 @@ LISTED = 20  # clusters that are told one by one
 BESIDE = 3  # other clusters named beside one
 
 
-def load_model(run: RunDir) -> FittedModel:
+def load_model(run: RunDir, *, backbone: nn.Module | None = None) -> FittedModel:
     """The model of a run with all that a person merged and moved in it.
 
     Args:
         run: a finished run.
+        backbone: the net, where it was a module of the user's own.
     """
-    model = FittedModel.load(run.model)
+    model = FittedModel.load(run.model, backbone=backbone)
     items = run.read_items()
     merged = {int(old): int(new) for old, new in run.read_clusters()["merged"].items()}
     by_person = np.array([by == "person" for by in items["by"].to_pylist()], bool)

@@ -52,6 +52,9 @@ UPDATE_COLUMNS = ["id", "path", "cluster", "name", "fits", "content"]
 SHEET_SIDE = 1024
 """Side of a full sheet of thumbnails in pixels (about; a whole number of tiles)."""
 
+NEIGHBOURS = 12
+"""Nearest images that are kept of each image."""
+
 
 @dataclass(frozen=True)
 class Thumbnails:
@@ -63,6 +66,24 @@ class Thumbnails:
     count: int  # tiles in all
     sheets: list[Path]  # the WebP files, in order
     order: np.ndarray  # (count,) the item (its row in the table) that each tile shows
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """The nearest images of each image, in the order of the items."""
+
+    index: np.ndarray  # (n, k) uint32, nearest first, never the image itself
+    distance: np.ndarray  # (n, k) float32, Euclidean, in feature space
+    recall: float  # share of the true neighbours that were found; 1 where the search was exact
+
+
+@dataclass(frozen=True)
+class Tree:
+    """The finest clusters of a run, and how they merge: any number of clusters is a cut of it."""
+
+    part: np.ndarray  # (n,) int64, the finest cluster of each image, from 0
+    merges: np.ndarray  # (parts - 1, 2) int64; merge i gives node parts + i, as SciPy has it
+    heights: np.ndarray  # (parts - 1,) float64, of each merge, never falling
 
 
 class RunDir:
@@ -213,6 +234,11 @@ class RunDir:
     def _updates(self) -> Path:
         return self.path / "updates"
 
+    @property
+    def neighbours(self) -> Path:
+        """The nearest images of each image; runs of older versions lack it."""
+        return self.path / "neighbours.safetensors"
+
     # -- what happened ------------------------------------------------------------------------
 
     def write_info(self, info: Mapping[str, Any]) -> None:
@@ -303,6 +329,73 @@ class RunDir:
                 "missing): it was fitted by an older deepcluster, or is only in part copied"
             )
         return cast(np.ndarray, np.load(self.contents, allow_pickle=False))
+
+    def write_neighbours(self, neighbours: Neighbours) -> None:
+        """Write the nearest images of each image."""
+        from safetensors.numpy import save_file
+
+        with _replacing(self.neighbours) as part:
+            save_file(
+                {
+                    "index": np.ascontiguousarray(neighbours.index, np.uint32),
+                    "distance": np.ascontiguousarray(neighbours.distance, np.float32),
+                    "recall": np.array([neighbours.recall], np.float32),
+                },
+                part,
+            )
+
+    def read_neighbours(self, count: int) -> Neighbours | None:
+        """The nearest images of each image.
+
+        Args:
+            count: images of the run.
+
+        Returns:
+            None where the run has none, or has them of another number of images.
+        """
+        from safetensors.numpy import load_file
+
+        if not self.neighbours.is_file():
+            return None
+        held = load_file(self.neighbours)
+        if len(held["index"]) != count:
+            return None
+        return Neighbours(held["index"], held["distance"], float(held["recall"][0]))
+
+    @property
+    def tree(self) -> Path:
+        """The tree of clusters; runs of older versions lack it."""
+        return self.path / "tree.safetensors"
+
+    def write_tree(self, tree: Tree) -> None:
+        """Write the tree of clusters."""
+        from safetensors.numpy import save_file
+
+        with _replacing(self.tree) as part:
+            save_file(
+                {
+                    "part": np.ascontiguousarray(tree.part, np.int64),
+                    "merges": np.ascontiguousarray(tree.merges, np.int64),
+                    "heights": np.ascontiguousarray(tree.heights, np.float64),
+                },
+                part,
+            )
+
+    def read_tree(self, count: int) -> Tree | None:
+        """The tree of clusters.
+
+        Args:
+            count: images of the run.
+
+        Returns:
+            None where the run has none, or has one of another number of images.
+        """
+        from safetensors.numpy import load_file
+
+        if not self.tree.is_file():
+            return None
+        held = load_file(self.tree)
+        return Tree(**held) if len(held["part"]) == count else None
 
     def fingerprint(self) -> str:
         """Tells this fit from any other, wherever its folder lies."""

@@ -40,7 +40,7 @@ OPTIONS = [
     "--disable-sync",
     "--no-first-run",
 ]
-ROUTES = ["", "clusters", "cluster/0", "map", "unusual", "unusual/pairs"]
+ROUTES = ["", "clusters", "cluster/0", "map", "unusual", "unusual/pairs", "curves"]
 
 Open = Callable[..., Any]
 
@@ -153,7 +153,9 @@ def test_first_screen_says_what_how_many_and_how_good(made: RunDir, visit: Open)
     assert sum(shown) == 100
     box = page.locator(".cover").first.bounding_box()
     assert box["y"] + box["height"] < 800
-    playwright.expect(page.locator("svg.chart")).to_have_count(6)  # five curves and the sizes
+    playwright.expect(page.locator("svg.chart")).to_have_count(1)  # the sizes
+    page.click("text=How the training went")
+    playwright.expect(page.locator("svg.chart")).to_have_count(5)
 
 
 def test_scores_stand_beside_those_of_the_pixels(tmp_path: Path, visit: Open) -> None:
@@ -238,7 +240,7 @@ def test_curves_of_figures_that_not_every_epoch_has(tmp_path: Path, visit: Open)
         metrics[e] |= {"changed": value, "nmi": 0.5 if e == 2 else None}
     run = make_run(tmp_path / "run", n=40, metrics=metrics)
     write_report(run)
-    page = visit(run)
+    page = visit(run, "curves")
     titles = page.locator("figure h3").all_inner_texts()
     assert titles == ["Loss", "Movement"]  # a single value makes no curve
     assert page.inner_text("figure:nth-of-type(2) .readings b") == "13 %"

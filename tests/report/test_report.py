@@ -17,12 +17,14 @@ import numpy as np
 import pytest
 from make_run import HOSTILE, make_run, training, write_run
 from PIL import Image
+from scipy.cluster.hierarchy import fcluster, linkage
 from sklearn.neighbors import NearestNeighbors
 
 from deepcluster.errors import RunError
-from deepcluster.report import apply_labels, layout, neighbours, write_report
+from deepcluster.report import apply_labels, levels, unusual, write_report
+from deepcluster.report.levels import describe_levels
 from deepcluster.report.verdict import judge
-from deepcluster.run import RunDir
+from deepcluster.run import Neighbours, RunDir, Tree
 
 
 def data_of(run: RunDir, name: str) -> dict[str, Any]:
@@ -90,7 +92,7 @@ def test_items_say_what_the_table_says(written: RunDir) -> None:
     assert [items["classes"][c] for c in items["label"]] == table["label"].to_pylist()
     np.testing.assert_array_equal(items["cluster"], table["cluster"].to_numpy())
     np.testing.assert_array_equal(items["confidence"], table["confidence"].to_numpy())
-    assert items["places"].reshape(-1, 2).max() == 65535
+    assert items["places"].reshape(-1, 2).max() == 65534
 
 
 def test_each_tile_is_the_picture_of_its_item(tmp_path: Path) -> None:
@@ -176,77 +178,122 @@ def test_text_can_be_read_on_every_ground() -> None:
             assert contrast >= 4.5, (ink, ground, contrast)
 
 
-# -- neighbours, map, verdict --------------------------------------------------------------------
+# -- neighbours, map, tree -----------------------------------------------------------------------
 
 
-def test_neighbours_are_those_of_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
-    points = np.random.default_rng(0).normal(size=(700, 12)).astype(np.float32)
-    distance, index = NearestNeighbors(n_neighbors=6).fit(points).kneighbors()
-    found = neighbours.find_neighbours(points, 6)
-    np.testing.assert_array_equal(found.index, index)
-    np.testing.assert_allclose(found.distance, distance, rtol=1e-5)
-    assert found.recall == found.kept_variance == 1
-    monkeypatch.setattr(neighbours, "EXACT_UP_TO", 100)
-    monkeypatch.setattr(neighbours, "PROBES", 100)  # all cells: exact again
-    np.testing.assert_array_equal(neighbours.find_neighbours(points, 6).index, index)
-    monkeypatch.setattr(neighbours, "PROBES", 4)
-    some = neighbours.find_neighbours(points, 6)
-    true = np.mean([len(set(a) & set(b)) / 6 for a, b in zip(some.index, index, strict=True)])
-    assert 0.3 < true < 1 and abs(some.recall - true) < 0.05
+def test_an_older_run_gets_its_neighbours_once_and_they_are_those_of_scikit_learn(
+    tmp_path: Path,
+) -> None:
+    run = make_run(tmp_path / "run", n=300, dimensions=12)
+    assert not run.neighbours.exists()
+    write_report(run)
+    distance, index = NearestNeighbors(n_neighbors=12).fit(run.read_embeddings()).kneighbors()
+    known = run.read_neighbours(300)
+    assert known is not None and known.recall == 1
+    np.testing.assert_array_equal(known.index, index)
+    np.testing.assert_allclose(known.distance, distance, rtol=1e-5)
+    written = run.neighbours.stat().st_mtime_ns
+    write_report(run)
+    assert run.neighbours.stat().st_mtime_ns == written
+    np.testing.assert_array_equal(data_of(run, "neighbours")["index"].reshape(300, 12), index)
 
 
-def test_wide_features_are_searched_in_their_principal_components() -> None:
-    rng = np.random.default_rng(0)
-    points = (rng.normal(size=(400, 20)) @ rng.normal(size=(20, 300))).astype(np.float32)
-    index = NearestNeighbors(n_neighbors=5).fit(points).kneighbors(return_distance=False)
-    found = neighbours.find_neighbours(points, 5)
-    assert found.kept_variance == pytest.approx(1)  # the data have 20 directions
-    np.testing.assert_array_equal(found.index, index)
+def test_the_report_reads_the_neighbours_that_the_fit_wrote(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", n=30)
+    index = (np.arange(30)[:, None] + np.arange(1, 4)) % 30
+    run.write_neighbours(Neighbours(index, np.ones((30, 3)), 0.97))
+    write_report(run)
+    np.testing.assert_array_equal(data_of(run, "neighbours")["index"].reshape(30, 3), index)
+    said = data_of(run, "summary")["neighbours"]
+    assert said["k"] == 3 and said["recall"] == pytest.approx(0.97)
 
 
-def test_equal_images_are_pairs_and_never_their_own_neighbours() -> None:
+def test_neighbours_of_fewer_images_are_not_those_of_the_run(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", n=30)
+    run.write_neighbours(Neighbours(np.zeros((20, 3)), np.ones((20, 3)), 1.0))
+    write_report(run)
+    assert data_of(run, "neighbours")["index"].size == 30 * 12
+
+
+def test_equal_images_are_pairs_and_never_their_own_neighbours(tmp_path: Path) -> None:
     points = np.random.default_rng(0).normal(size=(300, 8)).astype(np.float32)
     points[10:30] = points[10]  # more copies than neighbours
     points[50] = points[51] + 1e-4
     points[7] += 50
-    found = neighbours.find_neighbours(points)
+    found = unusual.read_neighbours(RunDir.create(tmp_path / "run"), points)
     assert not (found.index == np.arange(300)[:, None]).any()
-    pairs = neighbours.find_duplicates(found)
+    pairs = unusual.find_duplicates(found)
     named = {tuple(pair) for pair in pairs.pairs.tolist()}
     assert (50, 51) in named and len(named) > 100
     assert all(a == 50 or (10 <= a < 30 and 10 <= b < 30) for a, b in named)
     assert (np.diff(pairs.distance) >= 0).all() and len(named) == pairs.total
-    assert neighbours.find_outliers(found)[0] == 7
+    assert unusual.find_outliers(found)[0] == 7
 
 
-def test_map_keeps_given_places_and_puts_others_beside_what_is_like_them() -> None:
+def test_images_without_a_place_are_not_on_the_map(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    clusters = np.repeat([0, 1, 2], 100)
-    points = (np.eye(3, 6)[clusters] * 20 + rng.normal(size=(300, 6))).astype(np.float32)
-    islands = np.array([[0, 0], [100, 0], [0, 100]], np.float32)
-    given = islands[clusters] + rng.normal(size=(300, 2)).astype(np.float32)
-    hidden = rng.random(300) < 0.6
-    known = np.where(hidden[:, None], np.nan, given)
-    found = layout.lay_out(points, clusters, known)
-    assert found.laid_out == (~hidden).sum()
-    np.testing.assert_array_equal(found.places[~hidden], given.astype(np.float32)[~hidden])
-    assert np.linalg.norm(found.places - islands[clusters], axis=1).max() < 10
+    places = rng.normal(size=(60, 2))
+    places[::3] = np.nan
+    run = make_run(tmp_path / "run", n=60, places=places)
+    write_report(run)
+    assert data_of(run, "summary")["map"] == {"shown": 40}
+    packed = data_of(run, "items")["places"].reshape(60, 2)
+    assert (packed[::3] == 65535).all()
+    shown = np.isfinite(places[:, 0])
+    assert packed[shown].max() == 65534
+    span = np.ptp(places[shown], axis=0).max()
+    np.testing.assert_allclose(
+        np.diff(packed[shown].astype(float), axis=0) / 65534,
+        np.diff(places[shown], axis=0) / span,
+        atol=1e-4,
+    )
 
 
-def test_map_is_laid_out_where_the_run_has_none() -> None:
-    rng = np.random.default_rng(0)
-    clusters = np.repeat([0, 1], 40)
-    points = (clusters[:, None] * 30 + rng.normal(size=(80, 5))).astype(np.float32)
-    found = layout.lay_out(points, clusters, np.full((80, 2), np.nan, np.float32))
-    means = [found.places[clusters == c].mean(axis=0) for c in (0, 1)]
-    spread = max(found.places[clusters == c].std() for c in (0, 1))
-    assert np.linalg.norm(means[0] - means[1]) > 1.5 * spread
+def ward(n: int, parts: int, seed: int = 0) -> tuple[np.ndarray, Tree]:
+    """Points, and SciPy's tree of their `parts` finest clusters."""
+    points = np.random.default_rng(seed).normal(size=(n, 3))
+    whole = linkage(points, "ward")
+    part = fcluster(whole, parts, "maxclust") - 1
+    means = np.stack([points[part == p].mean(axis=0) for p in range(parts)])
+    merges = linkage(means, "average")
+    return points, Tree(part, merges[:, :2].astype(np.int64), merges[:, 2])
 
 
-def test_sample_takes_its_share_of_each_cluster() -> None:
-    clusters = np.repeat([0, 1, 2], [9000, 990, 10])
-    chosen = layout._sample(clusters, 1000)
-    np.testing.assert_array_equal(np.bincount(clusters[chosen]), [900, 99, 1])
+def test_numbers_of_the_tree_are_the_runs_at_its_own_level() -> None:
+    _, tree = ward(200, 20)
+    merges = np.column_stack([tree.merges, tree.heights, np.ones(19)])
+    flat = fcluster(merges, 6, "maxclust") - 1
+    clusters = np.array([40, 3, 2, 11, 0, 7])[flat[tree.part]]
+    found = describe_levels(tree, clusters, np.zeros(200, bool))
+    assert found["exact"] and found["own"] == 6 and found["all"] == list(range(2, 21))
+    numbers = np.array(found["numbers"])
+    for k in found["all"]:
+        alive = levels._cut(tree, k)
+        assert len(alive) == len(set(numbers[alive].tolist())) == k
+        if k <= 6:
+            assert set(numbers[alive].tolist()) <= {40, 3, 2, 11, 0, 7}
+        else:
+            assert set(numbers[alive].tolist()) > {40, 3, 2, 11, 0, 7}
+    sizes = np.bincount(tree.part, minlength=20).tolist()
+    for i, (a, b) in enumerate(tree.merges):
+        sizes.append(sizes[a] + sizes[b])
+        assert numbers[20 + i] == numbers[a if sizes[a] >= sizes[b] else b]
+
+
+def test_a_cut_that_is_not_the_trees_is_no_level_of_it() -> None:
+    _, tree = ward(200, 20)
+    clusters = np.arange(200) % 5
+    found = describe_levels(tree, clusters, np.zeros(200, bool))
+    assert not found["exact"] and found["own"] == 5
+    person = np.arange(200) < 190  # images that a person moved say nothing of the fit's cut
+    merges = np.column_stack([tree.merges, tree.heights, np.ones(19)])
+    clusters[190:] = (fcluster(merges, 4, "maxclust") - 1)[tree.part[190:]]
+    assert describe_levels(tree, clusters, person)["exact"]
+    many = describe_levels(tree, np.arange(200), np.zeros(200, bool))  # more than there are parts
+    assert many["all"][-1] == 200 and not many["exact"]
+
+
+# -- verdict -------------------------------------------------------------------------------------
 
 
 GOOD = training(12, 5)[-1]

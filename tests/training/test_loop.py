@@ -174,3 +174,18 @@ def test_impossible_numbers_of_clusters(clusters: int, tiny: Config) -> None:
 
     with pytest.raises(ConfigError, match="from 1 to 10"):
         resolve(override(tiny, {"clusters": clusters}), n=10, size=16, channels=1)
+
+
+def test_pseudo_labels_by_power_iteration_resume_as_well(
+    tiny: Config, shapes: ImageStore, tmp_path: Path
+) -> None:
+    values = {"method": "deepcluster", "deepcluster.pseudo_labels": "pic", "epochs": 3}
+    config = resolved(override(tiny, values), shapes)
+    whole = fit(shapes, config)
+    found = [line["clusters"] for line in whole.history]
+    assert all(1 <= k < len(shapes) for k in found) and max(found) > 1, found
+    assert [line["ln_k"] for line in whole.history] == pytest.approx(np.log(found))
+    run = RunDir(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        fit(shapes, config, run=run, progress=StopAfter(2, in_the_middle=False))
+    assert bits(fit(shapes, config, run=run, resume=True)) == bits(whole)

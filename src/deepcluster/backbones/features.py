@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from deepcluster.backbones.preprocessing import Preprocessing, to_device
-from deepcluster.backbones.weights import load_timm, save_timm
+from deepcluster.backbones.weights import load_timm, load_weights, save_timm
 from deepcluster.clustering.corrections import Corrections
 from deepcluster.clustering.graph import Prototypes
 from deepcluster.clustering.pca import PCA, normalise
@@ -187,9 +187,14 @@ class FittedModel:
             path.chmod(0o644)  # the library makes them unreadable for others
 
     @classmethod
-    def load(cls, folder: Path) -> FittedModel:
-        """Read what :meth:`save` wrote."""
-        backbone = load_timm(folder)
+    def load(cls, folder: Path, *, backbone: nn.Module | None = None) -> FittedModel:
+        """Read what :meth:`save` wrote.
+
+        Args:
+            folder: the folder.
+            backbone: the net, where it was a module of the user's own: gets the weights.
+        """
+        net = load_timm(folder) if backbone is None else load_weights(backbone, folder)
         facts = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         pretrained = facts["pretrained_cfg"]
         channels, size, _ = pretrained["input_size"]
@@ -200,7 +205,7 @@ class FittedModel:
             else None
         )
         return cls(
-            backbone=backbone,
+            backbone=net,
             name=facts["architecture"],
             channels=channels,
             sobel=bool(facts.get("model_args", {}).get("sobel", False)),

@@ -2,7 +2,7 @@
 
 from deepcluster.clustering.choose import choose_clusters
 from deepcluster.clustering.graph import Prototypes, cluster_graph
-from deepcluster.clustering.kmeans import KMeans, kmeans
+from deepcluster.clustering.kmeans import KMeans
 from deepcluster.clustering.pca import PCA, fit_pca
 
 __all__ = [
@@ -12,5 +12,4 @@ __all__ = [
     "choose_clusters",
     "cluster_graph",
     "fit_pca",
-    "kmeans",
 ]

@@ -17,10 +17,8 @@ Labels are for measuring only; nothing that learns reads them.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
-import io
 import itertools
 import json
 import math
@@ -28,35 +26,21 @@ import os
 import re
 import shutil
 import statistics
-import tempfile
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from deepcluster.config import DataSettings
-from deepcluster.errors import NoImagesError, SourceError, UnusableError
-from deepcluster.images.content import content_of
-from deepcluster.images.sources import (
-    MAX_PIXELS,
-    NAMED,
-    NOT_READ,
-    Labels,
-    Raw,
-    Source,
-    cache_folder,
-    reason,
-    resolve,
-    spread,
-    unfit,
-)
+from deepcluster.errors import NoImagesError, SourceError
+from deepcluster.images.decode import Pixels, quiet_pillow, short_side, square, squares
+from deepcluster.images.listing import Labels, Listing, Raw, spread
+from deepcluster.images.sinks import FileSink, MemorySink
+from deepcluster.images.sources import NAMED, cache_folder, list_source
 
 __all__ = [
     "NAMED",
@@ -72,8 +56,6 @@ __all__ = [
 CHUNK = 256  # images decoded between two looks at the clock: bounds memory and the progress step
 PIECE = 16  # images a thread takes at a time
 FEW = 8  # images that are decoded to judge whether there is colour
-
-Pixels = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -200,13 +182,13 @@ def scan_images(
         SourceError: the source or its labels cannot be opened.
         NoImagesError: there is no image in it.
     """
-    found = resolve(source, labels)
+    found = list_source(source, labels)
     scan = _scan(found, data, size)
     if data.channels == "rgb":
         return scan
-    with _quiet_pillow():
-        few = [_square(raw, 16, data.channels) for raw in itertools.islice(found.sample(), FEW)]
-    colour = any(square.shape[2] == 3 for square in few if not isinstance(square, str))
+    with quiet_pillow():
+        few = [square(raw, 16, data.channels) for raw in itertools.islice(found.sample(), FEW)]
+    colour = any(one.shape[2] == 3 for one in few if not isinstance(one, str))
     return dataclasses.replace(scan, channels=3 if colour else 1)
 
 
@@ -253,12 +235,12 @@ def open_images(
         SourceError: the source or its labels cannot be opened.
         NoImagesError: there is no usable image in it.
     """
-    found = resolve(source, labels)
+    found = list_source(source, labels)
     scan = _scan(found, data, size)
     side = round(scan.size * data.margin)
-    sink: _MemorySink | _FileSink
+    sink: MemorySink | FileSink
     if scan.in_memory:
-        sink = _MemorySink(scan.count, side)
+        sink = MemorySink(scan.count, side)
     else:
         folder = Path(cache_dir) if cache_dir is not None else cache_folder() / "pixels"
         folder.mkdir(parents=True, exist_ok=True)
@@ -269,7 +251,7 @@ def open_images(
                 f"{_bytes(free)} are free: free some, choose a smaller size, or set "
                 "DEEPCLUSTER_CACHE to a folder on a larger disk"
             )
-        sink = _FileSink(folder, side)
+        sink = FileSink(folder, side)
     if data.channels == "rgb":
         sink.widen()
 
@@ -278,26 +260,26 @@ def open_images(
     skipped = list(found.skipped)
     start = 0
     workers = (os.cpu_count() or 1) if data.workers == "auto" else max(1, data.workers)
-    with _quiet_pillow(), ThreadPoolExecutor(workers) as pool:
+    with quiet_pillow(), ThreadPoolExecutor(workers) as pool:
         for chunk in _chunks(found.read(), CHUNK):
             # one channel until the first colour: then nothing needs to look for it any more
             channels = "rgb" if sink.channels == 3 else data.channels
             pieces = [chunk[i : i + PIECE] for i in range(0, len(chunk), PIECE)]
-            squares: list[Pixels] = []
-            for i, (square, content) in enumerate(
+            good: list[Pixels] = []
+            for i, (made, content) in enumerate(
                 result
-                for piece in pool.map(lambda p, c=channels: _squares(p, side, c), pieces)
+                for piece in pool.map(lambda p, c=channels: squares(p, side, c), pieces)
                 for result in piece
             ):
-                if isinstance(square, str):
-                    skipped.append((found.paths[start + i] or found.ids[start + i], square))
+                if isinstance(made, str):
+                    skipped.append((found.paths[start + i] or found.ids[start + i], made))
                 else:
                     kept.append(start + i)
-                    squares.append(square)
+                    good.append(made)
                     contents.append(content)
-            if any(square.shape[2] > sink.channels for square in squares):
+            if any(one.shape[2] > sink.channels for one in good):
                 sink.widen()
-            sink.append(squares)
+            sink.append(good)
             start += len(chunk)
             if progress is not None:
                 progress(start, scan.count)
@@ -321,72 +303,12 @@ def open_images(
     )
 
 
-# -- where decoded images go ------------------------------------------------------------------
-
-
-class _MemorySink:
-    """Squares in one array; the system hands out its memory page by page as it fills."""
-
-    def __init__(self, count: int, side: int) -> None:
-        self._pixels = np.empty((count, side, side, 1), np.uint8)
-        self._done = 0
-
-    @property
-    def channels(self) -> int:
-        return self._pixels.shape[3]
-
-    def append(self, squares: list[Pixels]) -> None:
-        for square in squares:
-            self._pixels[self._done] = square  # a grey square fills three channels alike
-            self._done += 1
-
-    def widen(self) -> None:
-        grey = self._pixels
-        self._pixels = np.empty((*grey.shape[:3], 3), np.uint8)
-        self._pixels[: self._done] = grey[: self._done]
-
-    def finish(self) -> Pixels:
-        return self._pixels[: self._done]
-
-
-class _FileSink:
-    """Squares in a file without a name, which is gone when the last map of it is."""
-
-    def __init__(self, folder: Path, side: int) -> None:
-        self._folder, self._side, self._done = folder, side, 0
-        self.channels = 1
-        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (closed in finish)
-
-    def append(self, squares: list[Pixels]) -> None:
-        shape = (self._side, self._side, self.channels)
-        for square in squares:
-            self._file.write(np.ascontiguousarray(np.broadcast_to(square, shape)).data)
-            self._done += 1
-
-    def widen(self) -> None:
-        grey, done = self._file, self._done
-        self._file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115 (closed in finish)
-        self._done, self.channels = 0, 3
-        with grey:
-            grey.seek(0)
-            for _ in range(done):
-                square = np.frombuffer(grey.read(self._side * self._side), np.uint8)
-                self.append([square.reshape(self._side, self._side, 1)])
-
-    def finish(self) -> Pixels:
-        with self._file:
-            self._file.flush()
-            # copy on write: as writable as an array in memory, and the file stays as it is
-            shape = (self._done, self._side, self._side, self.channels)
-            return np.memmap(self._file, np.uint8, "c", shape=shape)
-
-
-def _scan(found: Source, data: DataSettings, size: int | Literal["auto"]) -> Scan:
+def _scan(found: Listing, data: DataSettings, size: int | Literal["auto"]) -> Scan:
     if size == "auto":
-        with _quiet_pillow():
-            sides = [side for raw in found.sample() if (side := _short_side(raw))]
+        with quiet_pillow():
+            sides = [side for raw in found.sample() if (side := short_side(raw))]
             if not sides:  # only bad ones in the sample: take the first that is good, if any
-                sides = [next((s for raw in found.read() if (s := _short_side(raw))), 1)]
+                sides = [next((s for raw in found.read() if (s := short_side(raw))), 1)]
         size = auto_size(round(statistics.median(sides)))
     if size < 1 or round(size * data.margin) < 1:
         raise SourceError(f"size {size} with margin {data.margin} leaves no pixel to train on")
@@ -418,184 +340,6 @@ def _free_memory() -> float:
         except (OSError, ValueError):  # no such file; "max": no limit
             continue
     return free if free < math.inf else 4e9
-
-
-# -- one image --------------------------------------------------------------------------------
-
-
-class _quiet_pillow(warnings.catch_warnings):
-    """Pillow's warnings off: what they warn of is checked here, for each file.
-
-    Bombs are skipped by :data:`MAX_PIXELS`; a broken EXIF block or odd palette is of no harm.
-    """
-
-    def __enter__(self) -> None:
-        super().__enter__()
-        warnings.filterwarnings("ignore", module=r"PIL\.")
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-
-
-def _squares(raws: Sequence[Raw], side: int, channels: str) -> list[tuple[Pixels | str, int]]:
-    """A square ``(side, side, 1 or 3)`` for each image, or why there is none; and its content."""
-    return [_square_and_content(raw, side, channels) for raw in raws]
-
-
-def _square_and_content(raw: Raw, side: int, channels: str) -> tuple[Pixels | str, int]:
-    square = _square(raw, side, channels)
-    if isinstance(square, str) or isinstance(raw, Exception):
-        return square, 0
-    try:
-        return square, content_of(raw)
-    except OSError as error:  # gone since it was decoded
-        return reason(error), 0
-
-
-def _square(raw: Raw, side: int, channels: str) -> Pixels | str:
-    try:
-        image = _image(raw, side)
-        if channels == "grey" and image.mode in ("RGB", "RGBA"):
-            image = image.convert("L" if image.mode == "RGB" else "LA")
-        short = min(image.size)
-        if image.size != (side, side):
-            left, top = (image.width - short) // 2, (image.height - short) // 2
-            box = (left, top, left + short, top + short)
-            image = image.resize((side, side), Image.Resampling.BICUBIC, box)
-        if image.mode in ("LA", "RGBA"):
-            white = Image.new("RGBA", image.size, "white")
-            image = Image.alpha_composite(white, image.convert("RGBA"))
-            image = image.convert("L" if channels == "grey" else "RGB")
-        pixels = np.asarray(image)
-    except Exception as error:  # a broken file can make Pillow raise almost anything
-        return reason(error)
-    if pixels.ndim == 2:
-        return pixels[..., None]
-    if channels == "auto" and (pixels == pixels[..., :1]).all():
-        return pixels[..., :1]
-    return pixels
-
-
-def _image(raw: Raw, side: int) -> Image.Image:
-    """The image, upright, in mode L, LA, RGB or RGBA."""
-    match raw:
-        case Exception():
-            raise raw
-        case np.ndarray():
-            return _from_array(raw)
-        case Image.Image():
-            return _plain(raw)
-        case _:
-            with _opened(raw) as image:
-                # a JPEG decoder can halve an image on the way; twice the side keeps it faithful
-                image.draft(None, (2 * side, 2 * side))
-                image.load()
-                return _plain(image)
-
-
-@contextlib.contextmanager
-def _opened(raw: Path | bytes) -> Iterator[Image.Image]:
-    """The image with its header read, its pixels not yet."""
-    if isinstance(raw, Path) and raw.exists() and not raw.is_file():
-        raise UnusableError("not a regular file")  # a pipe would be waited for
-    if (raw.stat().st_size if isinstance(raw, Path) else len(raw)) == 0:
-        raise UnusableError("empty")
-    file = raw if isinstance(raw, Path) else io.BytesIO(raw)
-    with Image.open(file, formats=_formats()) as image:
-        if image.width * image.height > MAX_PIXELS:
-            raise UnusableError(
-                f"too large: {image.width:,} × {image.height:,} is more than {MAX_PIXELS:,} pixels"
-            )
-        yield image
-
-
-@cache
-def _formats() -> list[str]:
-    Image.init()
-    first = ["JPEG", "PNG"]  # asked in this order, for each image
-    return first + sorted(set(Image.OPEN) - NOT_READ - set(first))
-
-
-# Operations that turn an image upright, by its EXIF orientation.
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-
-
-def _plain(image: Image.Image) -> Image.Image:
-    """An upright copy in mode L, LA, RGB or RGBA."""
-    try:
-        turn = _TURNS.get(image.getexif().get(0x0112, 1))
-    except Exception:  # a broken EXIF block says nothing
-        turn = None
-    if image.mode.startswith(("I", "F")):
-        image = Image.fromarray(_eight_bits(image))
-    elif "transparency" in image.info or image.mode in ("PA", "RGBa"):
-        image = image.convert("RGBA")
-    elif image.mode == "1":
-        image = image.convert("L")
-    elif image.mode not in ("L", "LA", "RGB", "RGBA"):
-        image = image.convert("RGB")
-    return image.transpose(turn) if turn is not None else image
-
-
-def _eight_bits(image: Image.Image) -> Pixels:
-    """Grey values of a 16-bit, 32-bit or float image, ``(h, w)``, scaled to 0..255.
-
-    I;16 is scaled by its full range. I and F do not say what their range is: values within 0..1
-    (F), 0..255 or 0..65535 are taken for such, others are stretched from their own range.
-    """
-    values = np.nan_to_num(np.asarray(image).astype(np.float64))
-    low, high = float(values.min()), float(values.max())
-    top = 65535.0
-    if image.mode in ("I", "F"):
-        tops = (1.0, 255.0, 65535.0) if image.mode == "F" else (255.0, 65535.0)
-        top = next((t for t in tops if low >= 0 and high <= t), high - low)
-        if low < 0 or high > 65535:
-            values = values - low
-    return np.asarray(np.rint(values * (255 / top)), np.uint8)
-
-
-def _from_array(array: npt.NDArray[Any]) -> Image.Image:
-    """An image from an array ``(h, w)`` or ``(h, w, 1, 3 or 4)``."""
-    if array.size == 0:
-        raise UnusableError(f"an array of shape {array.shape} has no pixel")
-    problem = unfit(array)
-    if problem:
-        raise UnusableError(problem)
-    match array.dtype.kind:
-        case "f":
-            array = np.rint(np.clip(array, 0, 1) * 255)
-        case "b":
-            array = array.astype(np.uint8) * 255
-        case "u" if array.dtype.itemsize == 2:
-            array = np.rint(array / 257)
-        case _:
-            pass
-    if array.ndim == 3 and array.shape[2] == 1:
-        array = array[..., 0]
-    return Image.fromarray(np.ascontiguousarray(array, np.uint8))
-
-
-def _short_side(raw: Raw) -> int | None:
-    """The shorter side in pixels; None if the image cannot be opened."""
-    try:
-        match raw:
-            case Exception():
-                return None
-            case np.ndarray():
-                return int(min(raw.shape[:2]))
-            case Image.Image():
-                return min(raw.size)
-            case _:
-                with _opened(raw) as image:
-                    return min(image.size)
-    except Exception:  # it will be skipped, with the reason, when it is decoded
-        return None
 
 
 # -- small things -----------------------------------------------------------------------------

@@ -12,7 +12,9 @@ Where this differs from the authors' code, and why:
 - The alternative the paper calls equivalent, weighting the loss by the inverse size of the cluster,
   uses sizes over all images and divides by the sum of the weights, so the loss before the first
   step is ln k. Two public ports divide by the batch size and train with a loss of 1/k of that.
-- Empty clusters are filled by the k-means engine, so the head keeps its size.
+- Empty clusters are filled by the k-means engine, so the head keeps its size. With power iteration
+  clustering (``pseudo_labels = "pic"``; paper, section 4.4) the head has as many outputs as groups
+  were found, anew at each clustering.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from torch import Tensor, nn
 
 from deepcluster.clustering.kmeans import kmeans
 from deepcluster.clustering.pca import fit_pca, normalise
+from deepcluster.clustering.pic import power_iteration_clusters
 from deepcluster.config import Config
 from deepcluster.methods import Snapshot
 
@@ -53,6 +56,14 @@ class DeepCluster(nn.Module):
         self.class_weights: Tensor
         self.register_buffer("labels", torch.zeros(n, dtype=torch.int64))
         self.register_buffer("class_weights", torch.ones(self.k))
+        self.register_load_state_dict_pre_hook(_fit_head)  # type: ignore[no-untyped-call]
+
+    def _resize(self, k: int) -> None:
+        """Give the head `k` outputs, in parameters that are yet to be drawn."""
+        self.k = k
+        weight = self.head.weight.data
+        self.head = nn.Linear(weight.shape[1], k, device="meta").to_empty(device=weight.device)
+        self.class_weights = self.class_weights.new_ones(k)
 
     def _draw_head(self, generator: torch.Generator | None = None) -> None:
         weight = torch.empty(self.head.weight.shape).normal_(0, HEAD_STD, generator=generator)
@@ -76,8 +87,26 @@ class DeepCluster(nn.Module):
             kept = min(settings.pca, *features.shape)  # few images or a narrow net have no more
             features = fit_pca(features, kept, whiten=settings.whiten).apply(features)
         features = normalise(features)
+        if settings.pseudo_labels == "pic":
+            groups = power_iteration_clusters(features)
+            found, k = groups.labels, groups.clusters
+        else:
+            found, k = self._kmeans(features, generator), self.k
+        self.labels.copy_(found)
+        if k != self.k:
+            before = list(self.head.parameters())
+            self._resize(k)
+            _exchange(optimizer, before, list(self.head.parameters()))
+        self.class_weights.copy_(inverse_size_weights(self.labels, k))
+        if settings.reset_head or settings.pseudo_labels == "pic":
+            self._draw_head(generator)
+            for parameter in self.head.parameters():
+                optimizer.state.pop(parameter, None)
+        return Snapshot(found.cpu(), k, features)
+
+    def _kmeans(self, features: Tensor, generator: torch.Generator) -> Tensor:
         kmeans_settings = self.config.kmeans
-        result = kmeans(
+        return kmeans(
             features,
             self.k,
             init=kmeans_settings.init,
@@ -86,17 +115,10 @@ class DeepCluster(nn.Module):
             n_init=kmeans_settings.restarts,
             max_points_per_centre=kmeans_settings.max_points_per_centre,
             generator=torch.Generator().manual_seed(FAISS_SEED)
-            if settings.fixed_kmeans_seed
+            if self.settings.fixed_kmeans_seed
             else generator,
             device=self.labels.device,
-        )
-        self.labels.copy_(result.labels)
-        self.class_weights.copy_(inverse_size_weights(self.labels, self.k))
-        if settings.reset_head:
-            self._draw_head(generator)
-            for parameter in self.head.parameters():
-                optimizer.state.pop(parameter, None)
-        return Snapshot(result.labels.cpu(), self.k, features)
+        ).labels
 
     def order(self, generator: torch.Generator) -> Tensor:
         """Uniform over pseudo-labels, or a permutation; the share `reassign` of it."""
@@ -130,6 +152,28 @@ class DeepCluster(nn.Module):
         """Cross-entropy against the pseudo-labels."""
         weight = self.class_weights if self.settings.balance == "weights" else None
         return F.cross_entropy(self.logits(views[0]).float(), self.labels[index], weight)
+
+
+def _fit_head(module: nn.Module, state: dict[str, Any], prefix: str, *rest: Any) -> None:
+    """Before a checkpoint is read: as many outputs as it has, whatever number was found."""
+    assert isinstance(module, DeepCluster)
+    k = len(state.get(f"{prefix}head.weight", module.head.weight))
+    if k != module.k:
+        module.head.weight.data = module.head.weight.data.new_empty(k, module.head.in_features)
+        module.head.bias.data = module.head.bias.data.new_empty(k)
+        module.class_weights = module.class_weights.new_ones(k)
+        module.k = module.head.out_features = k
+
+
+def _exchange(
+    optimizer: torch.optim.Optimizer, before: list[nn.Parameter], after: list[nn.Parameter]
+) -> None:
+    """Put parameters in the places of others in an optimizer, without the state of those."""
+    place = {id(old): new for old, new in zip(before, after, strict=True)}
+    for group in optimizer.param_groups:
+        group["params"] = [place.get(id(p), p) for p in group["params"]]
+    for old in before:
+        optimizer.state.pop(old, None)
 
 
 def uniform_order(labels: Tensor, generator: torch.Generator) -> Tensor:

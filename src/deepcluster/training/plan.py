@@ -22,7 +22,7 @@ from deepcluster.backbones.nets import auto_backbone, build_backbone
 from deepcluster.config import Config
 from deepcluster.device import fast_bfloat16, pick_device
 from deepcluster.errors import ConfigError
-from deepcluster.images.sources import Labels
+from deepcluster.images.listing import Labels
 from deepcluster.images.store import scan_images
 from deepcluster.methods import load_method
 from deepcluster.training.optimizers import build_optimizer
