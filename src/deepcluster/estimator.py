@@ -153,6 +153,7 @@ class DeepCluster(  # type: ignore[misc]
         if own_net is not None:
             config = dataclasses.replace(config, backbone=CUSTOM)
         result = fit(store, config, backbone=own_net, progress=progress)
+        self._fingerprint = store.fingerprint()
         self._take(result, store)
         return self
 
@@ -230,8 +231,17 @@ class DeepCluster(  # type: ignore[misc]
 
         Returns:
             The folder.
+
+        Raises:
+            RunError: the folder cannot be used, or the estimator was loaded from a run in which a
+                person moved or merged: copy that one.
         """
         check_is_fitted(self, "model_")
+        if self.model_.corrections is not None:
+            raise RunError(
+                "the estimator was loaded from a run in which a person moved or merged, and does "
+                "not know all that was said there: copy the folder it was loaded from"
+            )
         run = RunDir.create(folder)
         parameters = {
             name: value.item() if isinstance(value, np.generic) else value
@@ -240,7 +250,8 @@ class DeepCluster(  # type: ignore[misc]
         }
         if self.settings is not None:
             parameters["settings"] = dict(self.settings)
-        write_finished(run, self._store, self._result, started=self._started, estimator=parameters)
+        facts = {"started": self._started, "images": self._fingerprint, "estimator": parameters}
+        write_finished(run, self._store, self._result, facts)
         return run.path
 
     @classmethod
@@ -264,7 +275,7 @@ class DeepCluster(  # type: ignore[misc]
         if backbone is not None:
             parameters["backbone"] = backbone
         found = cls(**parameters)
-        found._started = info["started"]
+        found._started, found._fingerprint = info["started"], info["images"]
         found._take(result, store)
         return found
 
@@ -294,7 +305,7 @@ class DeepCluster(  # type: ignore[misc]
 
     def _is_in(self, run: RunDir) -> bool:
         info = run.read_info()
-        return bool(info.get("started") == self._started and info["counts"]["images"])
+        return bool((info["started"], info["images"]) == (self._started, self._fingerprint))
 
     @property
     def _n_features_out(self) -> int:

@@ -346,7 +346,7 @@ def _write_result(run: RunDir, store: ImageStore, result: FitResult, progress: P
 
 
 def write_finished(
-    run: RunDir, store: ImageStore, result: FitResult, *, started: str, estimator: dict[str, Any]
+    run: RunDir, store: ImageStore, result: FitResult, facts: dict[str, Any]
 ) -> None:
     """Write the run folder of a fit that was made in memory.
 
@@ -354,8 +354,8 @@ def write_finished(
         run: an empty folder.
         store: the images; without pixels, no thumbnails are written.
         result: of the fit.
-        started: when it was begun.
-        estimator: parameters of the estimator, for :meth:`deepcluster.DeepCluster.load`.
+        facts: when it was ``started``, the fingerprint of the ``images``, and what else goes into
+            run.json.
     """
     run.write_config(result.config)
     run.write_skipped(store.skipped)
@@ -369,12 +369,10 @@ def write_finished(
             "name": store.name,
             "command": [],
             "labels": None,
-            "started": started,
             "seed": result.config.seed,
             "minutes": None,
             "versions": versions(),
             "hardware": hardware(result.config),
-            "images": store.fingerprint(),
             "counts": {
                 "images": len(store),
                 "skipped": len(store.skipped),
@@ -385,7 +383,7 @@ def write_finished(
             "choice": result.choice,
             "timings": result.timings,
             "scores": result.scores,
-            "estimator": estimator,
+            **facts,
         }
     )
 
