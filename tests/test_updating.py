@@ -47,10 +47,10 @@ def test_new_images_are_told_and_known_ones_passed_over(
     before = files(run)
     found = update_run(run, mine, device="cpu")
     assert (found.new, found.known, found.fitted) == (9, 21, 60)
-    assert found.list is not None and found.list.parent == run.path / "updates"
+    assert found.file is not None and found.file.parent == run.path / "updates"
     after = files(run)
-    assert after.pop(str(found.list)) and after == before  # the fit's own files stay
-    with found.list.open(encoding="utf-8") as file:
+    assert after.pop(str(found.file)) and after == before  # the fit's own files stay
+    with found.file.open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     predicted = {row["id"]: row for row in predict_source(run, mine, device="cpu").rows()}
     assert {row["id"] for row in rows} == {f"1-{i:02d}.png" for i in range(9)}
@@ -61,7 +61,7 @@ def test_new_images_are_told_and_known_ones_passed_over(
     assert sum(found.clusters.values()) + found.nowhere == 9
     assert all(name == "000 bars" or name in ("001", "002") for name in found.clusters)
 
-    assert update_run(run, mine, device="cpu").list is None  # all known by now
+    assert update_run(run, mine, device="cpu").file is None  # all known by now
     photos(mine, 9, seed=2)
     assert run_app(["update", str(run.path), str(mine), "--device", "cpu"]) == 0
     out = capsys.readouterr().out

@@ -37,8 +37,11 @@ from deepcluster.training.loop import FitResult, fit
 from deepcluster.training.plan import choose_scale, resolve, scale_source, schedule_minutes
 
 
-class DeepCluster(  # type: ignore[misc]
-    ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, BaseEstimator
+class DeepCluster(
+    ClassNamePrefixFeaturesOutMixin,  # type: ignore[misc]
+    ClusterMixin,  # type: ignore[misc]
+    TransformerMixin,  # type: ignore[misc]
+    BaseEstimator,  # type: ignore[misc]
 ):
     """Train a net on unlabelled images and cluster them with it.
 

@@ -41,7 +41,7 @@ DUE_NEW = 0.25
 class Updated:
     """What :func:`update_run` found."""
 
-    list: Path | None  # the CSV file; None without new images
+    file: Path | None  # the CSV file; None without new images
     fitted: int  # images of the fit
     known: int  # images of the source that the fit or an earlier update knows
     new: int
@@ -51,16 +51,16 @@ class Updated:
 
     def facts(self) -> dict[str, Any]:
         """For machines."""
-        return {**vars(self), "list": None if self.list is None else str(self.list)}
+        return {**vars(self), "file": None if self.file is None else str(self.file)}
 
     def __str__(self) -> str:
-        if self.list is None:
+        if self.file is None:
             return f"no new image: the run knows all {self.known:,}"
         lines = [f"{self.new:,} new images ({self.known:,} others are known already)"]
         lines += [f"  {name}: {count:,}" for name, count in self.clusters.items()]
         share = f"{self.nowhere / self.new:.0%}, of the fit's own images {1 - ODD:.0%} would"
         lines.append(f"  fit nowhere: {self.nowhere:,} ({share})")
-        lines.append(f"list: {self.list}")
+        lines.append(f"list: {self.file}")
         lines += [f"a new fit is due: {reason}" for reason in self.due]
         return "\n".join(lines + ([] if self.due else ["no new fit is due"]))
 
@@ -122,7 +122,7 @@ def update_run(
     nowhere = len(new) - int(fits.sum())
     before = sum(not fit for _, fit in earlier)
     return Updated(
-        list=path,
+        file=path,
         fitted=fitted,
         known=known,
         new=len(new),
