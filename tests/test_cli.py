@@ -78,7 +78,10 @@ def test_names_from_an_earlier_run(
     assert RunDir.open(second).read_items()["by"].to_pylist()[:5] == ["person"] * 5
     page = second / "report" / "data" / "summary.js"
     assert "made by [bold]hand" in page.read_text()
-    RunDir.open(second).write_clusters({"names": {}, "merged": {}})
+    RunDir.open(second).write_clusters({"names": {}, "merged": {"2": 1}})
+    capsys.readouterr()
+    assert run_app(["info", str(second)]) == 0
+    assert "merged: 2 into 1" in capsys.readouterr().out
     assert run_app(["apply", str(second), "--from", str(first)]) == 0
     out = capsys.readouterr().out
     assert "60 images are in both runs" in out

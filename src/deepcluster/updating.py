@@ -3,9 +3,9 @@
 What fits nowhere is told by the features: an image is odd if its few nearest images of the fit are
 far from it (deep nearest neighbours; Sun et al. 2022, "Out-of-distribution detection with deep
 nearest neighbors"). Far is measured by its cluster: how far images of the fit there are from their
-own nearest, the median of which is 1, since a rare kind lies thinner than a frequent one. The
-distance to the centres of a cluster, which `predict` gives, will not do: centres stand for a few
-images of the fit each, and any new image is farther from them.
+own nearest, the median of which is 1, lest a rare kind that lies thin count as odd. The distance to
+a cluster's centres finds as many strangers, but calls twice as many images odd that are not, since
+the centres are made of images of the fit (docs/log.md).
 """
 
 from __future__ import annotations
