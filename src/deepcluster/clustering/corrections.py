@@ -96,18 +96,14 @@ def find_corrections(
         kept = _spread(cluster[~by_person])
         nearest, near = _nearest(stayed, examples)
         far = _nearest(stayed, stayed[kept])[1]
-        far[kept] = 0
-        while bool((drawn := (near < far) & (near > 0)).any()):
-            # of each example the nearest row that it draws over
-            rows = torch.nonzero(drawn).flatten()
+        rows = torch.nonzero((near < far) & (near > 0) & ~kept).flatten()  # that examples draw over
+        while len(rows):
             rows = rows[near[rows].argsort(stable=True)]
-            owner = nearest[rows]
             first = torch.full((len(examples),), len(rows), dtype=torch.int64)
-            first.scatter_reduce_(0, owner, torch.arange(len(rows)), "amin")
-            new = rows[first[first < len(rows)]]
+            first.scatter_reduce_(0, nearest[rows], torch.arange(len(rows)), "amin")
+            new = rows[first[first < len(rows)]]  # of each example the nearest that it draws over
             kept[new] = True
-            far = torch.minimum(far, _nearest(stayed, stayed[new])[1])
-            far[new] = 0
+            rows = rows[(near[rows] < _nearest(stayed[rows], stayed[new])[1]) & ~kept[rows]]
     return Corrections(
         merged,
         torch.cat([examples, stayed[kept]]),
