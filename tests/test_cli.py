@@ -71,7 +71,12 @@ def test_names_from_an_earlier_run(
     out = capsys.readouterr().out
     assert "1 clusters renamed" in out and "report" not in out  # there is none to refresh
     assert run_app(["info", str(first)]) == 0
-    assert "names: 9: made by [bold]hand" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "cluster 9 is named made by [bold]hand" in out
+    assert "5 images are where a person put them" in out
+    assert "4 clusters now; the scores are those of the fit" in out
+    assert run_app(["info", str(first), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["names"] == {"9": "made by [bold]hand"}
     command = ["fit", str(source), "--out", str(second), *QUICK]
     assert run_app([*command, "--names-from", str(first)]) == 0
     assert "60 images are in both runs" in capsys.readouterr().out
@@ -81,7 +86,7 @@ def test_names_from_an_earlier_run(
     RunDir.open(second).write_clusters({"names": {}, "merged": {"2": 1}})
     capsys.readouterr()
     assert run_app(["info", str(second)]) == 0
-    assert "merged: 2 into 1" in capsys.readouterr().out
+    assert "cluster 2 is merged into 1" in capsys.readouterr().out
     assert run_app(["apply", str(second), "--from", str(first)]) == 0
     out = capsys.readouterr().out
     assert "60 images are in both runs" in out

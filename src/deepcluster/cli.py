@@ -436,7 +436,8 @@ def _print_plan(plan: Any, as_json: bool) -> None:
 def _print_run(run: RunDir, as_json: bool) -> None:
     facts = run.read_info()
     if as_json:
-        return _print_json({**facts, "run": str(run.path)})
+        said = run.read_clusters()
+        return _print_json({**facts, "run": str(run.path), **said})
     console = Console()
     counts, scores = facts["counts"], facts.get("scores", {})
     console.print(
@@ -464,18 +465,28 @@ def _print_run(run: RunDir, as_json: bool) -> None:
             "seed or epochs alone, higher is often better)",
             soft_wrap=True,
         )
-    said = run.read_clusters()
-    if said["names"]:
-        named = ", ".join(f"{number}: {name}" for number, name in said["names"].items())
-        _print_text(f"names: {named}")
-    if said["merged"]:
-        merged = ", ".join(f"{old} into {new}" for old, new in said["merged"].items())
-        _print_text(f"merged: {merged}")
+    if facts["status"] == "done":
+        for line in _said_by_person(run, counts["clusters"]):
+            _print_text(line)
     console.print(f"run folder: {run.path}", soft_wrap=True)
     if run.pictures.is_dir():
         console.print(f"pictures:   {run.pictures}", soft_wrap=True)
     if (run.report / "index.html").is_file():
         console.print(f"report:     {run.report / 'index.html'}", soft_wrap=True)
+
+
+def _said_by_person(run: RunDir, fitted: int) -> list[str]:
+    """Names, merges and moves, and what they leave of the clusters of the fit."""
+    said, items = run.read_clusters(), run.read_items()
+    lines = [f"cluster {number} is named {name}" for number, name in said["names"].items()]
+    lines += [f"cluster {old} is merged into {new}" for old, new in said["merged"].items()]
+    moved = items["by"].to_pylist().count("person")
+    if moved:
+        lines.append(f"{moved:,} images are where a person put them")
+    left = len({cluster for cluster in items["cluster"].to_pylist() if cluster >= 0})
+    if left != fitted and (moved or said["merged"]):
+        lines.append(f"{left} clusters now; the scores are those of the fit")
+    return lines
 
 
 @contextmanager

@@ -398,9 +398,10 @@ class RunDir:
         return Tree(**held) if len(held["part"]) == count else None
 
     def fingerprint(self) -> str:
-        """Tells this fit from any other, wherever its folder lies."""
+        """Tells this fit, and its number of clusters, from any other, wherever its folder lies."""
         info = self.read_info()
         facts = [info.get(key) for key in ("images", "started", "seed", "command")]
+        facts.append(info.get("counts", {}).get("clusters"))
         # the letter: a spreadsheet would read 12e4567 as a number
         return "r" + hashlib.blake2b(json.dumps(facts).encode(), digest_size=6).hexdigest()
 
