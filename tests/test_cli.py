@@ -48,7 +48,7 @@ def test_fit_then_every_verb(
     assert capsys.readouterr().out.startswith("id,path,cluster,name,distance,confidence")
     assert run_app(["embed", str(run), str(source), "--out", str(tmp_path / "f.npy")]) == 0
     assert np.load(tmp_path / "f.npy").shape[0] == 60
-    assert len((tmp_path / "f.ids.txt").read_text().splitlines()) == 60
+    assert len((tmp_path / "f.ids.csv").read_text().splitlines()) == 61
     capsys.readouterr()
     assert run_app(["evaluate", str(run), "--json"]) == 0
     assert "silhouette" in json.loads(capsys.readouterr().out)
@@ -72,9 +72,7 @@ def test_names_from_an_earlier_run(
     assert "1 clusters renamed" in out and "report" not in out  # there is none to refresh
     assert run_app(["info", str(first)]) == 0
     out = capsys.readouterr().out
-    assert "cluster 9 is named made by [bold]hand" in out
-    assert "5 images are where a person put them" in out
-    assert "4 clusters now; the scores are those of the fit" in out
+    assert "4 clusters now, 1 with names" in out and "9: made by [bold]hand (5 images)" in out
     assert run_app(["info", str(first), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["names"] == {"9": "made by [bold]hand"}
     command = ["fit", str(source), "--out", str(second), *QUICK]
@@ -86,7 +84,7 @@ def test_names_from_an_earlier_run(
     RunDir.open(second).write_clusters({"names": {}, "merged": {"2": 1}})
     capsys.readouterr()
     assert run_app(["info", str(second)]) == 0
-    assert "cluster 2 is merged into 1" in capsys.readouterr().out
+    assert "2: now part of 1" in capsys.readouterr().out
     assert run_app(["apply", str(second), "--from", str(first)]) == 0
     out = capsys.readouterr().out
     assert "60 images are in both runs" in out

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import numbers
 import time
 import warnings
 from collections.abc import Iterator, Mapping
@@ -34,7 +35,7 @@ from deepcluster.report import write_report
 from deepcluster.run import RunDir
 from deepcluster.show.pictures import write_pictures
 from deepcluster.training.loop import FitResult, fit
-from deepcluster.training.plan import choose_scale, resolve, scale_source, schedule_minutes
+from deepcluster.training.plan import Pace, choose_scale, resolve, scale_source, schedule_minutes
 
 
 class DeepCluster(
@@ -59,7 +60,8 @@ class DeepCluster(
             is in ``config_``.
         size: side of the training images in pixels.
         device: auto, cpu, cuda, mps …
-        settings: any other setting, by its dotted name: ``{"train.lr": 0.1}``.
+        settings: any other setting, by its dotted name: ``{"train.lr": 0.1}``;
+            ``{"epochs": "auto"}`` undoes what a recipe sets, ``epochs="auto"`` leaves it.
         random_state: seed of everything random; an int gives the same bits again.
         verbose: show on stderr how far the work is: a bar, and a line for each epoch.
 
@@ -126,11 +128,10 @@ class DeepCluster(
             {} if own_net is not None else {"backbone": self.backbone}
         )
         asked = override(asked, {name: value for name, value in given.items() if value != "auto"})
-        if isinstance(self.random_state, int):
-            seed = self.random_state
-        else:
-            seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        asked = dataclasses.replace(asked, seed=seed)
+        seed = self.random_state  # a number is the seed itself, NumPy's too
+        if not isinstance(seed, numbers.Integral):
+            seed = check_random_state(seed).randint(2**31 - 1)
+        asked = override(asked, {"seed": seed})
         if own_net is not None and asked.minutes != "auto":
             raise ConfigError("minutes cannot be kept with a net of your own: give epochs instead")
         self._started = datetime.now().astimezone().isoformat()
@@ -148,14 +149,17 @@ class DeepCluster(
         facts = {"n": len(store), "size": store.size, "channels": store.channels}
         if timed and isinstance(images, ImageStore):  # decoded already: its size stays
             asked = choose_scale(dataclasses.replace(asked, size=store.size), **facts)
+        pace = None
         if not timed:  # no clock: the same bits again
             config = resolve(asked, **facts)
         else:
             spent = time.perf_counter() - started
-            config, _ = schedule_minutes(asked, **facts, store_bytes=0, spent=spent)
+            config, cost = schedule_minutes(asked, **facts, store_bytes=0, spent=spent)
+            assert asked.minutes != "auto"
+            pace = Pace(asked.minutes, rest=cost.rest, began=started, say=progress.note)
         if own_net is not None:
             config = dataclasses.replace(config, backbone=CUSTOM)
-        result = fit(store, config, backbone=own_net, progress=progress)
+        result = fit(store, config, backbone=own_net, progress=progress, pace=pace)
         self._fingerprint = store.fingerprint()
         self._take(result, store)
         return self

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from deepcluster.backbones.features import FittedModel
-from deepcluster.clustering.corrections import find_corrections
+from deepcluster.clustering.corrections import find_corrections, merge
 from deepcluster.errors import RunError
 from deepcluster.images.content import content_of
 from deepcluster.report.labels import NO_CLUSTER, AppliedLabels, change_clusters
@@ -36,15 +36,14 @@ def load_model(run: RunDir, *, backbone: nn.Module | None = None) -> FittedModel
         backbone: the net, where it was a module of the user's own.
     """
     model = FittedModel.load(run.model, backbone=backbone)
-    items = run.read_items()
-    merged = {int(old): int(new) for old, new in run.read_clusters()["merged"].items()}
-    by_person = np.array([by == "person" for by in items["by"].to_pylist()], bool)
-    if merged or by_person.any():
-        features = torch.from_numpy(np.array(run.read_embeddings()))
+    if run.has_changes():
+        items = run.read_items()
+        merged = {int(old): int(new) for old, new in run.read_clusters()["merged"].items()}
         clusters = torch.from_numpy(items["cluster"].to_numpy().astype(np.int64))
-        model.corrections = find_corrections(
-            model.reduce(features), clusters, torch.from_numpy(by_person), merged
-        )
+        features = model.reduce(torch.from_numpy(np.array(run.read_embeddings())))
+        others = merge(model.prototypes.assign(features)[0], merged) != clusters
+        by_person = torch.tensor([by == "person" for by in items["by"].to_pylist()])
+        model.corrections = find_corrections(features, clusters, others | by_person, merged)
     return model
 
 
@@ -91,13 +90,7 @@ def _contents(run: RunDir, paths: list[str | None]) -> np.ndarray:
     """What tells the run's images; of a run that does not say, read from their files."""
     if not run.contents.is_file() and all(path and Path(path).is_file() for path in paths):
         return np.array([content_of(Path(path)) for path in paths if path], np.uint64)
-    contents = run.read_contents()
-    if len(contents) != len(paths):
-        raise RunError(
-            f"{run.contents} has {len(contents)} rows for {len(paths)} images: it was changed by "
-            "hand; fit again"
-        )
-    return contents
+    return run.read_contents()
 
 
 @dataclass(frozen=True)

@@ -81,6 +81,8 @@ def update_run(
     """
     progress = progress or Progress()
     earlier = run.read_updates()
+    clusters = torch.from_numpy(run.read_items()["cluster"].to_numpy().astype(np.int64))
+    fitted = len(clusters)
     seen = {int(content) for content in run.read_contents()}
     seen |= {content for content, _ in earlier}
     store = open_source(run, source, progress=progress)
@@ -91,13 +93,11 @@ def update_run(
         if content not in seen:  # a copy of a new image is no second one
             seen.add(content)
             new.append(i)
-    fitted = len(run.read_embeddings())
     known = len(store) - len(new)
     if not new:
         return Updated(None, fitted, known, 0, 0, {}, [])
     found = predict_store(run, store.only(np.array(new)), device=device, progress=progress)
     own = torch.from_numpy(np.array(run.read_embeddings()))
-    clusters = torch.from_numpy(run.read_items()["cluster"].to_numpy().astype(np.int64))
     labels = torch.from_numpy(found.labels)
     odd = find_odd(torch.from_numpy(found.embeddings), labels, own, clusters)
     fits = (~odd & (labels >= 0)).numpy()

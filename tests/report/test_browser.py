@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from make_run import HOSTILE, make_run, training
+from scipy.cluster.hierarchy import fcluster
 
 from deepcluster.report import apply_labels, write_report
 from deepcluster.run import RunDir
@@ -411,6 +412,231 @@ def test_map_hovers_zooms_and_colours(run: RunDir, visit: Open) -> None:
     page.click("text=Show all")
     page.mouse.click(left + 1, top)
     page.wait_for_function(f"() => location.hash === '#/image/{far:06d}'")
+
+
+# -- levels --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> RunDir:
+    """Six clusters of three parts each."""
+    run = make_run(tmp_path / "run", n=240, clusters=6, parts=3)
+    write_report(run)
+    return run
+
+
+def cuts(run: RunDir, k: int) -> list[set[int]]:
+    """The clusters at a level, by SciPy."""
+    tree = run.read_tree(240)
+    assert tree is not None
+    merges = np.column_stack([tree.merges, tree.heights, np.ones(len(tree.merges))])
+    flat = fcluster(merges, k, "maxclust")[tree.part]
+    return [set(np.flatnonzero(flat == c).tolist()) for c in np.unique(flat)]
+
+
+def shown(page: Any) -> list[set[int]]:
+    """The clusters as the page has them."""
+    rows = page.evaluate(
+        "deepcluster.changes.clusters().map((c) => [...deepcluster.changes.rowsOf(c)])"
+    )
+    return [set(row) for row in rows]
+
+
+def same(a: list[set[int]], b: list[set[int]]) -> bool:
+    return sorted(map(sorted, a)) == sorted(map(sorted, b))
+
+
+def to_level(page: Any, k: int) -> None:
+    page.evaluate("k => deepcluster.changes.setLevel(k)", k)
+
+
+def test_the_slider_goes_through_all_cuts_of_the_tree(tree: RunDir, visit: Open) -> None:
+    page = visit(tree, "clusters")
+    slider = page.get_by_label("Number of clusters")
+    assert [slider.get_attribute(name) for name in ("min", "max")] == ["0", "16"]
+    playwright.expect(page.locator(".level-said")).to_have_text("6 clusters")
+    slider.focus()
+    page.keyboard.press("Home")
+    for k in range(2, 19):
+        playwright.expect(page.locator(".level-said")).to_have_text(f"{k} clusters")
+        playwright.expect(page.locator(".card")).to_have_count(k)
+        assert same(shown(page), cuts(tree, k))
+        page.keyboard.press("ArrowRight")
+    page.get_by_label("Fewer clusters").click()
+    page.get_by_label("Fewer clusters").click()
+    playwright.expect(page.locator(".level-said")).to_have_text("16 clusters")
+    page.click("text=Back to the 6 of the fit")
+    playwright.expect(page.locator(".level-said")).to_have_text("6 clusters")
+    assert same(shown(page), [set(map(int, members(tree, c))) for c in range(6)])
+
+
+def test_a_step_changes_one_cluster_and_its_numbers_stay(tree: RunDir, visit: Open) -> None:
+    page = visit(tree, "clusters")
+    before = None
+    for k in range(2, 19):
+        to_level(page, k)
+        now = dict(
+            page.evaluate(
+                "deepcluster.changes.clusters().map((c) => [c, [...deepcluster.changes.rowsOf(c)]])"
+            )
+        )
+        if before is not None:
+            fresh = now.keys() - before.keys()
+            assert len(fresh) == 1 and before.keys() < now.keys()
+            split = [c for c in before if before[c] != now[c]]
+            assert len(split) == 1
+            assert sorted(now[split[0]] + now[fresh.pop()]) == before[split[0]]
+        if k == 6:
+            assert now == {c: [int(i) for i in members(tree, c)] for c in range(6)}
+        before = now
+
+
+def test_names_stay_with_their_images_at_every_level(tree: RunDir, visit: Open) -> None:
+    page = visit(tree, "clusters")
+    for cluster, name in ((0, "cats"), (1, "dogs"), (2, "birds"), (3, "fish")):
+        page.evaluate("([c, name]) => deepcluster.changes.rename(c, name)", [cluster, name])
+    called = {frozenset(map(int, members(tree, c))): n for c, n in enumerate(("cats", "dogs"))}
+    to_level(page, 12)
+    finer = page.evaluate(
+        """deepcluster.changes.clusters().map((c) =>
+            [[...deepcluster.changes.rowsOf(c)], deepcluster.changes.nameOf(c)])"""
+    )
+    for rows, name in finer:  # a part of the cats is cats
+        for whole, known in called.items():
+            if set(rows) <= whole:
+                assert name == known
+    # A name of a part is the part's alone.
+    cat = page.evaluate("deepcluster.changes.clusterOf(0)")
+    page.evaluate("c => deepcluster.changes.rename(c, 'tabby')", cat)
+    tabbies = set(page.evaluate("c => [...deepcluster.changes.rowsOf(c)]", cat))
+    to_level(page, 6)
+    home = page.evaluate("deepcluster.changes.clusterOf(0)")
+    own = page.evaluate("c => deepcluster.changes.nameOf(c)", home)
+    assert own in ("cats", "dogs", "birds", "fish", "")
+    assert page.evaluate("c => deepcluster.changes.othersOf(c)", home) == [
+        {"name": "tabby", "size": len(tabbies)}
+    ]
+    # A coarser cluster has the name that covers most of its named images, and shows the others.
+    names = {c: n for c, n in enumerate(("cats", "dogs", "birds", "fish"))}
+    sizes = {c: len(members(tree, c)) for c in range(6)}
+    to_level(page, 2)
+    for cluster in page.evaluate("deepcluster.changes.clusters()"):
+        rows = set(page.evaluate("c => [...deepcluster.changes.rowsOf(c)]", cluster))
+        inside = {names[c]: sizes[c] for c in names if set(map(int, members(tree, c))) <= rows}
+        best = page.evaluate("c => deepcluster.changes.nameOf(c)", cluster)
+        assert not inside or inside[best] == max(inside.values())
+        others = page.evaluate("c => deepcluster.changes.othersOf(c).map((o) => o.name)", cluster)
+        assert set(others) - {"tabby"} == inside.keys() - {best}
+        if others:
+            assert others[0] in page.inner_text(f'.card[data-cluster="{cluster}"] .other-names')
+    page.reload()
+    page.wait_for_selector("html[data-ready=yes]")
+    assert page.evaluate("deepcluster.changes.level") == 2
+    to_level(page, 12)
+    assert page.evaluate("c => deepcluster.changes.nameOf(c)", cat) == "tabby"
+
+
+def test_moves_and_merges_stay_with_their_images_at_every_level(tree: RunDir, visit: Open) -> None:
+    page = visit(tree, "clusters")
+    here, there = (list(map(int, members(tree, c))) for c in (0, 1))
+    page.evaluate("rows => deepcluster.changes.move(rows, 1)", here[:2])
+    page.evaluate("rows => deepcluster.changes.move(rows, deepcluster.NO_CLUSTER)", here[2:3])
+    page.evaluate("deepcluster.changes.merge(2, 3)")
+    joined = [int(i) for c in (2, 3) for i in members(tree, c)]
+    for k in (2, 3, 5, 6, 9, 14, 18):
+        to_level(page, k)
+        of = page.evaluate(
+            "rows => rows.map((row) => deepcluster.changes.clusterOf(row))",
+            [*here[:3], *joined, *there],
+        )
+        assert of[2] == -1
+        assert len(set(of[3 : 3 + len(joined)])) == 1  # a merge is one at every level
+        assert of[0] == of[1] and of[0] in of[3 + len(joined) :]  # beside images of their new home
+    to_level(page, 6)
+    page.evaluate("deepcluster.changes.undo()")
+    assert len(page.evaluate("deepcluster.changes.clusters()")) == 6
+
+
+def test_a_merge_at_a_fine_level_takes_only_its_images_along(tree: RunDir, visit: Open) -> None:
+    page = visit(tree, "clusters")
+    to_level(page, 18)
+    a, b = (
+        page.evaluate("row => deepcluster.changes.clusterOf(row)", int(members(tree, c)[0]))
+        for c in (0, 1)
+    )
+    moved = set(page.evaluate("c => [...deepcluster.changes.rowsOf(c)]", a))
+    page.evaluate("([a, b]) => deepcluster.changes.merge(a, b)", [a, b])
+    to_level(page, 6)
+    assert same(
+        shown(page),
+        [
+            set(map(int, members(tree, 0))) - moved,
+            set(map(int, members(tree, 1))) | moved,
+            *(set(map(int, members(tree, c))) for c in range(2, 6)),
+        ],
+    )
+
+
+def test_a_cluster_opens_into_its_parts(tree: RunDir, visit: Open) -> None:
+    page = visit(tree, "cluster/0")
+    whole = set(map(int, members(tree, 0)))
+    part = tree.read_tree(240)
+    assert part is not None
+    playwright.expect(page.locator(".near").first.locator(".chip")).to_have_count(3)
+    page.locator(".near").first.locator(".chip").first.click()
+    largest = np.bincount(part.part[sorted(whole)]).max()
+    assert page.inner_text(".shown-of") == f"Shown {largest} of {len(whole)} images"
+    page.click("text=Open into two")
+    page.goto(f"{page.url.partition('#')[0]}#/clusters")
+    playwright.expect(page.locator(".card")).to_have_count(7)
+    opened = shown(page)
+    assert sum(rows <= whole for rows in opened) == 2
+    assert set().union(*(rows for rows in opened if rows <= whole)) == whole
+    page.click("#changes")
+    page.locator(".changes li", has_text="opened").get_by_role("button").click()
+    page.keyboard.press("Escape")
+    playwright.expect(page.locator(".card")).to_have_count(6)
+
+
+@pytest.mark.parametrize("k", [3, 6, 11])
+def test_the_chosen_level_goes_out_and_comes_back(
+    tree: RunDir, visit: Open, tmp_path: Path, k: int
+) -> None:
+    page = visit(tree, "clusters")
+    mine = list(map(int, members(tree, 0)))
+    page.evaluate("rows => deepcluster.changes.move(rows, 4)", mine[:2])
+    page.evaluate("deepcluster.changes.rename(4, 'kept')")
+    page.get_by_label("Number of clusters").focus()
+    to_level(page, k)
+    wanted = shown(page)
+    rows = download(page, tmp_path / "labels.csv")
+    assert {row["run"] for row in rows} == {tree.fingerprint()}
+    apply_labels(tree, tmp_path / "labels.csv")
+    write_report(tree)
+    items = tree.read_items()["cluster"].to_numpy()
+    assert same([set(np.flatnonzero(items == c).tolist()) for c in np.unique(items)], wanted)
+    by = tree.read_items()["by"].to_pylist()
+    assert {i for i, who in enumerate(by) if who == "person"} == set(mine[:2])
+    again = visit(tree, "clusters")
+    playwright.expect(again.locator("#changes")).to_have_text("No changes")
+    assert same(shown(again), wanted)
+    assert (
+        again.evaluate(
+            "row => deepcluster.changes.nameOf(deepcluster.changes.clusterOf(row))", mine[0]
+        )
+        == "kept"
+    )
+    for other in (2, 18):  # and the slider goes on from there, the moved images beside the others
+        to_level(again, other)
+        assert len(shown(again)) == other
+        four = [int(i) for i in members(tree, int(items[mine[0]]))]
+        of = again.evaluate("rows => rows.map((row) => deepcluster.changes.clusterOf(row))", four)
+        assert of[four.index(mine[0])] == of[four.index(mine[1])]
+
+
+def test_a_run_without_a_tree_has_no_slider(made: RunDir, visit: Open) -> None:
+    page = visit(made, "clusters")
+    playwright.expect(page.locator(".level")).to_have_count(0)
 
 
 # -- hard cases ----------------------------------------------------------------------------------

@@ -53,9 +53,7 @@ class Corrections:
             The same three. Where an example decides, the distance is to that image, and the
             confidence 1 - distance / distance to the nearest of the images that stayed.
         """
-        labels = labels.clone()
-        for old, new in self.merged.items():
-            labels[labels == old] = new
+        labels = merge(labels, self.merged)
         moved = int((self.cluster != STAYED).sum())
         if not moved or not len(x):
             return labels, distances, confidence
@@ -74,15 +72,23 @@ class Corrections:
         )
 
 
+def merge(labels: Tensor, merged: dict[int, int]) -> Tensor:
+    """Clusters ``(n,)`` after merges (cluster -> the one it is part of)."""
+    after = labels.clone()
+    for old, new in merged.items():
+        after[labels == old] = new
+    return after
+
+
 def find_corrections(
-    x: Tensor, cluster: Tensor, by_person: Tensor, merged: dict[int, int]
+    x: Tensor, cluster: Tensor, moved: Tensor, merged: dict[int, int]
 ) -> Corrections:
     """Examples from which each row of the fit gets the cluster that it has now.
 
     Args:
         x: ``(n, d)`` features of the fit's images, in which the model assigns.
         cluster: ``(n,)`` int64, where they are now; -1 for nowhere.
-        by_person: ``(n,)`` bool, those that a person put there.
+        moved: ``(n,)`` bool, those that a person put there, or that the model puts elsewhere.
         merged: cluster of the model -> the one it is part of.
 
     Returns:
@@ -90,10 +96,10 @@ def find_corrections(
         cluster of that one in place of its own.
     """
     x = as_matrix(x)
-    examples, stayed = x[by_person], x[~by_person]
+    examples, stayed = x[moved], x[~moved]
     kept = torch.zeros(len(stayed), dtype=torch.bool)
     if len(examples) and len(stayed):
-        kept = _spread(cluster[~by_person])
+        kept = _spread(cluster[~moved])
         nearest, near = _nearest(stayed, examples)
         far = _nearest(stayed, stayed[kept])[1]
         rows = torch.nonzero((near < far) & (near > 0) & ~kept).flatten()  # that examples draw over
@@ -107,7 +113,7 @@ def find_corrections(
     return Corrections(
         merged,
         torch.cat([examples, stayed[kept]]),
-        torch.cat([cluster[by_person], torch.full((int(kept.sum()),), STAYED)]),
+        torch.cat([cluster[moved], torch.full((int(kept.sum()),), STAYED)]),
     )
 
 

@@ -9,6 +9,10 @@ A row that puts an image into another cluster than the run does is a move, by a 
 cluster goes into one other, and no row of it says ``by`` person, the two are merged: new images of
 the one will then count as the other (``clusters.json``). Cluster -1 holds images that a person took
 out of their cluster without giving another.
+
+A column ``level`` says that the slider of the page stood at another number of clusters: images that
+change cluster then, and whose row says ``by`` model, went with a part of the fit's tree, and nobody
+moved them.
 """
 
 from __future__ import annotations
@@ -60,6 +64,7 @@ class _Row:
     cluster: int
     name: str | None  # None: the file has no such column
     by_person: bool
+    by_level: bool  # the file has another number of clusters of the same tree
 
 
 def apply_labels(run: RunDir, labels_csv: Path) -> AppliedLabels:
@@ -84,18 +89,23 @@ def apply_labels(run: RunDir, labels_csv: Path) -> AppliedLabels:
     rows = list(_read_rows(labels_csv, positions, limit, run))
 
     after = before.copy()
-    by_person = np.zeros(len(before), bool)
+    by_person, by_level = np.zeros((2, len(before)), bool)
     for row in rows:
         after[row.position] = row.cluster
         by_person[row.position] = row.by_person
+        by_level[row.position] = row.by_level
     old_names = {int(k): str(v) for k, v in run.read_clusters()["names"].items()}
     names = _names_after(old_names, rows, labels_csv)
-    applied = change_clusters(run, after, by_person, names)
+    applied = change_clusters(run, after, by_person, names, by_level)
     return dataclasses.replace(applied, left_alone=len(before) - len(rows))
 
 
 def change_clusters(
-    run: RunDir, after: np.ndarray, by_person: np.ndarray, names: dict[int, str]
+    run: RunDir,
+    after: np.ndarray,
+    by_person: np.ndarray,
+    names: dict[int, str],
+    by_level: np.ndarray | None = None,
 ) -> AppliedLabels:
     """Write other clusters and names into the run: the one way in which a person changes it.
 
@@ -105,18 +115,24 @@ def change_clusters(
         by_person: ``(n,)``, the images of which a person says so one by one. The others that leave
             their cluster go with all that is left of it (a merge), or count as moved by a person.
         names: of all clusters that have one.
+        by_level: ``(n,)``, the images that go with a part of the tree, where there are more or
+            fewer clusters from now on.
     """
     items = run.read_items()
     columns = {name: items[name].to_pylist() for name in items.column_names}
     before = items["cluster"].to_numpy()
     merged = _find_merges(before, after, by_person)
     target = np.array([merged.get(int(c), int(c)) for c in before])
-    moved = (after != before) & (by_person | (after != target))
+    level = np.zeros(len(before), bool) if by_level is None else by_level
+    moved = (after != before) & (by_person | ((after != target) & ~level))
     person = np.array([by == "person" for by in columns["by"]]) | by_person | moved
 
     said = run.read_clusters()
     old_names = {int(k): str(v) for k, v in said["names"].items()}
     all_merged = {int(k): int(v) for k, v in said["merged"].items()} | merged
+    # Merges of the tree, for there are fewer clusters now: nobody said that the two are one.
+    by_cut = set(said["by_level"]) - merged.keys()
+    by_cut |= {old for old in merged if level[before == old].all()}
     present = set(np.unique(after).tolist())
     all_merged = {old: _root(all_merged, old) for old in all_merged if old not in present}
     names = {k: v for k, v in names.items() if k not in all_merged}
@@ -133,6 +149,7 @@ def change_clusters(
         {
             "names": {str(k): names[k] for k in sorted(names)},
             "merged": {str(k): all_merged[k] for k in sorted(all_merged)},
+            "by_level": sorted(by_cut & all_merged.keys()),
         }
     )
     touched = (old_names.keys() | names.keys()) - all_merged.keys()
@@ -227,6 +244,7 @@ def _read_rows(path: Path, positions: dict[str, int], limit: int, run: RunDir) -
             int(cluster),
             None if name is None else _checked_name(name, path, line),
             by == "person",
+            bool(fields.get("level", "").strip()),
         )
     if unknown:
         shown = ", ".join(repr(id_) for id_ in unknown[:LISTED])

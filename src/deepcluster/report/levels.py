@@ -25,8 +25,8 @@ def describe_levels(tree: Tree, clusters: np.ndarray, by_person: np.ndarray) -> 
 
     Returns:
         ``parts``: their number; ``merges``: the two nodes of each merge, the first merge first;
-        ``numbers``: of all nodes, parts first; ``all``: numbers of clusters to choose from; ``own``:
-        the run's; ``exact``: whether the run's clusters are a cut of the tree.
+        ``numbers``: of all nodes, parts first; ``all``: the numbers of clusters to choose from;
+        ``own``: the run's; ``exact``: whether the run's clusters are a cut of the tree.
     """
     parts = len(tree.merges) + 1
     placed = (clusters >= 0) & ~by_person

@@ -16,7 +16,6 @@ import math
 import os
 import shlex
 import shutil
-from collections import Counter
 from collections.abc import Callable, Mapping
 from importlib import resources
 from pathlib import Path
@@ -25,18 +24,20 @@ from urllib.parse import quote
 
 import numpy as np
 import pyarrow as pa
+import scipy.sparse
 from jinja2 import Environment
 
 from deepcluster.config import GUESSING, flatten
 from deepcluster.errors import RunError
 from deepcluster.report.levels import describe_levels
+from deepcluster.report.separation import find_separation
 from deepcluster.report.unusual import (
     Duplicates,
     find_duplicates,
     find_outliers,
     read_neighbours,
 )
-from deepcluster.report.verdict import judge
+from deepcluster.report.verdict import Truth, judge
 from deepcluster.run import Neighbours, RunDir, Thumbnails, Tree
 
 COVERED = 24  # clusters that the first screen shows, the largest
@@ -83,7 +84,6 @@ def write_report(run: RunDir, *, progress: Say | None = None) -> Path:
             "by hand or only in part copied; fit again"
         )
     distance = items["distance"].to_numpy()
-    centres = _means(embeddings, clusters)
     say("nearest neighbours")
     neighbours = read_neighbours(run, embeddings)
     tree = run.read_tree(len(items))
@@ -101,7 +101,7 @@ def write_report(run: RunDir, *, progress: Say | None = None) -> Path:
         _link(sheet, part / "thumbnails" / sheet.name)
     cover_layout = _write_covers(part / "data" / "covers.webp", covers, thumbnails)
     data = part / "data"
-    summary = _summary(run, items, centres, neighbours, duplicates, tree, thumbnails)
+    summary = _summary(run, items, embeddings, neighbours, duplicates, tree, thumbnails)
     summary["covers"] = {
         **cover_layout,
         "clusters": list(covers),
@@ -130,7 +130,7 @@ def write_report(run: RunDir, *, progress: Say | None = None) -> Path:
 def _summary(
     run: RunDir,
     items: pa.Table,
-    centres: dict[int, np.ndarray],
+    embeddings: np.ndarray,
     neighbours: Neighbours,
     duplicates: Duplicates,
     tree: Tree | None,
@@ -147,10 +147,16 @@ def _summary(
     labels = items["label"]
     # After merges, fewer clusters than were asked for are a person's wish.
     asked = None if said["merged"] else counts.get("clusters")
-    purity = _purity(clusters, labels.to_pylist())
     config = run.read_config()
     verdict = judge(
-        sizes.tolist(), metrics, scores, method=config.method, asked=asked, purity=purity
+        sizes.tolist(),
+        metrics,
+        scores,
+        method=config.method,
+        asked=asked,
+        distinct=_distinct(embeddings),
+        truth=_truth(clusters, labels.to_pylist(), info),
+        separation=find_separation(embeddings, clusters, neighbours.index),
     )
     return {
         "id": _run_id(items["id"].to_pylist(), info),
@@ -167,12 +173,15 @@ def _summary(
             {
                 "number": int(number),
                 "size": int(size),
-                "near": _nearest_clusters(int(number), centres),
+                "near": numbers[others].tolist(),
             }
-            for number, size in zip(numbers, sizes, strict=True)
+            for number, size, others in zip(
+                numbers, sizes, _nearest_clusters(embeddings, clusters, numbers), strict=True
+            )
         ],
         "names": said["names"],
         "merged": said["merged"],
+        "glued": sorted({v for k, v in said["merged"].items() if int(k) not in said["by_level"]}),
         "labelled": len(labels) - labels.null_count,
         "info": {k: v for k, v in info.items() if k not in ("scores", "schema")},
         "scores": scores,
@@ -265,16 +274,29 @@ def _places(items: pa.Table) -> np.ndarray:
     return places
 
 
-def _purity(clusters: np.ndarray, labels: list[str | None]) -> float | None:
-    """Share of images of their cluster's most frequent class, if clusters outnumber classes."""
-    known = [(c, label) for c, label in zip(clusters.tolist(), labels, strict=True) if label]
-    pairs = Counter(known)
-    best: dict[int, int] = {}
-    for (cluster, _), size in pairs.items():
-        best[cluster] = max(best.get(cluster, 0), size)
-    if not known or len(best) <= len({label for _, label in pairs}):
+def _truth(clusters: np.ndarray, labels: list[str | None], info: Mapping[str, Any]) -> Truth | None:
+    """What the labels say of the clusters as they stand.
+
+    One cluster a class cannot be asked for where the fit gave more clusters than there are classes:
+    then it is the majority of each that counts. The fit decides, so that the measure stays the same
+    when a person merges clusters or makes new ones.
+    """
+    from deepcluster import metrics
+
+    _, code = np.unique([label or "" for label in labels], return_inverse=True)
+    known = (clusters >= 0) & np.array([bool(label) for label in labels])
+    if not known.any():
         return None
-    return sum(best.values()) / len(known)
+    counts = info.get("counts", {})
+    several = len(set(code[known].tolist()))
+    majority = int(counts.get("clusters", len(np.unique(clusters[known])))) > several
+    measure = metrics.purity if majority else metrics.acc
+    return Truth(measure(clusters[known], code[known]), majority, several)
+
+
+def _distinct(embeddings: np.ndarray) -> int:
+    """Images that differ from one another, as far as the net can tell."""
+    return len({row.tobytes() for row in np.round(embeddings, 4)})
 
 
 def _run_id(ids: list[str], info: Mapping[str, Any]) -> str:
@@ -300,19 +322,24 @@ def _read_embeddings(run: RunDir, n: int) -> np.ndarray:
     return embeddings
 
 
-def _means(embeddings: np.ndarray, clusters: np.ndarray) -> dict[int, np.ndarray]:
-    """Mean feature of each cluster, ``(d,)``."""
-    return {
-        c: np.asarray(embeddings[clusters == c], np.float64).mean(axis=0)
-        for c in np.unique(clusters).tolist()
-        if c >= 0
-    }
-
-
-def _nearest_clusters(cluster: int, centres: dict[int, np.ndarray]) -> list[int]:
-    """The other clusters, that of the nearest mean first, at most NEAR_CLUSTERS."""
-    far = {c: float(np.linalg.norm(m - centres[cluster])) for c, m in centres.items()}
-    return sorted((c for c in far if c != cluster), key=far.__getitem__)[:NEAR_CLUSTERS]
+def _nearest_clusters(
+    embeddings: np.ndarray, clusters: np.ndarray, numbers: np.ndarray
+) -> np.ndarray:
+    """The other clusters of each, the nearest mean first, ``(k, at most NEAR_CLUSTERS)``."""
+    inside = np.flatnonzero(clusters >= 0)
+    place = np.searchsorted(numbers, clusters[inside])
+    members = scipy.sparse.csr_matrix(
+        (np.ones(len(inside)), (place, inside)), (len(numbers), len(clusters))
+    )
+    means = (members @ embeddings) / np.bincount(place, minlength=len(numbers))[:, None]
+    half = np.square(means).sum(axis=1) / 2
+    kept = min(NEAR_CLUSTERS, len(numbers) - 1)
+    near = np.empty((len(numbers), max(kept, 0)), np.int64)
+    for start in range(0, len(numbers), 1024):
+        closeness = means[start : start + 1024] @ means.T - half
+        closeness[np.arange(len(closeness)), start + np.arange(len(closeness))] = -np.inf
+        near[start : start + 1024] = np.argsort(-closeness, axis=1, kind="stable")[:, :kept]
+    return near
 
 
 # -- covers -------------------------------------------------------------------------------------

@@ -63,10 +63,9 @@ deepcluster.changes = (() => {
 
   function refresh() {
     if (!table()) return;
-    const seeds = new Set(Object.values(summary.merged).map(Number)); // merges that the run knows of
     const made = [...new Set(moved.values())];
     for (const group of [...made, ...merged.values()]) cells.make(group);
-    const joins = [...[...seeds].map((cluster) => [cluster, cluster]), ...merged];
+    const joins = [...summary.glued.map((cluster) => [cluster, cluster]), ...merged]; // those that the run knows of first
     rep = levels.join(cells, joins);
     shown = new Map();
     for (let at = 0; at < cells.count && !byRun(); at++) {

@@ -9,7 +9,7 @@
   function image(id) {
     const { table, summary } = deepcluster;
     const row = table.rowOf.get(id);
-    if (row === undefined) return missing();
+    if (row === undefined) return deepcluster.views.missing();
     const { k, recall } = summary.neighbours;
     const view = grid.create({ label: "Images most like this one", empty: "There are no other images." });
     const own = h("div", { class: "one-image" });

@@ -107,13 +107,15 @@
   }
 
   function verdict({ level, sentence, problems }) {
+    const parts = (then) => then.split(/(--[\w.]+)/u).map((part) => (part.startsWith("--") ? h("code", {}, part) : part));
+    const alone = problems.length === 1 && sentence.endsWith(problems[0][0]);
     const more = problems.length
       ? h("ul", {}, ...problems.map(([what, then]) => h(
-        "li", {}, problems.length > 1 ? h("b", {}, `${what} `) : null, "What to try: ",
-        ...then.split(/(--[\w.]+)/u).map((part) => (part.startsWith("--") ? h("code", {}, part) : part)),
+        "li", {}, alone ? null : h("b", {}, `${what} `), level === "bad" ? "What to try: " : null, ...parts(then),
       )))
       : null;
-    const lines = problems.length > 1 ? `${problems.length} things look wrong with this fit.` : sentence;
+    const lines = problems.length > 1 && sentence === problems[0][0]
+      ? `${problems.length} things look ${level === "bad" ? "wrong with" : "doubtful in"} this fit.` : sentence;
     return h(
       "section", { class: `verdict ${level}`, "aria-label": "Is it to be trusted?" },
       h("span", { class: "mark", role: "img", "aria-label": LEVELS[level] }, MARKS[level]),
