@@ -105,7 +105,8 @@ def test_merges_come_along(old: RunDir, tmp_path: Path) -> None:
     new = run_of(tmp_path / "new", NEW, range(12))
     carried = carry(old, new)
     assert carried.applied.merged == {2: 0}
-    assert new.read_clusters() == {"names": {"0": "pets"}, "merged": {"2": 0}}
+    assert new.read_clusters()["names"] == {"0": "pets"}
+    assert new.read_clusters()["merged"] == {"2": 0}
     assert column(new, "by") == ["model"] * 12
     # a fit that splits a cluster nobody merged gives the name to both, and merges nothing
     split = run_of(tmp_path / "split", [0] * 8 + [1, 1, 2, 2], range(12))
@@ -176,6 +177,19 @@ def test_a_run_from_before_is_read_from_its_files(old: RunDir, tmp_path: Path) -
         Remembered.of(old)
 
 
+def test_fewer_clusters_of_the_tree_are_no_merge(old: RunDir, tmp_path: Path) -> None:
+    """Whoever looked at fewer clusters did not say that two of them are one."""
+    file = tmp_path / "labels.csv"
+    rows = [f"{i:06d},0,pets,model,2" for i in range(4, 8)]
+    file.write_text("\n".join(["id,cluster,name,by,level", *rows]), encoding="utf-8")
+    apply_labels(old, file)
+    assert old.read_clusters()["by_level"] == [1]
+    new = run_of(tmp_path / "new", NEW, range(12))
+    carried = carry(old, new)
+    assert carried.applied.merged == {}
+    assert new.read_clusters()["names"] == {"0": "pets", "2": "pets"}
+
+
 # -- with a model --------------------------------------------------------------------------------
 
 
@@ -206,6 +220,23 @@ def test_predict_follows_what_a_person_moved(
     apply_labels(copy, labels)
     before = [item["cluster"] for item in items]
     assert predict_source(copy, folder, device="cpu").labels.tolist() == before
+
+
+def test_predict_follows_more_clusters_of_the_tree(
+    finished: RunDir, folder: Path, tmp_path: Path
+) -> None:
+    copy = RunDir(tmp_path / "copy")
+    shutil.copytree(finished.path, copy.path)
+    items = copy.read_items().to_pylist()
+    part = [item["id"] for item in items if item["cluster"] == 0][1::2]
+    labels = tmp_path / "labels.csv"
+    rows = [f"{id_},5,,model,4" for id_ in part]
+    labels.write_text("\n".join(["id,cluster,name,by,level", *rows]), encoding="utf-8")
+    apply_labels(copy, labels)
+    after = copy.read_items()
+    assert set(after["by"].to_pylist()) == {"model"} and 5 in after["cluster"].to_pylist()
+    found = predict_source(copy, folder, device="cpu")
+    assert found.labels.tolist() == after["cluster"].to_pylist()
 
 
 def test_a_fit_takes_names_from_an_earlier_one(

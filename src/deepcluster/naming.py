@@ -39,7 +39,7 @@ def load_model(run: RunDir, *, backbone: nn.Module | None = None) -> FittedModel
     if run.has_changes():
         items = run.read_items()
         merged = {int(old): int(new) for old, new in run.read_clusters()["merged"].items()}
-        clusters = torch.from_numpy(items["cluster"].to_numpy().astype(np.int64))
+        clusters = merge(torch.from_numpy(items["cluster"].to_numpy().astype(np.int64)), merged)
         features = model.reduce(torch.from_numpy(np.array(run.read_embeddings())))
         others = merge(model.prototypes.assign(features)[0], merged) != clusters
         by_person = torch.tensor([by == "person" for by in items["by"].to_pylist()])
@@ -70,7 +70,9 @@ class Remembered:
             items["cluster"].to_numpy().astype(np.int64),
             np.array([by == "person" for by in items["by"].to_pylist()], bool),
             {int(k): str(v) for k, v in said["names"].items()},
-            frozenset(int(v) for v in said["merged"].values()),
+            frozenset(
+                int(new) for old, new in said["merged"].items() if int(old) not in said["by_level"]
+            ),
         )
 
     def check(self, contents: np.ndarray) -> None:

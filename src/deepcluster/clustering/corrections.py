@@ -9,6 +9,9 @@ neighbours, Angiulli 2005; the idea is Hart's of 1968). Differences: only images
 condensed, since each that was moved is a person's word; and the start is not the classes' means but
 rows of every cluster, so that images far from all that was moved have some of their own kind near.
 
+Images that went with a part of the tree, because a person chose another number of clusters, are
+examples like those that were moved one by one.
+
 The examples are found anew from the images' table and the features whenever a model is loaded:
 there is no second file that could disagree with them, and who takes a move back has the model as
 it was.
@@ -35,8 +38,8 @@ class Corrections:
     """Merges, and examples of what a person moved and of what stayed."""
 
     merged: dict[int, int]  # cluster of the model -> the one it is now part of
-    rows: Tensor  # (m, d) float32, those a person moved first
-    cluster: Tensor  # (m,) int64: where a person put it, -1 for nowhere; STAYED
+    rows: Tensor  # (m, d) float32, those that were moved first
+    cluster: Tensor  # (m,) int64: where it was put, -1 for nowhere; STAYED
 
     def apply(
         self, x: Tensor, labels: Tensor, distances: Tensor, confidence: Tensor
