@@ -18,6 +18,7 @@ from deepcluster.backbones.features import FittedModel
 from deepcluster.device import pick_inference
 from deepcluster.errors import ConfigError
 from deepcluster.images.store import ImageStore, open_images
+from deepcluster.naming import load_model
 from deepcluster.progress import Progress
 from deepcluster.run import Output, RunDir
 from deepcluster.sorting import How, sort_images
@@ -74,6 +75,14 @@ def predict_source(
         progress: told what happens.
     """
     progress = progress or Progress()
+    store = open_source(run, source, labels=labels, progress=progress)
+    return predict_store(run, store, device=device, progress=progress)
+
+
+def open_source(
+    run: RunDir, source: Any, *, labels: str | None = None, progress: Progress
+) -> ImageStore:
+    """Images as the net of a run takes them; what is left out is told."""
     config = run.read_config()
     store = open_images(
         source,
@@ -84,19 +93,24 @@ def predict_source(
     )
     for path, reason in store.skipped:
         progress.note(f"left out: {path}: {reason}")
-    model = FittedModel.load(run.model)
-    place, dtype = pick_inference(config, device)
+    return store
+
+
+def predict_store(
+    run: RunDir, store: ImageStore, *, device: str = "auto", progress: Progress
+) -> Predictions:
+    """Clusters and features of decoded images with the model of a run."""
+    model = load_model(run)
+    place, dtype = pick_inference(run.read_config(), device)
     progress.phase("features", len(store))
     embeddings = model.embed(store, device=place, dtype=dtype, advance=progress.advance)
     labels_, distances, confidence = model.assign(embeddings)
-    said = run.read_clusters()
-    merged = {int(old): int(new) for old, new in said["merged"].items()}
-    final = np.array([merged.get(k, k) for k in labels_.tolist()], dtype=np.int64)
+    names = run.read_clusters()["names"]
     return Predictions(
         store=store,
         embeddings=embeddings.numpy(),
-        labels=final,
-        names=[said["names"].get(str(k)) for k in final.tolist()],
+        labels=labels_.numpy(),
+        names=[names.get(str(k)) for k in labels_.tolist()],
         distances=distances.numpy(),
         confidence=confidence.numpy(),
     )
@@ -195,20 +209,21 @@ def evaluate_run(
             rng=np.random.default_rng(0),
         )
     found = predict_source(run, source, labels=labels, device=device, progress=progress)
-    truth = found.store.labels
+    kept = found.labels >= 0  # others are like images that a person took out of every cluster
+    embeddings, clusters, truth = found.embeddings[kept], found.labels[kept], found.store.labels
     if truth is None:
-        return metrics.evaluate(found.embeddings, found.labels, None, rng=np.random.default_rng(0))
+        return metrics.evaluate(embeddings, clusters, None, rng=np.random.default_rng(0))
     train = None
     if own is not None and any(name in position for name in found.store.label_names):
         train = (run.read_embeddings(), own)
     for name in found.store.label_names:  # classes that the run does not know keep their own number
         position.setdefault(name, len(position))
     matched = np.array(
-        [position[found.store.label_names[k]] if k >= 0 else -1 for k in truth.tolist()]
+        [position[found.store.label_names[k]] if k >= 0 else -1 for k in truth[kept].tolist()]
     )
     return metrics.evaluate(
-        found.embeddings,
-        found.labels,
+        embeddings,
+        clusters,
         matched,
         train=train,
         rng=np.random.default_rng(0),

@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from deepcluster.backbones.preprocessing import Preprocessing, to_device
-from deepcluster.backbones.weights import load_timm, save_timm
+from deepcluster.backbones.weights import load_timm, load_weights, save_timm
+from deepcluster.clustering.corrections import Corrections
 from deepcluster.clustering.graph import Prototypes
 from deepcluster.clustering.pca import PCA, normalise
 
@@ -98,6 +99,8 @@ class FittedModel:
         preprocessing: what lies between pixels and net.
         pca: projection before the clusters, if any.
         prototypes: centres, and the cluster of each.
+        corrections: what a person merged and moved, if anything; not saved with the model, but
+            found by :func:`deepcluster.naming.load_model`.
     """
 
     backbone: nn.Module
@@ -107,6 +110,7 @@ class FittedModel:
     preprocessing: Preprocessing
     pca: PCA | None
     prototypes: Prototypes
+    corrections: Corrections | None = None
 
     def embed(
         self,
@@ -140,10 +144,13 @@ class FittedModel:
             embeddings: ``(n, d)`` from :meth:`embed`.
 
         Returns:
-            cluster ``(n,)`` int64; distance to the nearest centres of that cluster ``(n,)``;
-            confidence in [0, 1] ``(n,)``.
+            cluster ``(n,)`` int64, -1 for images like those that a person took out of every
+            cluster; distance to the nearest centres of that cluster ``(n,)``; confidence in [0, 1]
+            ``(n,)``.
         """
-        return self.prototypes.assign(self.reduce(embeddings))
+        reduced = self.reduce(embeddings)
+        assigned = self.prototypes.assign(reduced)
+        return assigned if self.corrections is None else self.corrections.apply(reduced, *assigned)
 
     def save(self, folder: Path) -> None:
         """Write the folder that timm and :meth:`load` read."""
@@ -180,9 +187,14 @@ class FittedModel:
             path.chmod(0o644)  # the library makes them unreadable for others
 
     @classmethod
-    def load(cls, folder: Path) -> FittedModel:
-        """Read what :meth:`save` wrote."""
-        backbone = load_timm(folder)
+    def load(cls, folder: Path, *, backbone: nn.Module | None = None) -> FittedModel:
+        """Read what :meth:`save` wrote.
+
+        Args:
+            folder: the folder.
+            backbone: the net, where it was a module of the user's own: gets the weights.
+        """
+        net = load_timm(folder) if backbone is None else load_weights(backbone, folder)
         facts = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         pretrained = facts["pretrained_cfg"]
         channels, size, _ = pretrained["input_size"]
@@ -193,7 +205,7 @@ class FittedModel:
             else None
         )
         return cls(
-            backbone=backbone,
+            backbone=net,
             name=facts["architecture"],
             channels=channels,
             sobel=bool(facts.get("model_args", {}).get("sobel", False)),
