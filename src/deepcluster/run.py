@@ -720,7 +720,7 @@ class RunDir:
                 return None
             parts = len(tree.merges) + 1
             _check(tree.part.dtype == np.int64 and tree.part.ndim == 1, "its parts are no numbers")
-            _check(0 <= tree.part.min() and tree.part.max() < parts, "it has no such part")
+            _check(tree.part.min() >= 0 and tree.part.max() < parts, "it has no such part")
             shapes = tree.merges.shape == (parts - 1, 2) and tree.heights.shape == (parts - 1,)
             _check(shapes and tree.merges.dtype == np.int64, "its shapes do not agree")
             made = np.arange(parts, 2 * parts - 1)[:, None]  # a merge takes what is there by then
