@@ -18,6 +18,8 @@ from deepcluster.backbones.weights import load_timm, load_weights, save_timm
 from deepcluster.clustering.corrections import Corrections
 from deepcluster.clustering.graph import Prototypes
 from deepcluster.clustering.pca import PCA, normalise
+from deepcluster.errors import DamagedError
+from deepcluster.run import reading
 
 if TYPE_CHECKING:
     from deepcluster.images.store import ImageStore
@@ -193,12 +195,27 @@ class FittedModel:
         Args:
             folder: the folder.
             backbone: the net, where it was a module of the user's own: gets the weights.
+
+        Raises:
+            RunError: a file is missing or damaged.
         """
-        net = load_timm(folder) if backbone is None else load_weights(backbone, folder)
-        facts = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        pretrained = facts["pretrained_cfg"]
-        channels, size, _ = pretrained["input_size"]
-        tensors = load_file(folder / CLUSTERS_FILE)
+        with reading(folder / "config.json"):
+            facts = json.loads((folder / "config.json").read_bytes())
+            pretrained = facts["pretrained_cfg"]
+            channels, size, _ = pretrained["input_size"]
+            numbers = torch.tensor(
+                [*pretrained["mean"], *pretrained["std"], size, channels]
+            ).double()
+            if len(numbers) != 2 * channels + 2 or not bool(numbers.isfinite().all()):
+                raise DamagedError("its numbers do not go together")
+        with reading(folder / "model.safetensors"):
+            net = load_timm(folder) if backbone is None else load_weights(backbone, folder)
+            weights = [t for t in net.state_dict().values() if t.is_floating_point()]
+            if not all(bool(weight.isfinite().all()) for weight in weights):
+                raise DamagedError("a weight is not finite")
+        with reading(folder / CLUSTERS_FILE):
+            tensors = load_file(folder / CLUSTERS_FILE)
+            _check_clusters(tensors, int(net.num_features))  # type: ignore[arg-type]
         pca = (
             PCA(tensors["pca.mean"], tensors["pca.components"], tensors["pca.scale"])
             if "pca.mean" in tensors
@@ -213,3 +230,24 @@ class FittedModel:
             pca=pca,
             prototypes=Prototypes(tensors["centers"], tensors["cluster"]),
         )
+
+
+def _check_clusters(tensors: dict[str, Tensor], d: int) -> None:
+    """Refuse centres that no fit of a net with `d` features leaves.
+
+    Raises:
+        DamagedError: it is so.
+    """
+    centers, cluster = tensors["centers"], tensors["cluster"]
+    if "pca.mean" in tensors:
+        mean, components, scale = (tensors[f"pca.{x}"] for x in ("mean", "components", "scale"))
+        if mean.shape != (d,) or components.shape != (len(scale), d):
+            raise DamagedError("its projection is not of this net")
+        d = len(scale)
+    if centers.ndim != 2 or centers.shape[1] != d or cluster.shape != (len(centers),):
+        raise DamagedError("its centres are not of this net")
+    if not all(bool(t.isfinite().all()) for t in tensors.values() if t.is_floating_point()):
+        raise DamagedError("a centre is not finite")
+    numbers = cluster.unique()
+    if cluster.dtype != torch.int64 or not torch.equal(numbers, torch.arange(len(numbers))):
+        raise DamagedError("a cluster is missing")

@@ -144,7 +144,7 @@ def change_clusters(
         values = np.array(columns[measure], np.float32)
         values[moved] = np.nan
         columns[measure] = values
-    run.write_items(columns)
+    # In this order: if it is stopped between the two, the same file again does all that is left.
     run.write_clusters(
         {
             "names": {str(k): names[k] for k in sorted(names)},
@@ -152,6 +152,7 @@ def change_clusters(
             "by_level": sorted(by_cut & all_merged.keys()),
         }
     )
+    run.write_items(columns)
     touched = (old_names.keys() | names.keys()) - all_merged.keys()
     return AppliedLabels(
         renamed=sum(old_names.get(k) != names.get(k) for k in touched),
