@@ -72,15 +72,6 @@ class Neighbours:
     recall: float  # share of the true neighbours that were found; 1 where the search was exact
 
 
-@dataclass(frozen=True)
-class Tree:
-    """The finest clusters of a run, and how they merge: any number of clusters is a cut of it."""
-
-    part: np.ndarray  # (n,) int64, the finest cluster of each image, from 0
-    merges: np.ndarray  # (parts - 1, 2) int64; merge i gives node parts + i, as SciPy has it
-    heights: np.ndarray  # (parts - 1,) float64, of each merge, never falling
-
-
 class RunDir:
     """One run on disk.
 
@@ -216,6 +207,10 @@ class RunDir:
         return self.path / "tensorboard"
 
     @property
+    def _tree(self) -> Path:
+        return self.path / "tree.npz"
+
+    @property
     def embeddings(self) -> Path:
         """The final features, ``(n, d)`` float32, in the order of the items."""
         return self.path / "embeddings.npy"
@@ -335,40 +330,36 @@ class RunDir:
             return None
         return Neighbours(held["index"], held["distance"], float(held["recall"][0]))
 
-    @property
-    def tree(self) -> Path:
-        """The tree of clusters; runs of older versions lack it."""
-        return self.path / "tree.safetensors"
-
-    def write_tree(self, tree: Tree) -> None:
-        """Write the tree of clusters."""
-        from safetensors.numpy import save_file
-
-        with _replacing(self.tree) as part:
-            save_file(
-                {
-                    "part": np.ascontiguousarray(tree.part, np.int64),
-                    "merges": np.ascontiguousarray(tree.merges, np.int64),
-                    "heights": np.ascontiguousarray(tree.heights, np.float64),
-                },
-                part,
-            )
-
-    def read_tree(self, count: int) -> Tree | None:
-        """The tree of clusters.
+    def write_tree(self, merges: np.ndarray, heights: np.ndarray, part: np.ndarray) -> None:
+        """Write tree.npz: how the parts of the clusters merge.
 
         Args:
-            count: images of the run.
-
-        Returns:
-            None where the run has none, or has one of another number of images.
+            merges: ``(p - 1, 2)`` pairs i < j of p parts, in order: all that belongs with j joins
+                what belongs with i.
+            heights: ``(p - 1,)``, of each merge, rising.
+            part: ``(n,)``, the part of each image, in the order of the items.
         """
-        from safetensors.numpy import load_file
+        with _replacing(self._tree) as path, path.open("wb") as file:
+            np.savez(
+                file,
+                merges=merges.astype(np.int32).reshape(-1, 2),
+                heights=heights.astype(np.float32),
+                part=part.astype(np.int32),
+            )
 
-        if not self.tree.is_file():
-            return None
-        held = load_file(self.tree)
-        return Tree(**held) if len(held["part"]) == count else None
+    def read_tree(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Merges, heights and the part of each image, as :meth:`write_tree` took them.
+
+        Raises:
+            RunError: the run has no tree.
+        """
+        if not self._tree.is_file():
+            raise RunError(
+                f"{self.path} has no tree of its clusters (tree.npz): it was fitted by an older "
+                "deepcluster or with more than a few thousand clusters; fit again"
+            )
+        with np.load(self._tree, allow_pickle=False) as arrays:
+            return arrays["merges"], arrays["heights"], arrays["part"]
 
     def fingerprint(self) -> str:
         """Tells this fit from any other, wherever its folder lies."""
