@@ -98,9 +98,12 @@ def write_run(
             "hardware": {"device": "cpu", "cpu": "some CPU", "cores": 2},
             "versions": {"deepcluster": "0.1.0", "python": "3.12.1", "torch": "2.6.0"},
             "notes": [],
-            "counts": {"images": n, "skipped": 1, "clusters": count, "classes": len(classes)},
             "scores": {},
             **(info or {}),
+            "counts": {
+                **{"images": n, "skipped": 1, "clusters": count, "classes": len(classes)},
+                **(info or {}).get("counts", {}),
+            },
         }
     )
     for line in metrics if metrics is not None else training(12, count):

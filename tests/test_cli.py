@@ -48,7 +48,7 @@ def test_fit_then_every_verb(
     assert capsys.readouterr().out.startswith("id,path,cluster,name,distance,confidence")
     assert run_app(["embed", str(run), str(source), "--out", str(tmp_path / "f.npy")]) == 0
     assert np.load(tmp_path / "f.npy").shape[0] == 60
-    assert len((tmp_path / "f.ids.txt").read_text().splitlines()) == 60
+    assert len((tmp_path / "f.ids.csv").read_text().splitlines()) == 61
     capsys.readouterr()
     assert run_app(["evaluate", str(run), "--json"]) == 0
     assert "silhouette" in json.loads(capsys.readouterr().out)

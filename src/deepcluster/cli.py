@@ -7,14 +7,19 @@ usable images, 130 interrupted.
 from __future__ import annotations
 
 import ctypes
+import dataclasses
+import io
 import json
 import os
+import re
 import shlex
 import signal
 import sys
-import tomllib
+import typing
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -23,10 +28,19 @@ from cyclopts import App, Group, Parameter
 from rich.console import Console
 from rich.table import Table
 
-from deepcluster.config import Config, flatten, load_recipe, recipe_names
-from deepcluster.errors import ConfigError, RunError
+from deepcluster.config import (
+    Config,
+    SegmentSettings,
+    flatten,
+    load_recipe,
+    override,
+    recipe_names,
+)
+from deepcluster.errors import ConfigError, NoImagesError, RunError, SourceError
 from deepcluster.methods import METHODS
-from deepcluster.run import RunDir
+from deepcluster.run import Output, RunDir
+from deepcluster.show.exact import escaped, show
+from deepcluster.sorting import check_folder
 from deepcluster.version import __version__
 
 if TYPE_CHECKING:
@@ -38,13 +52,24 @@ EVERYDAY = Group("Everyday flags", sort_key=0)
 SETTINGS = Group("Settings", help="In recipes and config.toml under the same names.", sort_key=1)
 
 
+_typed: ContextVar[frozenset[str]] = ContextVar("typed", default=frozenset())
+"""Settings that the command line itself names."""
+
+
 def read_recipe(
     app: App, commands: tuple[str, ...], arguments: cyclopts.ArgumentCollection
 ) -> None:
-    """Fill in what the command line leaves open: from --config, then from --recipe."""
+    """Fill in what the command line leaves open: from --config, then from --recipe.
+
+    Both may hold settings and nothing else: never where to write, or what to overwrite.
+    """
     by_name = {argument.name: argument for argument in arguments}
     if "--recipe" not in by_name:
         return
+    settings = {key: by_name["--" + key.replace("_", "-")] for key in SETTING_NAMES}
+    _typed.set(frozenset(key for key, argument in settings.items() if argument.tokens))
+    for key, argument in settings.items():
+        _refuse_fractions(key, argument)
     for flag in ("--config", "--recipe"):
         tokens = by_name[flag].tokens
         name = tokens[0].value if tokens else ""
@@ -52,13 +77,28 @@ def read_recipe(
             continue
         if flag == "--config" and not name.endswith(".toml"):
             raise ConfigError(f"--config takes a .toml file, not {name!r}")
-        for key, value in flatten(load_recipe(name)).items():
-            argument = by_name.get("--" + key.replace("_", "-"))
-            if argument is None:
-                raise ConfigError(f"{name}: there is no setting {key!r}")
-            if not argument.tokens:
+        values = load_recipe(name)
+        try:
+            override(Config(), values)
+        except ConfigError as error:
+            raise ConfigError(f"{name}: {error}") from error
+        for key, value in flatten(values).items():
+            if not settings[key].tokens:
                 text = str(value).lower() if isinstance(value, bool) else str(value)
-                argument.append(cyclopts.Token(keyword=key, value=text, source=name))
+                settings[key].append(cyclopts.Token(keyword=key, value=text, source=name))
+
+
+def _refuse_fractions(key: str, argument: cyclopts.Argument) -> None:
+    """The parser rounds 1.5 where a whole number is wanted; a person should know."""
+    kinds = {argument.hint, *typing.get_args(argument.hint)}
+    for token in argument.tokens:
+        if int in kinds and float not in kinds and re.fullmatch(r"[-+]?[\d_.]+(e.*)?", token.value):
+            try:
+                int(token.value)
+            except ValueError:
+                raise ConfigError(
+                    f"{key} = {token.value} will not do: it takes a whole number"
+                ) from None
 
 
 app = App(
@@ -70,7 +110,7 @@ app = App(
     suppress_keyboard_interrupt=False,
 )
 
-SourceArguments = Annotated[str, Parameter(name="SOURCE")]
+SETTING_NAMES = tuple(flatten(dataclasses.asdict(Config())))
 AsJson = Annotated[
     bool, Parameter(name="--json", negative="", help="Print the result as JSON.", group=EVERYDAY)
 ]
@@ -138,6 +178,7 @@ def fit(
             tensorboard=tensorboard,
             progress=progress,
             command=fitting.command_line(),
+            given=_typed.get(),
         )
     _print_run(run, as_json)
 
@@ -148,7 +189,7 @@ def predict(
     *source: str,
     out: Path | None = None,
     into: Path | None = None,
-    how: Literal["copy", "link", "move"] = "copy",
+    how: Literal["copy", "link", "move"] | None = None,
     device: str = "auto",
     as_json: AsJson = False,
 ) -> None:
@@ -161,33 +202,41 @@ def predict(
     source
         Images, as for fit.
     out
-        Write a CSV file (id, path, cluster, name, distance, confidence) in place of stdout.
+        Write a CSV file (id, path, cluster, name, distance, confidence) in place of stdout; it must
+        not exist.
     into
-        Put the images into a folder a cluster under this one.
+        Put the images into a folder a cluster under this one; sorted.csv there says which is where.
+        The same command again goes on where it was stopped, and puts nothing there twice.
     how
-        Copy, hard-link or move them there.
+        Copy, hard-link or move them there; copy, if not given.
     device
         Where the net runs.
     """
     from deepcluster import finished
 
+    if how is not None and into is None:
+        raise ConfigError(f"--how {how} needs --into: the folder to put the images in")
     opened = RunDir.open(run)
+    target = None if out is None else Output(out)
+    if into is not None:
+        check_folder(into)
     with _progress(as_json) as progress:
         found = finished.predict_source(
             opened, _one_or_many(source), device=device, progress=progress
         )
-    if out is not None:
-        with out.open("w", newline="", encoding="utf-8") as file:
+    if target is not None:
+        with target.writing() as part, part.open("w", newline="", encoding="utf-8") as file:
             found.write_csv(file)
     if into is not None:
-        counts = finished.sort_into(found, into, how=how)
+        counts = finished.sort_into(found, into, how=how or "copy")
         _print_rows(["folder", "images"], list(counts.items()), as_json)
     elif out is None:
-        rows = found.rows()
         if as_json:
-            _print_json(rows)
-        else:
-            found.write_csv(sys.stdout)
+            return _print_json(found.rows())
+        text = io.StringIO(newline="")
+        found.write_csv(text)
+        rows = text.getvalue()  # as data to a program, but nothing that a terminal obeys
+        sys.stdout.write(escaped(rows, but="\r\n") if sys.stdout.isatty() else rows)
 
 
 @app.command
@@ -201,18 +250,21 @@ def embed(run: Path, *source: str, out: Path, device: str = "auto") -> None:
     source
         Images, as for fit.
     out
-        The .npy file; the ids go beside it, as .ids.txt.
+        The .npy file; ids and paths go beside it, as .ids.csv. Neither must exist.
     device
         Where the net runs.
     """
     from deepcluster import finished
 
+    opened = RunDir.open(run)
+    finished.check_embeddings_out(out)
     with _progress(False) as progress:
         found = finished.predict_source(
-            RunDir.open(run), _one_or_many(source), device=device, progress=progress
+            opened, _one_or_many(source), device=device, progress=progress
         )
-    finished.write_embeddings(found, out)
-    Console().print(f"{out}: {found.embeddings.shape[0]} × {found.embeddings.shape[1]} float32")
+    for path in finished.write_embeddings(found, out):
+        rows, columns = found.embeddings.shape
+        show(f"{path}: {rows} × {columns} float32" if path.suffix != ".csv" else str(path))
 
 
 @app.command
@@ -232,7 +284,7 @@ def evaluate(
     source
         Other images, as for fit; none: the run's own.
     labels
-        "folders" or a CSV file with columns path,label.
+        "folders" or a CSV file with columns path,label; without a source, of the run's own images.
     device
         Where the net runs.
     """
@@ -269,7 +321,7 @@ def export(
     opened = RunDir.open(run)
     names = {"timm": "timm", "onnx": "model.onnx", "torchscript": "model.pt"}
     target = out or opened.path / "export" / names[to]
-    Console().print(str(finished.export_run(opened, to, target)))
+    show(str(finished.export_run(opened, to, target)))
 
 
 @app.command
@@ -284,8 +336,8 @@ def info(run: Path, *, as_json: AsJson = False) -> None:
     opened = RunDir.open(run, finished=False)
     if not as_json:
         facts, config = opened.read_info(), opened.read_config()
-        _print_text(
-            f"{shlex.join(facts['command']) or 'from Python'}\n"
+        show(shlex.join(facts["command"]) or "from Python")
+        show(
             f"begun {facts['started']}: {config.method}, {config.backbone}, size {config.size}, "
             f"epochs {config.epochs}, seed {config.seed}, on {config.device}"
         )
@@ -308,7 +360,7 @@ def report(run: Path) -> None:
     with _progress(False) as progress:
         write_pictures(opened)
         page = write_report(opened, progress=progress.note)
-    Console().print(str(page))
+    show(str(page))
 
 
 @app.command
@@ -322,9 +374,42 @@ def apply(run: Path, labels: Path) -> None:
     labels
         The labels.csv that the report gave.
     """
-    from deepcluster.report import apply_labels
+    from deepcluster.report import apply_labels, write_report
 
-    Console().print(str(apply_labels(RunDir.open(run), labels)))
+    opened = RunDir.open(run)
+    show(str(apply_labels(opened, labels)))
+    if opened.report.is_dir():  # it shows what was before
+        with _progress(False) as progress:
+            show(str(write_report(opened, progress=progress.note)))
+
+
+@app.command
+def segment(
+    *images: Path,
+    out: Path,
+    settings: Annotated[SegmentSettings, Parameter(name="*")] = SegmentSettings(),  # noqa: B008
+    device: str = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Cut single images into regions; nothing is learnt from other images.
+
+    Parameters
+    ----------
+    images
+        Image files.
+    out
+        A new folder: NAME.labels.png and NAME.overlay.png for each image, and areas.csv.
+    device
+        Where the net runs.
+    """
+    from deepcluster.segmentation import segment_files
+
+    with _progress(as_json) as progress:
+        done = segment_files(
+            images, out, settings, device=device, phase=progress.phase, advance=progress.advance
+        )
+    rows = [(item.image, f"{item.labels} regions in {item.seconds:.0f} s") for item in done]
+    _print_rows(["image", "result"], rows, as_json)
 
 
 # -- printing ---------------------------------------------------------------------------------
@@ -337,20 +422,22 @@ def _one_or_many(source: tuple[str, ...]) -> str | list[str]:
 
 
 def _print_json(value: Any) -> None:
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-
-
-def _print_text(text: str) -> None:
-    Console(soft_wrap=True, markup=False, highlight=False).print(text)
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    # what JSON leaves as it is, though a terminal may obey it or not be able to show it
+    text = re.sub("[\x7f-\x9f\u2028\u2029\ud800-\udfff]", lambda c: f"\\u{ord(c[0]):04x}", text)
+    sys.stdout.write(text + "\n")
 
 
 def _print_rows(head: list[str], rows: list[tuple[Any, ...]], as_json: bool) -> None:
     if as_json:
         return _print_json({str(row[0]): row[1] for row in rows})
-    table = Table(*head)
+    table = Table()
+    for title in head:
+        table.add_column(title, overflow="fold")
     for row in rows:
-        table.add_row(*map(str, row))
-    Console().print(table)
+        table.add_row(*(escaped(str(value)) for value in row))
+    width = None if sys.stdout.isatty() else 10_000  # in a pipe, nothing is broken into lines
+    Console(markup=False, emoji=False, highlight=False, width=width).print(table)
 
 
 def _print_plan(plan: Any, as_json: bool) -> None:
@@ -370,18 +457,21 @@ def _print_plan(plan: Any, as_json: bool) -> None:
     if as_json:
         return _print_json({**facts, "notes": plan.notes})
     _print_rows(["dry run", "nothing was done"], list(facts.items()), as_json=False)
-    _print_text("\n".join(plan.notes))
+    for sentence in plan.notes:
+        show(sentence)
 
 
 def _print_run(run: RunDir, as_json: bool) -> None:
     facts = run.read_info()
+    said = run.read_clusters() if facts["status"] == "done" else {"names": {}, "merged": {}}
     if as_json:
-        return _print_json({**facts, "run": str(run.path)})
-    console = Console()
+        return _print_json({**facts, "run": str(run.path), **said})
     counts, scores = facts["counts"], facts.get("scores", {})
-    console.print(
-        f"{facts['name']}: {counts['images']:,} images, {counts['clusters']} clusters, "
-        f"{facts['status']}"
+    status = facts["status"]
+    if status == "running" and not run.is_live():
+        status = "stopped before its end"
+    show(
+        f"{facts['name']}: {counts['images']:,} images, {counts['clusters']} clusters, {status}"
         + (f" in {facts['seconds']:.0f} s" if "seconds" in facts else "")
         + (f", {counts['skipped']} left out" if counts["skipped"] else "")
     )
@@ -389,26 +479,47 @@ def _print_run(run: RunDir, as_json: bool) -> None:
     last = [line["nmi_previous"] for line in history if line.get("nmi_previous") is not None]
     found = scores.get("fit", {})
     if "nmi" in found:
-        table = Table("", "NMI", "ARI", "ACC", "NMI to the previous epoch")
+        rows = []
         for name, title in (("fit", "deepcluster"), ("pixels", "k-means on the pixels")):
             if name in scores:
                 figures = [f"{scores[name][key]:.3f}" for key in ("nmi", "ari", "acc")]
                 stable = f"{last[-1]:.3f}" if last and name == "fit" else ""
-                table.add_row(title, *figures, stable)
-        console.print(table)
+                rows.append((title, *figures, stable))
+        _print_rows(["", "NMI", "ARI", "ACC", "NMI to the previous epoch"], rows, as_json=False)
     elif last:
-        console.print(f"NMI to the previous epoch: {last[-1]:.3f}")
+        show(f"NMI to the previous epoch: {last[-1]:.3f}")
     if "modularity" in found:
-        console.print(
+        show(
             f"modularity: {found['modularity']:.3f} (needs no labels; among runs that differ in "
-            "seed or epochs alone, higher is often better)",
-            soft_wrap=True,
+            "seed or epochs alone, higher is often better)"
         )
-    console.print(f"run folder: {run.path}", soft_wrap=True)
+    if status == "done":
+        _print_changes(run, said)
+    show(f"run folder: {run.path}")
     if run.pictures.is_dir():
-        console.print(f"pictures:   {run.pictures}", soft_wrap=True)
+        show(f"pictures:   {run.pictures}")
     if (run.report / "index.html").is_file():
-        console.print(f"report:     {run.report / 'index.html'}", soft_wrap=True)
+        show(f"report:     {run.report / 'index.html'}")
+
+
+def _print_changes(run: RunDir, said: dict[str, Any]) -> None:
+    """What a person has made of the clusters since the fit."""
+    items = run.read_items()
+    moved = items["by"].to_pylist().count("person")
+    names, merged = said["names"], said["merged"]
+    if not (moved or names or merged):
+        return
+    sizes = Counter(items["cluster"].to_pylist())
+    outside = sizes.pop(-1, 0)
+    show(
+        f"changed by a person: {len(sizes)} clusters now, {len(names)} with names, "
+        f"{len(merged)} merged into others, {moved} images moved ({outside} out of every cluster)"
+    )
+    show("scores above are of the fit; of the clusters now: `deepcluster evaluate RUN`")
+    for number, name in sorted(names.items(), key=lambda item: int(item[0])):
+        show(f"  {number}: {name} ({sizes[int(number)]} images)")
+    for old, new in sorted(merged.items(), key=lambda item: int(item[0])):
+        show(f"  {old}: now part of {new}")
 
 
 @contextmanager
@@ -444,27 +555,33 @@ def keep_freed_memory() -> None:
 
 def run_app(arguments: list[str] | None = None) -> int:
     """Run a command line and return its exit code."""
-    errors = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
+
+    def tell(text: str) -> None:
+        with suppress(OSError):  # a terminal that is gone
+            sys.stderr.write(escaped(text, but="\n") + "\n")
+
     try:
         app(arguments, exit_on_error=False, print_error=True)
-    except (cyclopts.CycloptsError, tomllib.TOMLDecodeError):
+    except cyclopts.CycloptsError:
         return USAGE
     except SystemExit as leaving:
         return int(leaving.code or 0)
     except (ConfigError, RunError) as error:
-        errors.print(f"deepcluster: {error}")
+        tell(f"deepcluster: {error}")
         return USAGE
     except KeyboardInterrupt:
-        errors.print("deepcluster: interrupted")
+        tell("deepcluster: interrupted")
         return INTERRUPTED
     except BrokenPipeError:  # whoever read the output has seen enough
         with suppress(OSError):  # as where there is no such file
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except Exception as error:
-        from deepcluster.errors import NoImagesError, SourceError
-
-        errors.print(f"deepcluster: {error}" if str(error) else f"deepcluster: {error!r}")
+        if isinstance(error, OSError) and error.strerror:
+            place = f": {error.filename}" if error.filename is not None else ""
+            tell(f"deepcluster: {error.strerror}{place}")
+        else:
+            tell(f"deepcluster: {error}" if str(error) else f"deepcluster: {error!r}")
         if isinstance(error, NoImagesError):
             return NO_IMAGES
         return USAGE if isinstance(error, SourceError) else FAILED
@@ -473,6 +590,12 @@ def run_app(arguments: list[str] | None = None) -> int:
 
 def main() -> None:
     """Entry point of the ``deepcluster`` command."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    for name in ("SIGTERM", "SIGHUP", "SIGBREAK"):  # Windows lacks the second, others the third
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
+            signal.signal(number, _interrupt)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a file's name need not be UTF-8
+            stream.reconfigure(errors="surrogateescape")
     keep_freed_memory()
     sys.exit(run_app())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import numbers
 import time
 import warnings
 from collections.abc import Mapping
@@ -21,7 +22,7 @@ from deepcluster.device import pick_inference
 from deepcluster.errors import ConfigError
 from deepcluster.images.store import ImageStore, open_images
 from deepcluster.training.loop import fit
-from deepcluster.training.plan import choose_scale, resolve, scale_source, schedule_minutes
+from deepcluster.training.plan import Pace, choose_scale, resolve, scale_source, schedule_minutes
 
 
 class DeepCluster(ClusterMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
@@ -37,7 +38,8 @@ class DeepCluster(ClusterMixin, TransformerMixin, BaseEstimator):  # type: ignor
             is in ``config_``.
         size: side of the training images in pixels.
         device: auto, cpu, cuda, mps …
-        settings: any other setting, by its dotted name: ``{"train.lr": 0.1}``.
+        settings: any other setting, by its dotted name: ``{"train.lr": 0.1}``;
+            ``{"epochs": "auto"}`` undoes what a recipe sets, ``epochs="auto"`` leaves it.
         random_state: seed of everything random; an int gives the same bits again.
 
     Attributes:
@@ -100,11 +102,10 @@ class DeepCluster(ClusterMixin, TransformerMixin, BaseEstimator):  # type: ignor
             {} if own_net is not None else {"backbone": self.backbone}
         )
         asked = override(asked, {name: value for name, value in given.items() if value != "auto"})
-        if isinstance(self.random_state, int):
-            seed = self.random_state
-        else:
-            seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        asked = dataclasses.replace(asked, seed=seed)
+        seed = self.random_state  # a number is the seed itself, NumPy's too
+        if not isinstance(seed, numbers.Integral):
+            seed = check_random_state(seed).randint(2**31 - 1)
+        asked = override(asked, {"seed": seed})
         if own_net is not None and asked.minutes != "auto":
             raise ConfigError("minutes cannot be kept with a net of your own: give epochs instead")
         started = time.perf_counter()
@@ -115,14 +116,17 @@ class DeepCluster(ClusterMixin, TransformerMixin, BaseEstimator):  # type: ignor
         facts = {"n": len(store), "size": store.size, "channels": store.channels}
         if timed and isinstance(images, ImageStore):  # decoded already: its size stays
             asked = choose_scale(dataclasses.replace(asked, size=store.size), **facts)
+        pace = None
         if not timed:  # no clock: the same bits again
             config = resolve(asked, **facts)
         else:
             spent = time.perf_counter() - started
-            config, _ = schedule_minutes(asked, **facts, store_bytes=0, spent=spent)
+            config, cost = schedule_minutes(asked, **facts, store_bytes=0, spent=spent)
+            assert asked.minutes != "auto"
+            pace = Pace(asked.minutes, rest=cost.rest, began=started, say=lambda _: None)
         if own_net is not None:
             config = dataclasses.replace(config, backbone=CUSTOM)
-        result = fit(store, config, backbone=own_net)
+        result = fit(store, config, backbone=own_net, pace=pace)
         self.config_ = result.config
         self.model_ = result.model
         self.labels_ = result.labels

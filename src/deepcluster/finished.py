@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 import shutil
 import warnings
 from dataclasses import dataclass
@@ -17,10 +16,11 @@ from torch import Tensor, nn
 from deepcluster import metrics
 from deepcluster.backbones.features import FittedModel
 from deepcluster.device import pick_inference
-from deepcluster.errors import ConfigError, RunError
+from deepcluster.errors import ConfigError
 from deepcluster.images.store import ImageStore, open_images
 from deepcluster.progress import Progress
-from deepcluster.run import RunDir
+from deepcluster.run import Output, RunDir
+from deepcluster.sorting import How, sort_images
 
 
 @dataclass(frozen=True)
@@ -102,19 +102,41 @@ def predict_source(
     )
 
 
-def write_embeddings(found: Predictions, out: Path) -> None:
-    """Write the features as .npy and the ids, a line each, beside it as .ids.txt."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    np.save(out, found.embeddings, allow_pickle=False)
-    out.with_suffix(".ids.txt").write_text(
-        "".join(f"{name}\n" for name in found.store.ids), encoding="utf-8"
-    )
+def check_embeddings_out(out: Path) -> list[Output]:
+    """The files that :func:`write_embeddings` will write: features, and ids with paths.
+
+    Raises:
+        RunError: one of them exists already, or there is no folder to write into.
+    """
+    features = Output(out)
+    if features.device:
+        return [features]
+    stem = out.name.removesuffix(".npy")
+    return [Output(out.with_name(f"{stem}.npy")), Output(out.with_name(f"{stem}.ids.csv"))]
 
 
-def sort_into(
-    predictions: Predictions, folder: Path, *, how: Literal["copy", "link", "move"] = "copy"
-) -> dict[str, int]:
-    """Put images into a folder a cluster.
+def write_embeddings(found: Predictions, out: Path) -> list[Path]:
+    """Write the features as .npy, and the ids and paths beside it as .ids.csv.
+
+    Returns:
+        The files written.
+
+    Raises:
+        RunError: as :func:`check_embeddings_out`.
+    """
+    features, *ids = check_embeddings_out(out)
+    for output in ids:
+        with output.writing() as part, part.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(["id", "path"])
+            writer.writerows(zip(found.store.ids, found.store.paths, strict=True))
+    with features.writing() as part, part.open("wb") as binary:
+        np.save(binary, found.embeddings, allow_pickle=False)
+    return [output.path for output in (features, *ids)]
+
+
+def sort_into(predictions: Predictions, folder: Path, *, how: How = "copy") -> dict[str, int]:
+    """Put images into a folder a cluster; which is where is in ``sorted.csv`` there.
 
     Images that have no file of their own (arrays, Parquet) are written as PNG at the size the net
     sees. A name that is taken already gets a number; nothing is overwritten.
@@ -125,60 +147,13 @@ def sort_into(
         how: copy, hard-link (same disk only) or move the files.
 
     Returns:
-        Folder name -> images put there.
+        Folder name -> images there. A picture that is named twice is there once.
 
     Raises:
-        RunError: a file is not there any more; nothing is sorted then.
+        RunError: a file is not there any more, the disk cannot do it, or `folder` cannot be
+            written to; nothing is sorted then. Or the disk became full on the way.
     """
-    lost = [path for path in predictions.store.paths if path and not Path(path).exists()]
-    if lost:
-        raise RunError(
-            f"nothing was sorted: {len(lost)} files cannot be found, the first is "
-            f"{lost[0]} (a name that is not UTF-8 is shown with escapes: rename such files)"
-        )
-    counts: dict[str, int] = {}
-    for i, (label, name) in enumerate(
-        zip(predictions.labels.tolist(), predictions.names, strict=True)
-    ):
-        place = f"{label:03d}" + (f"-{_safe(name)}" if name else "")
-        (folder / place).mkdir(parents=True, exist_ok=True)
-        path = predictions.store.paths[i]
-        if path is None:
-            _save_png(
-                predictions.store[i],
-                _free(folder / place / _safe(f"{predictions.store.ids[i]}.png")),
-            )
-        else:
-            target = _free(folder / place / Path(path).name)
-            if how == "copy":
-                shutil.copy2(path, target)
-            elif how == "link":
-                os.link(path, target)
-            else:
-                shutil.move(path, target)
-        counts[place] = counts.get(place, 0) + 1
-    return dict(sorted(counts.items()))
-
-
-def _safe(name: str) -> str:
-    """A name without what a file system or a path would read as more than a name."""
-    cleaned = "".join("_" if c in '/\\:*?"<>|' or ord(c) < 32 else c for c in name).strip(" .")
-    return cleaned[:100] or "_"
-
-
-def _free(path: Path) -> Path:
-    """`path`, or the first of `name-1`, `name-2` … that does not exist."""
-    candidate, number = path, 0
-    while candidate.exists():
-        number += 1
-        candidate = path.with_name(f"{path.stem}-{number}{path.suffix}")
-    return candidate
-
-
-def _save_png(pixels: np.ndarray, path: Path) -> None:
-    from PIL import Image
-
-    Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(path)
+    return sort_images(predictions.store, predictions.labels, predictions.names, folder, how)
 
 
 def evaluate_run(
@@ -277,34 +252,34 @@ def export_run(run: RunDir, to: Literal["timm", "onnx", "torchscript"], out: Pat
         RunError: `out` exists.
         ConfigError: a package that the format needs is not installed.
     """
-    if out.exists():
-        raise RunError(f"{out} exists already: choose another place with --out")
-    out.parent.mkdir(parents=True, exist_ok=True)
+    output = Output(out)
     if to == "timm":
-        shutil.copytree(run.model, out)
+        with output.writing() as part:
+            shutil.copytree(run.model, part)
         return out
     model = FittedModel.load(run.model)
     deployed = Deployed(model).eval()
     example = torch.zeros(2, model.channels, model.preprocessing.size, model.preprocessing.size)
     if to == "torchscript":
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), output.writing() as part:
             warnings.filterwarnings("ignore", r"`torch\.jit", FutureWarning)  # that it will go
-            torch.jit.save(torch.jit.trace(deployed, example), str(out))
+            torch.jit.save(torch.jit.trace(deployed, example), str(part))
         return out
     try:
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise ConfigError("ONNX needs two more packages: pip install onnx onnxscript") from error
-    torch.onnx.export(
-        deployed,
-        (example,),
-        out,
-        input_names=["images"],
-        output_names=["features"],
-        dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
-        dynamo=True,
-        external_data=False,  # the weights in the same file
-        verbose=False,
-    )
+    with output.writing() as part:
+        torch.onnx.export(
+            deployed,
+            (example,),
+            part,
+            input_names=["images"],
+            output_names=["features"],
+            dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
+            dynamo=True,
+            external_data=False,  # the weights in the same file
+            verbose=False,
+        )
     return out

@@ -169,7 +169,7 @@ def test_scores_stand_beside_those_of_the_pixels(tmp_path: Path, visit: Open) ->
     run = make_run(tmp_path / "run", n=60, info={"scores": scores})
     write_report(run)
     text = visit(run).inner_text(".overview")
-    for figure in ("90 %", "0.830", "0.400", "0.829", "0.710", "some new", "0.500"):
+    for figure in ("in the right one", "0.830", "0.400", "0.829", "0.710", "some new", "0.500"):
         assert figure in text
     assert "plain k-means on the pixels" in text
 

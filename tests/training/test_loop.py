@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from deepcluster.config import Config, override
+from deepcluster.errors import RunError
 from deepcluster.images.store import ImageStore
 from deepcluster.methods import METHODS
 from deepcluster.progress import Progress
@@ -98,7 +99,7 @@ def test_a_checkpoint_that_misses_something_is_refused(
     kept = sorted(path.name for path in run.checkpoints.iterdir())
     assert kept == ["epoch-00001.safetensors", "epoch-00002.safetensors"]
     net = torch.nn.Linear(2, 2)
-    with pytest.raises(RuntimeError, match="Missing key"):
+    with pytest.raises(RunError, match="another net or method"):
         load_checkpoint(run.checkpoints / kept[0], net, torch.optim.SGD(net.parameters(), lr=1))
 
 

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from deepcluster.errors import RunError
 from deepcluster.run import RunDir
 
 
@@ -31,11 +30,13 @@ def read_tree(run: RunDir, count: int) -> Tree | None:
     Args:
         run: a finished run.
         count: its images.
+
+    Raises:
+        RunError: the tree is damaged.
     """
-    try:
-        pairs, _, part = run.read_tree()
-    except RunError:
+    if not run.tree.is_file():
         return None
+    pairs, _, part = run.read_tree()
     if len(part) != count or not len(pairs):
         return None
     node = np.arange(len(pairs) + 1)  # where what belongs with a part is by now

@@ -13,28 +13,32 @@ import dataclasses
 import math
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from deepcluster.backbones.nets import auto_backbone, build_backbone
-from deepcluster.config import Config
+from deepcluster.backbones.preprocessing import Batches, Preprocessing
+from deepcluster.config import Config, check_settings
 from deepcluster.device import fast_bfloat16, pick_device
 from deepcluster.errors import ConfigError
 from deepcluster.images.listing import Labels
-from deepcluster.images.store import scan_images
+from deepcluster.images.store import ImageStore, scan_images
 from deepcluster.methods import load_method
 from deepcluster.training.optimizers import build_optimizer
-from deepcluster.training.views import Views, resolve_views, small_views
+from deepcluster.training.step import Step
+from deepcluster.training.views import resolve_views
 
 FEWEST_STEPS = 400
+MANY_FOR_A_GPU = 20_000  # images of which a step on a GPU takes more: there are steps enough
 IMAGES_A_MINUTE = 500  # where no time is given: so many minutes of training, but
 LEAST_MINUTES, AN_HOUR = 1.0, 60.0  # not fewer than these, nor more
 # Below so many epochs, smaller images learn more in the same time; of the smallest, a smaller net.
 ENOUGH_FOR_SIDE, ENOUGH_FOR_NET = 16, 12
 MOST_EPOCHS = 1000
-MOST_MINUTES = 100_000
 SIZES = (64, 48, 32)  # smaller sides that images may get, to keep to the time
 LATE = 0.1  # of the minutes that were given: by so much a fit may be expected to end after them
 TRIAL_SIDE = 32  # pixels; steps are timed at this side where several are to be compared
@@ -44,7 +48,8 @@ TRIAL_SHARE, TRIAL_MOST = 0.02, 10.0  # of the time that was given, and seconds:
 # AVX512-BF16 (torch 2.14); seconds unless said otherwise. A machine of half the speed is late by
 # half of these, while the steps themselves are always timed where they will run.
 AFTERWARDS = 8e-4  # an image, once a fit: graph, map, pictures, report on one core (two: half)
-EACH_EPOCH, EACH_IMAGE = 0.07, 3.3e-5  # beside the steps of an epoch: cuts, figures, checkpoint
+# An epoch, and an image in it, beside the steps: cuts, figures, checkpoint. (On a GPU: an H200.)
+BESIDE = {"cpu": (0.07, 3.3e-5), "cuda": (0.45, 2e-6)}
 STEP_EXTRAS = 1.05  # times a timed step: reading the images
 CHOOSING = 0.3  # for each number of clusters that is looked at
 LIBRARIES = 1_200_000_000  # bytes: torch, tables of the neighbour graph, idle between blocks
@@ -54,18 +59,12 @@ DEFAULT_LR = {"sgd": 0.05, "adamw": 2e-3, "muon": 0.02}
 
 
 def check_time(config: Config) -> None:
-    """Refuse minutes that cannot be.
+    """Refuse minutes beside epochs.
 
     Raises:
-        ConfigError: they are not above 0, above MOST_MINUTES, or epochs are given as well.
+        ConfigError: both are given.
     """
-    if config.minutes == "auto":
-        return
-    if not 0 < config.minutes <= MOST_MINUTES:
-        raise ConfigError(
-            f"minutes = {config.minutes:g}: give a number above 0, up to {MOST_MINUTES}"
-        )
-    if config.epochs != "auto":
+    if "auto" not in (config.minutes, config.epochs):
         raise ConfigError(
             f"minutes = {config.minutes:g} and epochs = {config.epochs} (given, or of the recipe) "
             "say the same thing twice: leave one of them out"
@@ -78,6 +77,11 @@ def most_clusters(n: int) -> int:
     30, or one for 10 images where there are fewer than 300; never fewer than 2.
     """
     return min(max(2, n // 10), 30, n)
+
+
+def usual_batch(n: int, device_type: str) -> int:
+    """Images in a step; twice as many on a GPU, which has little to do otherwise."""
+    return 512 if device_type == "cuda" and n >= MANY_FOR_A_GPU else 256
 
 
 def guess_epochs(n: int, size: int, batch_size: int) -> int:
@@ -113,18 +117,9 @@ def resolve(config: Config, *, n: int, size: int, channels: int) -> Config:
     Raises:
         ConfigError: settings that cannot hold together.
     """
+    check_settings(config)
     load_method(config.method)
     check_time(config)
-    reassign = config.deepcluster.reassign
-    least = {"seed": (config.seed, 0), "epochs": (config.epochs, 1)}
-    least |= {"size": (config.size, 1), "train.batch_size": (config.train.batch_size, 1)}
-    for name, (value, smallest) in least.items():
-        if value != "auto" and value < smallest:
-            raise ConfigError(f"{name} = {value}: give a number from {smallest}")
-    if not 0 < reassign <= 1:
-        raise ConfigError(f"deepcluster.reassign = {reassign}: give a share above 0, up to 1")
-    if config.train.lr != "auto" and not 0 < config.train.lr < math.inf:
-        raise ConfigError(f"train.lr = {config.train.lr}: give a number above 0")
     device = pick_device(config.device)
     clusters = most_clusters(n) if config.clusters == "auto" else config.clusters
     if not 1 <= clusters <= n:
@@ -139,7 +134,9 @@ def resolve(config: Config, *, n: int, size: int, channels: int) -> Config:
     precision = train.precision
     if precision == "auto":
         precision = "bfloat16" if fast_bfloat16(device) else "float32"
-    batch_size = min(n, 256 if train.batch_size == "auto" else train.batch_size)
+    batch_size = min(
+        n, usual_batch(n, device.type) if train.batch_size == "auto" else train.batch_size
+    )
     lr = DEFAULT_LR[train.optimizer] if train.lr == "auto" else train.lr
     pseudo_clusters = deepcluster.pseudo_clusters
     if pseudo_clusters == "auto":
@@ -192,9 +189,49 @@ class Cost:
         return self.rest + self.epochs * self.epoch
 
 
-def beside_steps(n: int) -> float:
+class Pace:
+    """Looks at the clock between epochs: fewer of them, where a fit would end too late.
+
+    The schedule is shortened, never lengthened, and not for a first epoch that is slow: three must
+    be done, or half the time be gone. What it comes to is in the settings of the result.
+
+    Args:
+        minutes: that the fit was given.
+        rest: seconds of what comes after the last epoch.
+        began: ``time.perf_counter()`` at the fit's beginning.
+        say: told in a sentence.
+    """
+
+    def __init__(
+        self, minutes: float, *, rest: float, began: float, say: Callable[[str], None]
+    ) -> None:
+        self.seconds, self.rest, self.began, self.say = 60 * minutes, rest, began, say
+        self.epochs: list[float] = []  # seconds of each
+
+    def __call__(self, done: int, epochs: int, seconds: float) -> int:
+        """Epochs there shall be in all, once `done` of `epochs` are; the last took `seconds`."""
+        self.epochs.append(seconds)
+        gone = time.perf_counter() - self.began
+        each = statistics.median(self.epochs[-5:])
+        late = gone + (epochs - done) * each + self.rest - self.seconds
+        early = len(self.epochs) < 3 and gone < self.seconds / 2
+        if early or done >= epochs or late <= LATE * self.seconds:
+            return epochs
+        room = self.seconds - gone - self.rest
+        left = min(round(room / each), int((room + LATE * self.seconds) / each))
+        fewer = min(epochs, done + max(0, left))
+        if fewer < epochs:
+            self.say(
+                f"{epochs} epochs would end {late:.0f} s after the {self.seconds / 60:g} minutes, "
+                f"since one takes {each:.2g} s now: there will be {fewer}"
+            )
+        return fewer
+
+
+def beside_steps(n: int, device_type: str) -> float:
     """Seconds of an epoch of `n` images beside its steps."""
-    return EACH_EPOCH + n * EACH_IMAGE
+    epoch, image = BESIDE["cuda" if device_type == "cuda" else "cpu"]
+    return epoch + n * image
 
 
 def _scale_is_open(config: Config) -> bool:
@@ -241,7 +278,7 @@ def choose_scale(config: Config, *, n: int, size: int, channels: int) -> Config:
         batch = resolved.train.batch_size
         assert isinstance(batch, int)
         cost = estimate(resolved, n=n, channels=channels, store_bytes=0, patience=2.0)
-        room, fixed = 60 * minutes - cost.rest, beside_steps(n)
+        room, fixed = 60 * minutes - cost.rest, beside_steps(n, device.type)
         for option in options:
             if option[1] == net:
                 enough = ENOUGH_FOR_NET if option[0] == sizes[-1] else ENOUGH_FOR_SIDE
@@ -326,8 +363,6 @@ def estimate(
     assert isinstance(config.clusters, int)
     assert isinstance(config.train.batch_size, int)
     device = torch.device(config.device)
-    dtype = getattr(torch, config.train.precision)
-    generator = torch.Generator(device).manual_seed(0)
     side = round(config.size * config.data.margin)
     batch = config.train.batch_size
     with torch.random.fork_rng(devices=[]):
@@ -341,24 +376,20 @@ def estimate(
         method = load_method(config.method)(probe, backbone, batch)
         method.to(device, memory_format=torch.channels_last)  # type: ignore[attr-defined]
     optimizer = build_optimizer(method.groups(), config.train)
-    views = [Views(config.views, config.size)] * method.views
-    views += [small_views(config.views, config.size)] * method.small_views
-    images = torch.randint(
-        256, (batch, channels, side, side), dtype=torch.uint8, device=device, generator=generator
+    pixels = np.random.default_rng(0).integers(
+        256, size=(batch, side, side, channels), dtype=np.uint8
     )
-    index = torch.arange(batch, device=device)
+    names = [str(i) for i in range(batch)]
+    store = ImageStore(name="", pixels=pixels, size=config.size, ids=names, paths=[None] * batch)
+    preprocessing = Preprocessing(config.size, (0.5,) * channels, (0.25,) * channels)
+    one_step = Step(method, optimizer, config, preprocessing, Batches(store, device))
+    one_step.begin(0)
+    index = torch.arange(batch)
 
     def step() -> float:
         start = time.perf_counter()
-        made = [
-            view(images, generator).contiguous(memory_format=torch.channels_last) for view in views
-        ]
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            loss = method.loss(made, index)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        float(loss.detach())  # waits for the device
+        one_step(index)
+        float(one_step.total)  # waits for the device
         return time.perf_counter() - start
 
     held: dict[int, int] = {}  # storages that wait for the backward pass, and their bytes
@@ -370,6 +401,8 @@ def estimate(
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         step()  # the first one builds kernels
+    if device.type == "cuda":
+        step()  # the second one records
     timed = [step()]
     while len(timed) < 2 or sum(timed) < patience:
         timed.append(step())
@@ -384,7 +417,7 @@ def estimate(
     return Cost(
         # features: the banks', as extracted, after PCA, and while they are clustered
         memory=store_bytes + 5 * features + 6 * parameters + activations + yardstick + LIBRARIES,
-        epoch=n * passes * seconds_an_image + beside_steps(n),
+        epoch=n * passes * seconds_an_image + beside_steps(n, device.type),
         rest=n * (forward + AFTERWARDS / min(2, torch.get_num_threads())) + choosing,
         epochs=config.epochs,
     )
