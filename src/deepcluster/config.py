@@ -85,6 +85,12 @@ class DataSettings:
     third of what is free."""
     workers: int | Auto = within("auto", 1, 1024)
     """Threads that decode; auto is the number of cores."""
+    range: Literal["auto", "full"] | tuple[float, float] = "auto"
+    """Grey values that are shown as 0 to 255, of images of more than 8 bits: low and high, the full
+    range of their type (0 to 65535, floats 0 to 1), or auto: one range for all images, found from
+    them."""
+    fit: Literal["crop", "pad"] = "crop"
+    """How an image becomes a square: its middle, or all of it, padded with its mean colour."""
 
 
 @dataclass(frozen=True)
@@ -423,6 +429,11 @@ def _checked(value: Any, hint: Any, limits: Range | None, name: str) -> Any:
             if isinstance(value, str) and value in choices:
                 return str(value)
             continue
+        if typing.get_origin(option) is tuple:
+            allowed.append("two numbers, the lower one first")
+            if isinstance(value, list | tuple) and len(value) == 2 and _in_order(*value):
+                return float(value[0]), float(value[1])
+            continue
         allowed.append(option.__name__)
         number: int | float
         if option is int and isinstance(value, numbers.Integral) and not flag:
@@ -450,6 +461,12 @@ def _choices(hint: Any) -> list[Any]:
     return [word for part in parts for word in _choices(part)]
 
 
+def _in_order(low: Any, high: Any) -> bool:
+    """Whether these are two finite numbers, of Python or of NumPy, and the first is the lower."""
+    numeric = all(isinstance(v, numbers.Real) and not isinstance(v, bool) for v in (low, high))
+    return numeric and math.isfinite(low) and math.isfinite(high) and low < high
+
+
 def to_toml(config: Config) -> str:
     """The settings as TOML, in the order of the fields; :func:`override` reads it back."""
     lines: list[str] = []
@@ -465,4 +482,6 @@ def to_toml(config: Config) -> str:
 def _toml_value(value: Any) -> str:
     # JSON's strings, integers and booleans are TOML's; floats need a point or an exponent, and
     # Python's repr has one.
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_toml_value, value))}]"
     return repr(value) if isinstance(value, float) else json.dumps(value, ensure_ascii=False)

@@ -19,8 +19,9 @@ from torch import nn
 from deepcluster.backbones.nets import CUSTOM
 from deepcluster.config import Config, load_recipe, override
 from deepcluster.device import pick_inference
-from deepcluster.errors import ConfigError
-from deepcluster.images.store import ImageStore, open_images
+from deepcluster.errors import ConfigError, NoImagesError
+from deepcluster.images.sources import list_source
+from deepcluster.images.store import ImageStore, one_row_each, open_images
 from deepcluster.training.loop import fit
 from deepcluster.training.plan import Pace, choose_scale, resolve, scale_source, schedule_minutes
 
@@ -50,6 +51,8 @@ class DeepCluster(ClusterMixin, TransformerMixin, BaseEstimator):  # type: ignor
         history_: a dict an epoch, as in metrics.jsonl.
         n_iter_: epochs done.
         ids_: a name for each image that was used, in the order of the labels.
+        kept_: ``(n,)``, the places of these among the images that were given.
+        n_images_: how many were given.
         skipped_: (path, reason) of the images that were left out.
         config_: the resolved settings.
         model_: the fitted model; ``model_.backbone`` is the net.
@@ -110,9 +113,11 @@ class DeepCluster(ClusterMixin, TransformerMixin, BaseEstimator):  # type: ignor
             raise ConfigError("minutes cannot be kept with a net of your own: give epochs instead")
         started = time.perf_counter()
         timed = asked.minutes != "auto"
-        if timed and not isinstance(images, ImageStore):
-            asked = scale_source(images, asked)
-        store = self._open(images, asked)
+        if not isinstance(images, ImageStore):
+            images = list_source(images)
+            asked = scale_source(images, asked) if timed else asked
+        store = self._open(images, asked, "labels_ and the like are in the order of ids_")
+        asked = dataclasses.replace(asked, data=dataclasses.replace(asked.data, range=store.range))
         facts = {"n": len(store), "size": store.size, "channels": store.channels}
         if timed and isinstance(images, ImageStore):  # decoded already: its size stays
             asked = choose_scale(dataclasses.replace(asked, size=store.size), **facts)
@@ -136,13 +141,21 @@ class DeepCluster(ClusterMixin, TransformerMixin, BaseEstimator):  # type: ignor
         self.n_iter_ = len(result.history)
         self.ids_ = store.ids
         self.skipped_ = store.skipped
+        self.kept_ = np.arange(len(store)) if store.places is None else store.places
+        self.n_images_ = len(store) if store.listed is None else store.listed
         sums = np.zeros((result.clusters, self.embeddings_.shape[1]), np.float32)
         np.add.at(sums, self.labels_, self.embeddings_)
         sizes = np.bincount(self.labels_, minlength=len(sums))
         self.cluster_centers_ = sums / np.maximum(sizes, 1)[:, None]
         return self
 
-    def _open(self, images: Any, config: Config) -> ImageStore:
+    def fit_predict(self, images: Any, y: Any = None) -> np.ndarray:
+        """Fit, and the cluster of each image, ``(n,)`` int64; -1 for those that cannot be read."""
+        self.fit(images)
+        return one_row_each(self.labels_, self.kept_, self.n_images_, -1)
+
+    def _open(self, images: Any, config: Config, rows: str) -> ImageStore:
+        """The images; a warning says what `rows` say of those that cannot be read."""
         if isinstance(images, ImageStore):
             return images
         store = open_images(images, data=config.data, size=config.size)
@@ -150,22 +163,37 @@ class DeepCluster(ClusterMixin, TransformerMixin, BaseEstimator):  # type: ignor
             path, reason = store.skipped[0]
             warnings.warn(
                 f"{len(store.skipped)} images were left out, the first, {path}, because: {reason}; "
-                "results are in the order of ids_",
-                stacklevel=3,
+                f"{rows}",
+                stacklevel=4,
             )
         return store
 
-    def transform(self, images: Any) -> np.ndarray:
-        """Embeddings of images, ``(n, d)`` float32, rows of length 1."""
+    def _embed(self, images: Any) -> np.ndarray:
+        """A row for each image that was given; NaN for those that cannot be read."""
         check_is_fitted(self, "model_")
-        store = self._open(images, self.config_)
+        given = images if isinstance(images, ImageStore) else list_source(images)
+        try:
+            store = self._open(given, self.config_, "their rows are NaN, their clusters -1")
+        except NoImagesError as error:
+            warnings.warn(f"{error}; all rows are NaN, all clusters -1", stacklevel=3)
+            return np.full((len(given), self.embeddings_.shape[1]), np.nan, np.float32)
         device, dtype = pick_inference(self.config_, self.device)
-        embeddings = self.model_.embed(store, device=device, dtype=dtype)
-        return embeddings.numpy()
+        return store.rows(self.model_.embed(store, device=device, dtype=dtype).numpy(), np.nan)
+
+    def transform(self, images: Any) -> np.ndarray:
+        """Embeddings of images, ``(n, d)`` float32, rows of length 1.
+
+        There is a row for each image, in their order; of those that cannot be read it is NaN.
+        """
+        return self._embed(images)
 
     def predict(self, images: Any) -> np.ndarray:
-        """Clusters of images, ``(n,)`` int64."""
+        """Clusters of images, ``(n,)`` int64, in their order; -1 for those that cannot be read."""
         import torch
 
-        embeddings = torch.from_numpy(self.transform(images))
-        return self.model_.assign(embeddings)[0].numpy()
+        embeddings = self._embed(images)
+        labels = np.full(len(embeddings), -1, np.int64)
+        good = np.isfinite(embeddings).all(axis=1)
+        if good.any():
+            labels[good] = self.model_.assign(torch.from_numpy(embeddings[good]))[0].numpy()
+        return labels

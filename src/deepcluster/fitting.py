@@ -1,6 +1,7 @@
 """The fit of the command line, as functions to call from Python as well.
 
-The way through :func:`fit_source`: source -> ImageStore -> resolved settings -> loop -> run folder.
+The way through :func:`fit_source`: source -> Listing -> size and net -> ImageStore -> resolved
+settings -> loop -> run folder.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import torch
 from deepcluster.clustering.neighbours import nearest_rows
 from deepcluster.config import SECTIONS, Config, check_settings, flatten, override
 from deepcluster.errors import ConfigError, RunError
+from deepcluster.images.sources import list_source
 from deepcluster.images.store import ImageStore, open_images, scan_images
 from deepcluster.progress import Progress, epoch_sentence
 from deepcluster.report import write_report
@@ -94,8 +96,9 @@ def default_out(name: str) -> Path:
 def plan_source(source: Any, config: Config, *, labels: str | None = None) -> Plan:
     """Look at a source and say what a fit of it would do; decodes nothing, writes nothing."""
     check_settings(config)
-    asked = scale_source(source, config, labels=labels)
-    scan = scan_images(source, data=asked.data, size=asked.size, labels=labels)
+    listing = list_source(source, labels)
+    asked = scale_source(listing, config)
+    scan = scan_images(listing, data=asked.data, size=asked.size)
     limit = usual_minutes(config, scan.count)
     resolved, cost = schedule_minutes(
         asked,
@@ -105,7 +108,7 @@ def plan_source(source: Any, config: Config, *, labels: str | None = None) -> Pl
         store_bytes=scan.bytes_needed if scan.in_memory else 0,
         limit=limit,
     )
-    sentences = notes(asked, resolved, scan.count, cost, limit=limit)
+    sentences = scan.remarks + notes(asked, resolved, scan.count, cost, limit=limit)
     return Plan(scan.name, scan.count, resolved, cost, sentences)
 
 
@@ -211,14 +214,15 @@ def _look(
     """Decode the images and make the plan."""
     progress.phase("looking at the images", 1)
     given = asked
-    asked = scale_source(source, asked, labels=labels)
+    listing = list_source(source, labels)
+    asked = scale_source(listing, asked)
     store = open_images(
-        source,
+        listing,
         data=asked.data,
         size=asked.size,
-        labels=labels,
         progress=progress.callback("decoding"),
     )
+    asked = dataclasses.replace(asked, data=dataclasses.replace(asked.data, range=store.range))
     spent = time.perf_counter() - sitting.clock
     limit = usual_minutes(given, len(store))
     resolved, cost = schedule_minutes(
@@ -255,7 +259,9 @@ def _facts(
             "clusters": resolved.clusters,
             "classes": len(store.label_names) if store.labels is not None else 0,
         },
+        "passed_over": [dataclasses.asdict(one) for one in store.passed_over],
         "notes": left_out(store)
+        + store.remarks
         + notes(work.asked, resolved, len(store), work.cost, limit=work.limit, spent=work.spent),
     }
 

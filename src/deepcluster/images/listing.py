@@ -2,7 +2,9 @@
 
 What is read is a path, encoded bytes, an image or an array (:data:`Raw`); to decode it is the work
 of :mod:`deepcluster.images.decode`. An image that cannot be read is no end of the reading: its
-place is taken by the exception that says why.
+place is taken by the exception that says why. A reader says which place of the list each picture
+belongs to, and :meth:`Listing.pictures` hands it on with its id: where a file has changed since it
+was listed, pictures are missing, but none comes under another's id.
 """
 
 from __future__ import annotations
@@ -10,7 +12,8 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +27,7 @@ from deepcluster.errors import UnusableError
 MAX_PIXELS = 178_956_970
 """Images with more pixels are skipped as decompression bombs; Pillow, too, refuses them."""
 
-SAMPLE = 256  # images whose size is looked at to choose the training side
+SAMPLE = 256  # images that are looked at before the others, to choose the training side and range
 
 Labels = str | os.PathLike[str] | Sequence[Any] | npt.NDArray[Any]
 
@@ -32,22 +35,106 @@ Labels = str | os.PathLike[str] | Sequence[Any] | npt.NDArray[Any]
 Raw = Path | bytes | Image.Image | npt.NDArray[Any] | Exception
 
 
+@dataclass(frozen=True)
+class PassedOver:
+    """Files that lie in a source and are no images of it, of one kind."""
+
+    kind: str
+    """What they are: ``.heic``, ``run folder``, …"""
+    count: int
+    """How many."""
+    cure: str = ""
+    """What to do if they are wanted; empty for what is no picture."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a sample of the images shows."""
+
+    short_side: int | None
+    """Median of the shorter sides in pixels; None if none of them can be opened."""
+    far_from_square: float
+    """Share of those that are more than twice as long as wide, from 0 to 1."""
+    range: tuple[float, float] | str | None
+    """The range of grey values, where there are images of more than 8 bits
+    (:func:`deepcluster.images.grey.find_range`), or "full" where they have no common one."""
+    depth: str
+    """What they are, in words: ``16 bits``; empty if there are none."""
+
+
 @dataclass
 class Listing:
     """A source, listed once and not decoded yet."""
 
     name: str
+    """Short name of the source, usable in a folder name."""
     ids: list[str]
+    """A name for each image, unique, and the same whenever the source is listed again."""
     paths: list[str | None]
-    read: Callable[[], Iterator[Raw]]  # all images, in the order of the ids
-    sample: Callable[[], Iterator[Raw]]  # some, spread evenly
+    """The file of each image; None where an image is not a file of its own."""
+    read: Callable[[], Iterator[tuple[int, Raw]]]
+    """All images, each with its place in the ids, in their order."""
+    sample: Callable[[int], Iterator[Raw]]
+    """Up to so many of them, spread evenly."""
     labels: npt.NDArray[np.int64] | None = None
+    """``(n,)``, -1 where unknown; None if there are none."""
     label_names: list[str] = field(default_factory=list)
+    """Name of each label."""
     skipped: list[tuple[str, str]] = field(default_factory=list)
+    """Images that cannot be had, known without decoding: (path, reason)."""
+    passed_over: list[PassedOver] = field(default_factory=list)
+    """What lies in the source and is no image of it."""
+    tops: list[str] | None = None
+    """For several folders: the first part of the ids, that of each folder."""
+    looks: dict[bool, Look] = field(default_factory=dict, repr=False)
+    """What was seen of it, so that nothing is opened twice (:func:`deepcluster.images.store`)."""
 
     def __post_init__(self) -> None:
         self.name = re.sub(r"[^\w.-]+", "-", self.name).strip("-.") or "images"
         self.ids = unique([unicodedata.normalize("NFC", printable(i)) for i in self.ids])
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def pictures(self) -> Iterator[tuple[str, Raw]]:
+        """(id, picture) for every id, in their order.
+
+        An image that is not there any more is an error in its place; what was added since is left.
+        """
+        expected = 0
+        for place, raw in self.read():
+            if place >= len(self.ids):
+                break
+            for gone in range(expected, place):
+                yield self.ids[gone], UnusableError("not there any more")
+            yield self.ids[place], raw
+            expected = place + 1
+        for gone in range(expected, len(self.ids)):
+            yield self.ids[gone], UnusableError("not there any more")
+
+    def only(self, places: Sequence[int]) -> Listing:
+        """The listing of some of the images, in their order."""
+        number = {place: i for i, place in enumerate(places)}
+        return Listing(
+            self.name,
+            [self.ids[i] for i in places],
+            [self.paths[i] for i in places],
+            lambda: ((number[place], raw) for place, raw in self.read() if place in number),
+            self.sample,
+            self.labels[list(places)] if self.labels is not None else None,
+            self.label_names,
+            self.skipped,
+            self.passed_over,
+        )
+
+
+def add_up(found: Iterable[PassedOver]) -> list[PassedOver]:
+    """One line a kind, those with a cure first, then the most frequent."""
+    counts: Counter[tuple[str, str]] = Counter()
+    for one in found:
+        counts[one.kind, one.cure] += one.count
+    order = sorted(counts.items(), key=lambda item: (not item[0][1], -item[1], item[0][0]))
+    return [PassedOver(kind, count, cure) for (kind, cure), count in order]
 
 
 def reason(error: Exception) -> str:
@@ -75,15 +162,17 @@ def unique(names: list[str]) -> list[str]:
     """The names, with #2, #3 … after those that came before."""
     if len(set(names)) == len(names):
         return names
-    taken, seen, unique = set(names), set[str](), []
+    taken, seen, result = set(names), set[str](), []
+    last: dict[str, int] = {}  # the number that a name was given last: a thousand alike stay fast
     for name in names:
-        number, candidate = 1, name
+        number, candidate = last.get(name, 1), name
         while candidate in seen or (number > 1 and candidate in taken):
             number += 1
             candidate = f"{name}#{number}"
+        last[name] = number
         seen.add(candidate)
-        unique.append(candidate)
-    return unique
+        result.append(candidate)
+    return result
 
 
 def printable(text: str) -> str:

@@ -1,18 +1,18 @@
-"""What a source of images is: how each kind is told, listed and read, before anything is decoded.
+"""What a source of images is: how each kind is told, before anything is decoded.
 
-A source is a folder, an image file, a list of files, Parquet shards, an array or a tensor, a data
-set, or a name of :mod:`deepcluster.images.named`. Whatever it is, :func:`resolve` makes a
-:class:`Source` of it: an id for each image, its file if it has one, its label if there is one, and
-a way to read the images in the order of the ids, as often as wanted. What is read is a path,
-encoded bytes, an image or an array (:data:`Raw`); to decode it is the work of
-:mod:`deepcluster.images.store`. An image that cannot be read is no end of the reading: its place is
-taken by the exception that says why.
+A source is a folder, an image file, a list of files and folders, Parquet shards, an array or a
+tensor, a column of a table, a data set, or a name of :mod:`deepcluster.images.named`. Whatever it
+is, :func:`list_source` makes one :class:`~deepcluster.images.listing.Listing` of it: an id for each
+image, its file if it has one, its label if there is one, what was passed over, and a way to read
+the images as often as wanted. The plan looks at the listing, the store decodes it: a source is
+listed once.
 
-Ids name images and are the same whenever the source is read again: in a folder the paths relative
-to it, sorted; of a file in a list its path as given; in Parquet the path in the row, else the shard
-and the row; else what the data set says, or the position. They are in Unicode's composed form, and
-equal ones are told apart by #2, #3 and so on. Nothing is unpickled, and only a named data set ever
-uses the network.
+Ids name images and are the same whenever the source is listed again: in a folder the paths relative
+to it, sorted (in several folders, behind the folder's name); of a file in a list its path as given;
+in Parquet the path in the row, else the shard and the row; else what the data set says, or the
+position. They are in Unicode's composed form, and equal ones are told apart by #2, #3 and so on.
+Nothing is unpickled (but for CIFAR, which torchvision unpickles after it has checked its MD5), and
+only a named data set ever uses the network.
 """
 
 from __future__ import annotations
@@ -26,8 +26,21 @@ from typing import Any
 import numpy as np
 
 from deepcluster.errors import NoImagesError, SourceError
-from deepcluster.images.arrays import from_items, from_npy, from_stack, tensor_values
-from deepcluster.images.files import begins_as_image, extensions, from_files, from_folder, from_list
+from deepcluster.images.arrays import (
+    from_items,
+    from_npy,
+    from_stack,
+    table_column,
+    tensor_values,
+)
+from deepcluster.images.files import (
+    cure_of,
+    from_files,
+    from_folder,
+    from_list,
+    from_paths,
+    kind_of,
+)
 from deepcluster.images.labels import relabel
 from deepcluster.images.listing import Labels, Listing
 from deepcluster.images.named import TORCHVISION, NamedSetError, digits, from_torchvision
@@ -37,18 +50,18 @@ NAMED = ("digits", *TORCHVISION)
 """Data sets that can be asked for by name; ``name:split`` asks for another split than the first."""
 
 
-def list_source(source: Any, labels: Labels | None) -> Listing:
+def list_source(source: Any, labels: Labels | None = None) -> Listing:
     """Find out what a source is, list it, and give it the labels that were asked for.
 
     Args:
-        source: as for :func:`deepcluster.images.store.open_images`.
+        source: as for :func:`deepcluster.images.store.open_images`; a listing stays as it is.
         labels: as there; None keeps those the source has.
 
     Raises:
         SourceError: the source or its labels cannot be opened.
         NoImagesError: there is no image in it.
     """
-    found = _find(source)
+    found = source if isinstance(source, Listing) else _find(source)
     if labels is not None:
         relabel(found, labels)
     if not found.ids:
@@ -65,12 +78,15 @@ def _find(source: Any) -> Listing:
         return from_stack("tensor", tensor_values(source), channels_first=True)
     if isinstance(source, np.ndarray) and source.dtype != object:
         return from_stack("array", source)
+    column = table_column(source)
+    if column is not None:
+        source = column
     if isinstance(source, list | tuple) and source:
         files = [Path(item) for item in source if isinstance(item, str | os.PathLike)]
         if len(files) == len(source):
             if all(file.suffix.lower() == ".parquet" for file in files):
                 return from_parquet(files[0].stem, files, [file.stem for file in files])
-            return from_files("images", files, [file.as_posix() for file in files])
+            return from_paths("images", files, [str(file) for file in files])
     if (
         hasattr(source, "__len__")
         and hasattr(source, "__getitem__")
@@ -95,15 +111,16 @@ def _from_name(text: str) -> Listing:
                 return from_parquet(path.stem, [path], [path.stem])
             case ".npy" | ".npz":
                 return from_npy(path)
-            case suffix if suffix in extensions():
+            case _ if (kind := kind_of(path)) == "image":
                 return from_files(path.stem, [path], [path.name])
-            case "" if begins_as_image(path):
-                return from_files(path.name, [path], [path.name])
             case suffix:
+                cure = f"; for {kind}: {cure_of(kind)}" if cure_of(kind) else ""
                 raise SourceError(
                     f"{path} is no source of images: a file must be an image, a .txt of paths, "
-                    f".parquet, .npy or .npz, not {suffix or 'one without an extension'}"
+                    f".parquet, .npy or .npz, not {suffix or 'one without an extension'}{cure}"
                 )
+    if path.exists():
+        raise SourceError(f"{path} is no source of images: it is neither a file nor a folder")
     name, _, split = text.partition(":")
     if name in TORCHVISION or (name == "digits" and not split):
         return _from_named(name, split)

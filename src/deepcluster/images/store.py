@@ -1,16 +1,13 @@
 """Any source -> an :class:`ImageStore`: stable ids, uint8 squares, labels if there are any.
 
-Images are decoded once, by threads (Pillow gives up the interpreter lock while it decodes, so
-processes gain nothing), and kept as uint8 squares: the centre square of an image, resized with an
-antialiasing bicubic filter, which is what "resize the shorter side, crop the centre" comes to. The
-store lies in memory if it fits, else in an unnamed memory-mapped file that vanishes with it. A file
+The way of the images, in one direction: a source is listed once
+(:func:`~deepcluster.images.sources.list_source`), the plan looks at the listing
+(:func:`scan_images`), then its images are decoded (:func:`open_images`), by threads (Pillow gives
+up the interpreter lock while it decodes, so processes gain nothing), and kept as uint8 squares in
+memory if they fit, else in an unnamed memory-mapped file that vanishes with the store. An image
 that cannot be used is skipped and listed with the reason; ids name images, positions do not, so the
-others keep their ids. What a source can be, and how it is listed and read, is told in
-:mod:`deepcluster.images.sources`; this module decodes and keeps.
-
-How a pixel becomes 8 bits: 16 bits are scaled by their full range (65535 -> 255), floats in arrays
-must lie in [0, 1], transparent pixels are put on white, an EXIF orientation is applied, and of an
-animation the first frame counts.
+others keep their ids. How a pixel becomes 8 bits is told in :mod:`deepcluster.images.decode` and
+:mod:`deepcluster.images.grey`.
 
 Labels are for measuring only; nothing that learns reads them.
 """
@@ -23,7 +20,6 @@ import itertools
 import json
 import math
 import os
-import re
 import shutil
 import statistics
 from collections.abc import Callable, Iterator
@@ -37,9 +33,10 @@ import numpy.typing as npt
 
 from deepcluster.config import DataSettings
 from deepcluster.errors import NoImagesError, SourceError
-from deepcluster.images.decode import Pixels, quiet_pillow, short_side, square, squares
-from deepcluster.images.listing import Labels, Listing, Raw, spread
-from deepcluster.images.sinks import FileSink, MemorySink
+from deepcluster.images.decode import Square, Wanted, look, quiet_pillow, square, squares
+from deepcluster.images.grey import Pixels, Range, Sampled, find_range, said
+from deepcluster.images.listing import SAMPLE, Labels, Listing, Look, PassedOver, Raw, add_up
+from deepcluster.images.sinks import FileSink, MemorySink, free_cores, free_memory, pixel_digest
 from deepcluster.images.sources import NAMED, cache_folder, list_source
 
 __all__ = [
@@ -49,6 +46,7 @@ __all__ = [
     "Scan",
     "SourceError",
     "auto_size",
+    "list_source",
     "open_images",
     "scan_images",
 ]
@@ -56,6 +54,7 @@ __all__ = [
 CHUNK = 256  # images decoded between two looks at the clock: bounds memory and the progress step
 PIECE = 16  # images a thread takes at a time
 FEW = 8  # images that are decoded to judge whether there is colour
+SAMPLE_PIXELS = 2**28  # of images of more than 8 bits, decoded to find their range
 
 
 @dataclass(frozen=True)
@@ -74,6 +73,8 @@ class Scan:
     """Whether the store will lie in memory, not in a memory-mapped file."""
     channels: int = 3
     """Channels it will have, judged by a few images."""
+    remarks: list[str] = field(default_factory=list)
+    """What was passed over and how the images are shown, in sentences."""
 
     def __str__(self) -> str:
         where = "in memory" if self.in_memory else "in a memory-mapped file"
@@ -103,6 +104,19 @@ class ImageStore:
     """Name of each label."""
     skipped: list[tuple[str, str]] = field(default_factory=list)
     """What was left out: (path or id, reason)."""
+    passed_over: list[PassedOver] = field(default_factory=list)
+    """What lies in the source and is no image of it, by kind."""
+    range: Range | Literal["auto", "full"] = "auto"
+    """The range of grey values that is shown as 0 to 255: "auto" if no image has more than 8 bits,
+    so that none was needed, else that of the settings' ``data.range``."""
+    places: npt.NDArray[np.int64] | None = None
+    """``(n,)``, the place of each image among all that were listed; None: all of them are here."""
+    listed: int | None = None
+    """How many were listed, those that were left out among them; None: as many as are here."""
+    remarks: list[str] = field(default_factory=list)
+    """What was passed over and how the images are shown, in sentences."""
+    digest: str | None = field(default=None, repr=False)
+    """The hash of the pixels, if it was taken while they were decoded."""
 
     @property
     def channels(self) -> int:
@@ -123,16 +137,34 @@ class ImageStore:
         """A copy of some images, ``(b, s, s, c)`` uint8, in the order of `indices` ``(b,)``."""
         return np.asarray(self.pixels[indices])
 
-    def fingerprint(self) -> str:
-        """A hash that tells whether another store holds the same images.
+    def rows(self, values: npt.NDArray[Any], empty: Any) -> npt.NDArray[Any]:
+        """A row for each image that was listed, from `values` ``(n, …)``, a row for each here.
 
-        It covers the ids, the shape and the pixels of up to 1,024 images spread evenly.
+        Args:
+            values: in the order of the images here.
+            empty: what stands in the rows of those that were left out.
         """
+        if self.places is None or self.listed is None:
+            return values
+        return one_row_each(values, self.places, self.listed, empty)
+
+    def fingerprint(self) -> str:
+        """A hash of ids, shape and pixels: whether another store holds the same images."""
         digest = hashlib.blake2b(digest_size=16)
         digest.update(json.dumps([self.ids, list(self.pixels.shape)]).encode())
-        for index in spread(len(self), 1024):
-            digest.update(np.ascontiguousarray(self.pixels[index]).tobytes())
+        digest.update((self.digest or pixel_digest(self.pixels)).encode())
         return digest.hexdigest()
+
+
+def one_row_each(
+    values: npt.NDArray[Any], places: npt.NDArray[np.int64], count: int, empty: Any
+) -> npt.NDArray[Any]:
+    """`values` ``(n, …)`` at their `places` ``(n,)`` among `count` rows, the others `empty`."""
+    if len(values) == count:
+        return values
+    result = np.full((count, *values.shape[1:]), empty, values.dtype)
+    result[places] = values
+    return result
 
 
 def auto_size(median_short_side: int) -> int:
@@ -160,7 +192,7 @@ def scan_images(
     """Look at what a source holds; a few images are opened for their size and colour.
 
     Args:
-        source: as for :func:`open_images`.
+        source: as for :func:`open_images`; a :class:`Listing` is not listed again.
         data: how images are to be kept.
         size: training side in pixels, or auto.
         labels: as for :func:`open_images`; only checked here.
@@ -170,12 +202,14 @@ def scan_images(
         NoImagesError: there is no image in it.
     """
     found = list_source(source, labels)
-    scan = _scan(found, data, size)
+    seen = _look(found, data)
+    scan = _scan(found, seen, data, size)
     if data.channels == "rgb":
         return scan
+    wanted = Wanted(16, data.channels, _range(data, seen), data.fit)
     with quiet_pillow():
-        few = [square(raw, 16, data.channels) for raw in itertools.islice(found.sample(), FEW)]
-    colour = any(one.shape[2] == 3 for one in few if not isinstance(one, str))
+        few = [square(raw, wanted) for raw in itertools.islice(found.sample(FEW), FEW)]
+    colour = any(one.pixels.shape[2] == 3 for one in few if isinstance(one, Square))
     return dataclasses.replace(scan, channels=3 if colour else 1)
 
 
@@ -193,22 +227,26 @@ def open_images(
     Args:
         source: one of
 
-            - a folder of images, flat or nested, in any format that Pillow reads; ids are the paths
-              relative to it. Hidden files are ignored, and those that are no images by their name
-              or, without an extension, by their first bytes;
-            - an image file, or a list of image files;
-            - a ``.txt`` file of paths, one a line, relative to it;
-            - a Parquet file in the Hugging Face layout (a struct column ``{bytes, path}``), a list
-              of them, or a folder of shards; its integer column ``label`` becomes the labels;
+            - a folder of images, flat or nested, in any format that Pillow reads (HEIC with
+              ``pip install 'deepcluster[heif]'``); ids are the paths relative to it. Hidden files
+              are ignored; what is no image by its name or, under an unknown name, by its first
+              bytes, is passed over and counted;
+            - an image file, or a list of image files and of folders;
+            - a ``.txt`` file of such paths, one a line, relative to it;
+            - a Parquet file in the Hugging Face layout (a struct column ``{bytes, path}``) or with
+              a column of encoded images, a list of them, or a folder of shards; its column
+              ``label`` becomes the labels;
             - a ``.npy`` or ``.npz`` file of an array of images (``x``, ``images``, …) and perhaps
               labels (``y``, ``labels``, …);
             - a name of :data:`NAMED`, such as ``mnist`` or ``mnist:test``: the train split (of
               stl10 train+unlabeled) is downloaded if it is not in the cache folder yet. A file or
               folder of that name comes first;
             - an array or a tensor ``(n, h, w)``, ``(n, h, w, c)`` or ``(n, c, h, w)`` with c = 1, 3
-              or 4, of 8 or 16 bits or of floats in [0, 1]; a list of arrays or of Pillow images of
-              any size; or a data set with ``__len__`` and ``__getitem__ -> image or (image,
-              target)``, whose targets are ignored, and perhaps ``ids``.
+              or 4, of whole numbers, floats or bool; a list of arrays or of Pillow images of any
+              size; a column of pandas, polars or Arrow; or a data set with ``__len__`` and
+              ``__getitem__ -> image``, ``(image, target)`` or a dict with an image, whose targets
+              are ignored, and perhaps ``ids``;
+            - a :class:`Listing`, from :func:`list_source`.
         data: how images are to be kept.
         size: training side in pixels; auto follows from the images (:func:`auto_size`).
         labels: ``"folders"`` takes an image's folder for its label; the path of a CSV file with the
@@ -223,8 +261,10 @@ def open_images(
         NoImagesError: there is no usable image in it.
     """
     found = list_source(source, labels)
-    scan = _scan(found, data, size)
+    seen = _look(found, data)
+    scan = _scan(found, seen, data, size)
     side = round(scan.size * data.margin)
+    wanted = Wanted(side, data.channels, _range(data, seen), data.fit)
     sink: MemorySink | FileSink
     if scan.in_memory:
         sink = MemorySink(scan.count, side)
@@ -244,24 +284,26 @@ def open_images(
 
     kept: list[int] = []
     skipped = list(found.skipped)
+    tally = _Tally()
     start = 0
-    workers = (os.cpu_count() or 1) if data.workers == "auto" else max(1, data.workers)
+    workers = free_cores() if data.workers == "auto" else max(1, data.workers)
     with quiet_pillow(), ThreadPoolExecutor(workers) as pool:
-        for chunk in _chunks(found.read(), CHUNK):
-            # one channel until the first colour: then nothing needs to look for it any more
-            channels = "rgb" if sink.channels == 3 else data.channels
-            pieces = [chunk[i : i + PIECE] for i in range(0, len(chunk), PIECE)]
+        for chunk in _chunks(found.pictures(), CHUNK):
+            if sink.channels == 3:  # nothing needs to look for colour any more
+                wanted = dataclasses.replace(wanted, channels="rgb")
+            raws = [raw for _, raw in chunk]
+            pieces = [raws[i : i + PIECE] for i in range(0, len(raws), PIECE)]
             good: list[Pixels] = []
-            for i, made in enumerate(
-                result
-                for piece in pool.map(lambda p, c=channels: squares(p, side, c), pieces)
-                for result in piece
-            ):
-                if isinstance(made, str):
-                    skipped.append((found.paths[start + i] or found.ids[start + i], made))
+            made = itertools.chain.from_iterable(
+                pool.map(squares, pieces, itertools.repeat(wanted))
+            )
+            for place, one in enumerate(made, start):
+                if isinstance(one, str):
+                    skipped.append((found.paths[place] or found.ids[place], one))
                 else:
-                    kept.append(start + i)
-                    good.append(made)
+                    kept.append(place)
+                    good.append(one.pixels)
+                    tally.add(one)
             if any(one.shape[2] > sink.channels for one in good):
                 sink.widen()
             sink.append(good)
@@ -269,68 +311,151 @@ def open_images(
             if progress is not None:
                 progress(start, scan.count)
     if not kept:
-        path, reason = skipped[0]
+        path, why = skipped[0]
         raise NoImagesError(
             f"no usable image in {found.name}: none of {scan.count:,} could be used, the first, "
-            f"{path}, because: {reason}"
+            f"{path}, because: {why}"
         )
     known = found.labels is not None and bool((found.labels[kept] >= 0).any())
+    passed_over = found.passed_over
+    if tally.pages:
+        cure = "split the files into one page each"
+        passed_over = add_up([*passed_over, PassedOver("further page of TIFFs", tally.pages, cure)])
+    pixels, digest = sink.finish()
     return ImageStore(
         name=found.name,
-        pixels=sink.finish(),
+        pixels=pixels,
         size=scan.size,
         ids=[found.ids[i] for i in kept],
         paths=[found.paths[i] for i in kept],
         labels=found.labels[kept] if found.labels is not None and known else None,
         label_names=found.label_names if known else [],
         skipped=skipped,
+        passed_over=passed_over,
+        range=_range(data, seen) or data.range,
+        places=np.array(kept, np.int64),
+        listed=len(found),
+        remarks=_remarks(data, seen, passed_over, tally, len(kept)),
+        digest=digest,
     )
 
 
-def _scan(found: Listing, data: DataSettings, size: int | Literal["auto"]) -> Scan:
-    if size == "auto":
+# -- what is seen and said of the images ------------------------------------------------------
+
+
+@dataclass
+class _Tally:
+    """What is counted while images are decoded."""
+
+    pages: int = 0
+    far: int = 0
+    outside: int = 0
+    own_range: int = 0
+
+    def add(self, one: Square) -> None:
+        self.pages += one.pages
+        self.far += one.far_from_square
+        self.outside += one.outside
+        self.own_range += one.own_range
+
+
+def _look(found: Listing, data: DataSettings) -> Look:
+    """What a sample shows; looked at once for each listing."""
+    deep = data.range == "auto"
+    if deep not in found.looks:
+        sizes: list[tuple[int, int]] = []
+        values: list[Sampled] = []
         with quiet_pillow():
-            sides = [side for raw in found.sample() if (side := short_side(raw))]
-            if not sides:  # only bad ones in the sample: take the first that is good, if any
-                sides = [next((s for raw in found.read() if (s := short_side(raw))), 1)]
-        size = auto_size(round(statistics.median(sides)))
+            for i, raw in enumerate(itertools.islice(found.sample(SAMPLE), SAMPLE)):
+                # of large images a few are enough, and 256 would take minutes
+                often = SAMPLE * math.prod(sizes[-1]) // SAMPLE_PIXELS if sizes else 0
+                one = look(raw, deep=deep and (not values or i % max(1, often) == 0))
+                if one is not None:
+                    sizes.append(one[0])
+                    values += [one[1]] if one[1] is not None else []
+        found.looks[deep] = Look(
+            short_side=round(statistics.median(min(size) for size in sizes)) if sizes else None,
+            far_from_square=statistics.fmean(max(s) > 2 * min(s) for s in sizes) if sizes else 0.0,
+            range=find_range(values) if values else None,
+            depth=_depth(values),
+        )
+    return found.looks[deep]
+
+
+def _depth(values: list[Sampled]) -> str:
+    """What images of more than 8 bits are, in words."""
+    bits = max((one.bits for one in values if one.whole), default=0)
+    words = [f"{bits} bits"] * (bits > 0) + ["floats"] * any(not one.whole for one in values)
+    return " and ".join(words)
+
+
+def _range(data: DataSettings, seen: Look) -> Any:
+    """The range that images are decoded with; None if the sample has none that need one."""
+    return seen.range if data.range == "auto" else data.range
+
+
+def _remarks(
+    data: DataSettings,
+    seen: Look,
+    passed_over: list[PassedOver],
+    tally: _Tally | None = None,
+    count: int = 0,
+) -> list[str]:
+    """What a person should know of how the images are shown and of what is not among them."""
+    sentences = []
+    wanted = [f"{one.count:,} × {one.kind} ({one.cure})" for one in passed_over if one.cure]
+    if wanted:
+        others = sum(one.count for one in passed_over if not one.cure)
+        more = f", and {others:,} other files" if others else ""
+        sentences.append(f"passed over: {', '.join(wanted)}{more}")
+    usual = ("full", (0.0, 255.0), (0.0, 1.0), (0.0, 65535.0))
+    if data.range == "auto" and seen.range is not None and seen.range not in usual[1:]:
+        sentences.append(said(seen.range, seen.depth))
+    if tally is not None and tally.outside:
+        sentences.append(
+            f"{tally.outside:,} of {count:,} images lie for the most part outside the range of "
+            "grey values: give another one with --data.range LOW HIGH"
+        )
+    if tally is not None and tally.own_range:
+        sentences.append(
+            f"{tally.own_range:,} images of more than 8 bits are among others of 8, and each is "
+            "shown by its own range: give one for all with --data.range LOW HIGH"
+        )
+    far = seen.far_from_square if tally is None else tally.far / count
+    if far > 0.1 and data.fit == "crop":
+        number = f"{tally.far:,} of {count:,}" if tally is not None else f"{100 * far:.0f} % of the"
+        sentences.append(
+            f"{number} images are more than twice as long as wide, and lose more than half to the "
+            "square in their middle: --data.fit pad keeps all of them"
+        )
+    return sentences
+
+
+def _scan(found: Listing, seen: Look, data: DataSettings, size: int | Literal["auto"]) -> Scan:
+    if size == "auto":
+        short = seen.short_side
+        if short is None:  # only bad ones in the sample: take the first that is good, if any
+            with quiet_pillow():
+                each = (look(raw, deep=False) for _, raw in found.pictures())
+                short = next((min(one[0]) for one in each if one), 1)
+        size = auto_size(short)
     if size < 1 or round(size * data.margin) < 1:
         raise SourceError(f"size {size} with margin {data.margin} leaves no pixel to train on")
     side = round(size * data.margin)
     needed = len(found.ids) * side * side * (1 if data.channels == "grey" else 3)
-    limit = _free_memory() / 3 if data.memory_gb == "auto" else data.memory_gb * 1e9
-    return Scan(found.name, len(found.ids), size, needed, needed <= limit)
+    limit = free_memory() / 3 if data.memory_gb == "auto" else data.memory_gb * 1e9
+    return Scan(
+        found.name,
+        len(found.ids),
+        size,
+        needed,
+        needed <= limit,
+        remarks=_remarks(data, seen, found.passed_over),
+    )
 
 
-def _free_memory() -> float:
-    """Bytes this process may still take, minding a container's limit; 4 GB where unknown."""
-    free = math.inf
-    if (meminfo := Path("/proc/meminfo")).is_file():
-        match = re.search(r"MemAvailable:\s+(\d+) kB", meminfo.read_text())
-        free = int(match[1]) * 1024 if match else free
-    elif "SC_PHYS_PAGES" in getattr(os, "sysconf_names", {}):
-        free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2
-    group = Path("/sys/fs/cgroup")
-    for limit, used, cached in (
-        ("memory.max", "memory.current", "inactive_file"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file"),
-    ):
-        try:
-            stat = (group / limit).with_name("memory.stat").read_text()
-            match = re.search(rf"^{cached} (\d+)", stat, re.MULTILINE)
-            reclaimable = int(match[1]) if match else 0
-            room = int((group / limit).read_text()) - int((group / used).read_text()) + reclaimable
-            free = min(free, max(room, 0))
-        except (OSError, ValueError):  # no such file; "max": no limit
-            continue
-    return free if free < math.inf else 4e9
-
-
-# -- small things -----------------------------------------------------------------------------
-
-
-def _chunks(items: Iterator[Raw], size: int) -> Iterator[list[Raw]]:
-    chunk: list[Raw] = []
+def _chunks(items: Iterator[tuple[str, Raw]], size: int) -> Iterator[list[tuple[str, Raw]]]:
+    chunk: list[tuple[str, Raw]] = []
     for item in items:
         chunk.append(item)
         if len(chunk) == size:

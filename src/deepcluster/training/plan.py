@@ -15,7 +15,6 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +24,7 @@ from deepcluster.backbones.preprocessing import Batches, Preprocessing
 from deepcluster.config import Config, check_settings
 from deepcluster.device import fast_bfloat16, pick_device
 from deepcluster.errors import ConfigError
-from deepcluster.images.listing import Labels
+from deepcluster.images.listing import Listing
 from deepcluster.images.store import ImageStore, scan_images
 from deepcluster.methods import load_method
 from deepcluster.training.optimizers import build_optimizer
@@ -290,11 +289,11 @@ def choose_scale(config: Config, *, n: int, size: int, channels: int) -> Config:
     return dataclasses.replace(config, size=side, backbone=net)
 
 
-def scale_source(source: Any, config: Config, *, labels: Labels | None = None) -> Config:
-    """:func:`choose_scale` for a source that is not decoded yet."""
+def scale_source(listing: Listing, config: Config) -> Config:
+    """:func:`choose_scale` for a source that is listed, but not decoded yet."""
     if not _scale_is_open(config):  # no need to look at the images
         return config
-    scan = scan_images(source, data=config.data, size=config.size, labels=labels)
+    scan = scan_images(listing, data=config.data, size=config.size)
     return choose_scale(config, n=scan.count, size=scan.size, channels=scan.channels)
 
 
