@@ -91,19 +91,10 @@ class Neighbours:
     recall: float  # share of the true neighbours that were found; 1 where the search was exact
 
 
-@dataclass(frozen=True)
-class Tree:
-    """The finest clusters of a run, and how they merge: any number of clusters is a cut of it."""
-
-    part: np.ndarray  # (n,) int64, the finest cluster of each image, from 0
-    merges: np.ndarray  # (parts - 1, 2) int64; merge i gives node parts + i, as SciPy has it
-    heights: np.ndarray  # (parts - 1,) float64, of each merge, never falling
-
-
 _OWN = re.compile(
     r"""(run\.json | config\.toml | metrics\.jsonl | log\.txt | skipped\.csv | fit\.lock
     | items\.(parquet|csv) | clusters\.json | (embeddings|contents)\.npy
-    | (neighbours|tree)\.safetensors
+    | neighbours\.safetensors | tree\.npz
     | model/((config\.json) | (model|clusters)\.safetensors | README\.md)
     | thumbnails/(\d{4,}\.webp | order\.npy | index\.json)
     | checkpoints/epoch-\d+\.safetensors
@@ -465,6 +456,11 @@ class RunDir:
         return self.path / "tensorboard"
 
     @property
+    def tree(self) -> Path:
+        """How the clusters split and merge; runs of older versions lack it."""
+        return self.path / "tree.npz"
+
+    @property
     def embeddings(self) -> Path:
         """The final features, ``(n, d)`` float32, in the order of the items."""
         return self.path / "embeddings.npy"
@@ -720,51 +716,46 @@ class RunDir:
             _check(bool(np.isfinite(distance).all()) and 0 <= recall <= 1, "not finite")
         return Neighbours(index, distance, recall)
 
-    @property
-    def tree(self) -> Path:
-        """The tree of clusters; runs of older versions lack it."""
-        return self.path / "tree.safetensors"
-
-    def write_tree(self, tree: Tree) -> None:
-        """Write the tree of clusters."""
-        from safetensors.numpy import save_file
-
-        with replacing(self.tree) as part:
-            save_file(
-                {
-                    "part": np.ascontiguousarray(tree.part, np.int64),
-                    "merges": np.ascontiguousarray(tree.merges, np.int64),
-                    "heights": np.ascontiguousarray(tree.heights, np.float64),
-                },
-                part,
-            )
-
-    def read_tree(self, count: int) -> Tree | None:
-        """The tree of clusters.
+    def write_tree(self, merges: np.ndarray, heights: np.ndarray, part: np.ndarray) -> None:
+        """Write tree.npz: how the parts of the clusters merge.
 
         Args:
-            count: images of the run.
-
-        Returns:
-            None where the run has none, or has one of another number of images.
+            merges: ``(p - 1, 2)`` pairs i < j of p parts, in order: all that belongs with j joins
+                what belongs with i.
+            heights: ``(p - 1,)``, of each merge, rising.
+            part: ``(n,)``, the part of each image, in the order of the items.
         """
-        from safetensors.numpy import load_file
+        with replacing(self.tree) as path, path.open("wb") as file:
+            np.savez(
+                file,
+                merges=merges.astype(np.int32).reshape(-1, 2),
+                heights=heights.astype(np.float32),
+                part=part.astype(np.int32),
+            )
 
+    def read_tree(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Merges, heights and the part of each image, as :meth:`write_tree` took them.
+
+        Raises:
+            RunError: the run has no tree, or it is damaged.
+        """
         if not self.tree.is_file():
-            return None
-        with reading(self.tree):
-            tree = Tree(**load_file(self.tree))
-            if len(tree.part) != count:
-                return None
-            parts = len(tree.merges) + 1
-            _check(tree.part.dtype == np.int64 and tree.part.ndim == 1, "its parts are no numbers")
-            _check(tree.part.min() >= 0 and tree.part.max() < parts, "it has no such part")
-            shapes = tree.merges.shape == (parts - 1, 2) and tree.heights.shape == (parts - 1,)
-            _check(shapes and tree.merges.dtype == np.int64, "its shapes do not agree")
-            made = np.arange(parts, 2 * parts - 1)[:, None]  # a merge takes what is there by then
-            _check(bool(((tree.merges >= 0) & (tree.merges < made)).all()), "it has no such merge")
-            _check(bool(np.isfinite(tree.heights).all()), "a height is not finite")
-        return tree
+            raise RunError(
+                f"{self.path} has no tree of its clusters (tree.npz): it was fitted by an older "
+                "deepcluster or with more than a few thousand clusters; fit again"
+            )
+        with reading(self.tree), np.load(self.tree, allow_pickle=False) as arrays:
+            merges, heights, part = arrays["merges"], arrays["heights"], arrays["part"]
+            p = len(merges) + 1
+            _check(merges.shape == (p - 1, 2) and heights.shape == (p - 1,), "its shapes disagree")
+            _check(part.ndim == 1 and merges.dtype == part.dtype == np.int32, "no whole numbers")
+            _check(bool(((part >= 0) & (part < p)).all()), "it has no such part")
+            gone = merges[:, 1]  # joins another, once, and is in no merge after that
+            _check(bool((merges[:, 0] >= 0).all() and (merges[:, 0] < gone).all()), "no such merge")
+            _check(np.array_equal(np.sort(gone), np.arange(1, p)), "its merges are no tree")
+            _check(bool(np.isfinite(heights).all()), "a height is not finite")
+        return merges, heights, part
+
 
     def fingerprint(self) -> str:
         """Tells this fit, and its number of clusters, from any other, wherever its folder lies."""
@@ -805,6 +796,8 @@ class RunDir:
             for new in said["merged"].values():
                 there = type(new) is int and (new in clusters or 0 <= new < known)
                 _check(there, f"a cluster is merged into {str(new)[:20]}, which does not exist")
+            cut = said.get("by_level", [])
+            _check(isinstance(cut, list) and all(type(c) is int for c in cut), "by_level is wrong")
         return nothing | cast(dict[str, Any], said)
 
     def _read_clusters_column(self) -> list[int]:

@@ -7,16 +7,18 @@ but a file, or an address of another kind fails the test that did it.
 from __future__ import annotations
 
 import csv
+import shlex
 import shutil
 from collections.abc import Callable, Iterator
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import pytest
 from make_run import HOSTILE, make_run, training
-from scipy.cluster.hierarchy import fcluster
+from PIL import Image
 
 from deepcluster.report import apply_labels, write_report
 from deepcluster.run import RunDir
@@ -167,7 +169,7 @@ def test_scores_stand_beside_those_of_the_pixels(tmp_path: Path, visit: Open) ->
     run = make_run(tmp_path / "run", n=60, info={"scores": scores})
     write_report(run)
     text = visit(run).inner_text(".overview")
-    for figure in ("90 %", "0.830", "0.400", "0.829", "0.710", "some new", "0.500"):
+    for figure in ("in the right one", "0.830", "0.400", "0.829", "0.710", "some new", "0.500"):
         assert figure in text
     assert "plain k-means on the pixels" in text
 
@@ -245,6 +247,93 @@ def test_curves_of_figures_that_not_every_epoch_has(tmp_path: Path, visit: Open)
     titles = page.locator("figure h3").all_inner_texts()
     assert titles == ["Loss", "Movement"]  # a single value makes no curve
     assert page.inner_text("figure:nth-of-type(2) .readings b") == "13 %"
+
+
+def test_an_image_is_shown_large_and_linked(tmp_path: Path, visit: Open, browser: Any) -> None:
+    photos = tmp_path / "my photos #1 100%"
+    (photos / "été").mkdir(parents=True)
+    names = [f"{'été/' if i % 2 else ''}{i:02d} 写真.png" for i in range(12)]
+    for name in names:
+        Image.new("RGB", (300, 200), (200, 30, 30)).save(photos / name)
+    run = make_run(
+        tmp_path / "runs" / "one",
+        n=12,
+        clusters=2,
+        ids=names,
+        paths=[str(photos / name) for name in names],
+    )
+    write_report(run)
+    page = visit(run, f"image/{quote(names[3], safe='')}")
+    shown = page.locator(".large img")
+    playwright.expect(shown).to_have_js_property("naturalWidth", 300)
+    link = page.get_by_role("link", name=str(photos / names[3]))
+    assert link.get_attribute("href").startswith("../../../my%20photos")  # both may move together
+    # Sent to another machine: the pages open, with the small picture.
+    alone = shutil.copytree(run.report, tmp_path / "report")
+    other = browser.new_page()
+    other.goto(f"{(alone / 'index.html').as_uri()}#/image/{quote(names[3], safe='')}")
+    playwright.expect(other.locator(".large .note")).to_contain_text("A small copy")
+    playwright.expect(other.locator(".large .picture")).to_have_count(1)
+    other.close()
+
+
+def test_what_was_passed_over_is_on_the_first_page(tmp_path: Path, visit: Open) -> None:
+    over = [
+        {"kind": ".heic", "count": 9, "cure": "pip install 'deepcluster[heic]'"},
+        {"kind": "<b>.svs</b>", "count": 1200, "cure": None},
+    ]
+    run = make_run(tmp_path / "run", n=30, info={"passed_over": over})
+    write_report(run)
+    page = visit(run)
+    said = page.inner_text(".left-out")
+    assert "9 × .heic (pip install 'deepcluster[heic]')" in said and "1,200 × <b>.svs</b>" in said
+    assert "1 file could not be read" in said
+    page.click("text=which")
+    assert "it is no image" in page.inner_text("#skipped")
+
+
+def test_the_first_page_has_no_words_of_the_trade(made: RunDir, visit: Open) -> None:
+    page = visit(made)
+    said = page.evaluate(
+        "document.querySelector('.hero').innerText + document.querySelector('.verdict').innerText"
+    )
+    assert not any(word in said for word in ("resnet", "deepcluster-v2", "ln k", "rank", "epoch"))
+    whole = page.inner_text("main")
+    assert "ln k" not in whole and "effective rank" not in whole.lower()
+    assert whole.count("Zip the folder") == 1 and str(made.report.resolve()) in whole
+    page.click("text=How the training went")
+    assert "ln k" in page.inner_text("main")
+
+
+def test_dialogs_show_typical_images(made: RunDir, visit: Open) -> None:
+    page = visit(made, "cluster/0")
+    page.click("text=Merge into another")
+    shown = page.locator(".choices li").first.locator(".picture")
+    places = shown.evaluate_all("all => all.map((p) => p.style.backgroundPosition)")
+    expected = page.evaluate(
+        """() => {
+            const { changes, members, tileOf } = deepcluster;
+            const first = members.near(0)[0];
+            return [...members.typical(changes.rowsOf(first))].slice(0, 5).map((row) => {
+                const { left, top } = tileOf(row);
+                return `${-left * 36}px ${-top * 36}px`;
+            });
+        }"""
+    )
+    assert len(places) == 5 and [p.replace("-0px", "0px") for p in places] == [
+        p.replace("-0px", "0px") for p in expected
+    ]
+
+
+def test_the_command_works_from_anywhere_and_phones_show_counts(made: RunDir, visit: Open) -> None:
+    page = visit(made, width=390)
+    counts = page.locator(".cover-size").all_inner_texts()
+    assert len(counts) == 6 and all(text.endswith(" images") for text in counts)
+    assert page.locator(".cover-size").first.is_visible()
+    with page.expect_download():
+        page.click("#download")
+    command = page.inner_text("#toast span").split(": ", 1)[1]
+    assert shlex.split(command) == ["deepcluster", "apply", str(made.path.resolve()), "labels.csv"]
 
 
 # -- changing ------------------------------------------------------------------------------------
@@ -426,11 +515,12 @@ def tree(tmp_path: Path) -> RunDir:
 
 
 def cuts(run: RunDir, k: int) -> list[set[int]]:
-    """The clusters at a level, by SciPy."""
-    tree = run.read_tree(240)
-    assert tree is not None
-    merges = np.column_stack([tree.merges, tree.heights, np.ones(len(tree.merges))])
-    flat = fcluster(merges, k, "maxclust")[tree.part]
+    """The clusters at a level, as docs/run-folder.md has it."""
+    pairs, _, part = run.read_tree()
+    root = np.arange(len(pairs) + 1)
+    for i, j in pairs[: len(root) - k]:
+        root[root == j] = i
+    flat = root[part]
     return [set(np.flatnonzero(flat == c).tolist()) for c in np.unique(flat)]
 
 
@@ -580,11 +670,10 @@ def test_a_merge_at_a_fine_level_takes_only_its_images_along(tree: RunDir, visit
 def test_a_cluster_opens_into_its_parts(tree: RunDir, visit: Open) -> None:
     page = visit(tree, "cluster/0")
     whole = set(map(int, members(tree, 0)))
-    part = tree.read_tree(240)
-    assert part is not None
+    _, _, part = tree.read_tree()
     playwright.expect(page.locator(".near").first.locator(".chip")).to_have_count(3)
     page.locator(".near").first.locator(".chip").first.click()
-    largest = np.bincount(part.part[sorted(whole)]).max()
+    largest = np.bincount(part[sorted(whole)]).max()
     assert page.inner_text(".shown-of") == f"Shown {largest} of {len(whole)} images"
     page.click("text=Open into two")
     page.goto(f"{page.url.partition('#')[0]}#/clusters")
@@ -694,19 +783,23 @@ def test_one_cluster_and_five_hundred(tmp_path: Path, visit: Open, n: int, clust
         playwright.expect(page.locator("h1")).to_have_count(1)
 
 
-def test_fifty_thousand_images(tmp_path: Path, visit: Open) -> None:
-    n = 50_000
-    run = make_run(tmp_path / "run", n=n, clusters=4, side=8, tile=8, labels=False)
+def test_a_hundred_thousand_images(tmp_path: Path, visit: Open) -> None:
+    n = 100_000
+    rng = np.random.default_rng(0)
+    places = np.where(rng.random((n, 1)) < 0.6, rng.normal(size=(n, 2)), np.nan)
+    run = make_run(
+        tmp_path / "run", n=n, clusters=4, side=8, tile=8, labels=False, parts=25, places=places
+    )
     write_report(run)
     size = sum(path.stat().st_size for path in run.report.rglob("*") if path.is_file())
-    assert size < 40e6
+    assert size < 80e6
     page = visit(run)
     first = page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime")
     assert first < 2000, f"first view after {first:.0f} ms"
     page.evaluate("location.hash = '#/cluster/1'")
     page.wait_for_selector(".tile")
     rows = page.evaluate("deepcluster.changes.rowsOf(1).length")
-    assert rows > 10_000 and page.locator(".tile").count() < 600
+    assert rows > 20_000 and page.locator(".tile").count() < 600
     frames = page.evaluate(
         """async () => {
             const times = [];
@@ -734,3 +827,25 @@ def test_fifty_thousand_images(tmp_path: Path, visit: Open) -> None:
     )
     assert spent < 3000
     assert page.evaluate("deepcluster.changes.rowsOf(1).length") == 0
+    page.evaluate("location.hash = '#/map'")
+    page.wait_for_selector("canvas.map")
+    on_map = int(np.isfinite(places[:, 0]).sum())
+    assert f"Shown {on_map:,} of 100,000 images" in page.inner_text(".lead")
+    page.evaluate("location.hash = '#/clusters'")
+    page.wait_for_selector(".card header")
+    spent = page.evaluate(
+        """async () => {
+            const times = [];
+            for (const level of [5, 20, 60, 100, 30, 3]) {
+                const start = performance.now();
+                deepcluster.changes.setLevel(level);
+                await new Promise(requestAnimationFrame);
+                await new Promise(requestAnimationFrame);
+                times.push(performance.now() - start);
+            }
+            return times;
+        }"""
+    )
+    assert max(spent) < 2000, f"levels take {spent} ms"
+    left = page.evaluate("deepcluster.changes.clusters().length")
+    playwright.expect(page.locator(".card")).to_have_count(left)

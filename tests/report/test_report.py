@@ -23,10 +23,10 @@ from sklearn.neighbors import NearestNeighbors
 
 from deepcluster.errors import RunError
 from deepcluster.report import apply_labels, levels, unusual, write, write_report
-from deepcluster.report.levels import describe_levels
+from deepcluster.report.levels import Tree, describe_levels, read_tree
 from deepcluster.report.separation import find_separation
 from deepcluster.report.verdict import Truth, judge
-from deepcluster.run import Neighbours, RunDir, Tree
+from deepcluster.run import Neighbours, RunDir
 
 
 def data_of(run: RunDir, name: str) -> dict[str, Any]:
@@ -251,20 +251,39 @@ def test_images_without_a_place_are_not_on_the_map(tmp_path: Path) -> None:
     )
 
 
-def ward(n: int, parts: int, seed: int = 0) -> tuple[np.ndarray, Tree]:
-    """Points, and SciPy's tree of their `parts` finest clusters."""
+def ward(n: int, parts: int, seed: int = 0) -> Tree:
+    """SciPy's tree of the `parts` finest clusters of some points."""
     points = np.random.default_rng(seed).normal(size=(n, 3))
     whole = linkage(points, "ward")
     part = fcluster(whole, parts, "maxclust") - 1
     means = np.stack([points[part == p].mean(axis=0) for p in range(parts)])
     merges = linkage(means, "average")
-    return points, Tree(part, merges[:, :2].astype(np.int64), merges[:, 2])
+    return Tree(part, merges[:, :2].astype(np.int64))
+
+
+def as_linkage(tree: Tree) -> np.ndarray:
+    rest = np.arange(len(tree.merges), dtype=float), np.ones(len(tree.merges))
+    return np.column_stack([tree.merges, *rest])
+
+
+def test_the_tree_of_a_run_is_scipys(tmp_path: Path) -> None:
+    """The run folder has it as parts that join parts; its recipe for a cut gives the same."""
+    run = make_run(tmp_path / "run", n=120, clusters=5, parts=3)
+    pairs, _, _ = run.read_tree()
+    tree = read_tree(run, 120)
+    assert tree is not None and read_tree(run, 119) is None
+    for k in range(2, 16):
+        root = np.arange(15)
+        for i, j in pairs[: 15 - k]:
+            root[root == j] = i
+        _, expected = np.unique(root, return_inverse=True)
+        found = fcluster(as_linkage(tree), k, "maxclust")
+        assert len(set(zip(found.tolist(), expected.tolist(), strict=True))) == k
 
 
 def test_numbers_of_the_tree_are_the_runs_at_its_own_level() -> None:
-    _, tree = ward(200, 20)
-    merges = np.column_stack([tree.merges, tree.heights, np.ones(19)])
-    flat = fcluster(merges, 6, "maxclust") - 1
+    tree = ward(200, 20)
+    flat = fcluster(as_linkage(tree), 6, "maxclust") - 1
     clusters = np.array([40, 3, 2, 11, 0, 7])[flat[tree.part]]
     found = describe_levels(tree, clusters, np.zeros(200, bool))
     assert found["exact"] and found["own"] == 6 and found["all"] == list(range(2, 21))
@@ -283,13 +302,12 @@ def test_numbers_of_the_tree_are_the_runs_at_its_own_level() -> None:
 
 
 def test_a_cut_that_is_not_the_trees_is_no_level_of_it() -> None:
-    _, tree = ward(200, 20)
+    tree = ward(200, 20)
     clusters = np.arange(200) % 5
     found = describe_levels(tree, clusters, np.zeros(200, bool))
     assert not found["exact"] and found["own"] == 5
     person = np.arange(200) < 190  # images that a person moved say nothing of the fit's cut
-    merges = np.column_stack([tree.merges, tree.heights, np.ones(19)])
-    clusters[190:] = (fcluster(merges, 4, "maxclust") - 1)[tree.part[190:]]
+    clusters[190:] = (fcluster(as_linkage(tree), 4, "maxclust") - 1)[tree.part[190:]]
     assert describe_levels(tree, clusters, person)["exact"]
     many = describe_levels(tree, np.arange(200), np.zeros(200, bool))  # more than there are parts
     assert many["all"][-1] == 200 and not many["exact"]

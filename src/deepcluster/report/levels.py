@@ -7,12 +7,44 @@ splits into the larger keeps its number, and the other gets one that nobody had.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from deepcluster.run import Tree
+from deepcluster.run import RunDir
+
+
+@dataclass(frozen=True)
+class Tree:
+    """The finest clusters of a run, and how they merge: any number of clusters is a cut of it."""
+
+    part: np.ndarray  # (n,) the finest cluster of each image, from 0
+    merges: np.ndarray  # (parts - 1, 2) two nodes; merge i gives node parts + i
+
+
+def read_tree(run: RunDir, count: int) -> Tree | None:
+    """The tree of a run; None where it has none of at least two parts, or of other images.
+
+    Args:
+        run: a finished run.
+        count: its images.
+
+    Raises:
+        RunError: the tree is damaged.
+    """
+    if not run.tree.is_file():
+        return None
+    pairs, _, part = run.read_tree()
+    if len(part) != count or not len(pairs):
+        return None
+    node = np.arange(len(pairs) + 1)  # where what belongs with a part is by now
+    merges = []
+    for i, (a, b) in enumerate(pairs.tolist()):
+        merges.append((node[a], node[b]))
+        node[a] = len(pairs) + 1 + i
+    return Tree(part, np.array(merges))
 
 
 def describe_levels(tree: Tree, clusters: np.ndarray, by_person: np.ndarray) -> dict[str, Any]:

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-TOUCHING = 0.5  # overlap of two clusters that may be one kind cut in two
+TOUCHING = 0.3  # overlap of two clusters that may be one kind cut in two
+CROSSING = 0.015  # share of edges across, below which there is a gap whatever the overlap
 MIXED = 0.13  # overlap of the halves of a cluster that may be two kinds
 LOOKED_AT = 100  # clusters, the largest
 LEAST_INSIDE = 0.02  # share taken for the inside of clusters whose halves cross less
@@ -59,8 +60,10 @@ def find_separation(
             across = int((near == other).sum())
             if other != cluster and across:
                 pair = (min(cluster, other), max(cluster, other))
-                overlap = across / (across + own) / max(inside, LEAST_INSIDE)
-                touching[pair] = max(touching.get(pair, 0.0), overlap)
+                share = across / (across + own)
+                if share > CROSSING:
+                    overlap = share / max(inside, LEAST_INSIDE)
+                    touching[pair] = max(touching.get(pair, 0.0), overlap)
         parts = [rows[halves == side] for side in (0, 1)]
         if min(map(len, parts)) >= max(FEWEST, SMALL_HALF * len(rows)):
             within = [_crossing(p, _halve(embeddings, p), neighbours, len(clusters)) for p in parts]

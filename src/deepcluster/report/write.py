@@ -29,7 +29,7 @@ from jinja2 import Environment
 
 from deepcluster.config import GUESSING, flatten
 from deepcluster.errors import RunError
-from deepcluster.report.levels import describe_levels
+from deepcluster.report.levels import Tree, describe_levels, read_tree
 from deepcluster.report.separation import find_separation
 from deepcluster.report.unusual import (
     Duplicates,
@@ -38,7 +38,7 @@ from deepcluster.report.unusual import (
     read_neighbours,
 )
 from deepcluster.report.verdict import Truth, judge
-from deepcluster.run import Neighbours, RunDir, Thumbnails, Tree
+from deepcluster.run import Neighbours, RunDir, Thumbnails
 
 COVERED = 24  # clusters that the first screen shows, the largest
 COVERS = 12  # images on the cover of a cluster: those nearest its centre
@@ -86,9 +86,7 @@ def write_report(run: RunDir, *, progress: Say | None = None) -> Path:
     distance = items["distance"].to_numpy()
     say("nearest neighbours")
     neighbours = read_neighbours(run, embeddings)
-    tree = run.read_tree(len(items))
-    if tree is not None and not len(tree.merges):
-        tree = None
+    tree = read_tree(run, len(items))
     duplicates = find_duplicates(neighbours)
     say("pages")
     covers = _choose_covers(clusters, distance)

@@ -83,7 +83,6 @@
   /** The picture as large as may be: the original; in its place the small one, where it cannot be shown. */
   function large(row, original) {
     const small = picture(row, 256, { link: false });
-    if (deepcluster.summary.thumbnails.tile < 48) small.classList.add("coarse");
     const box = h("div", { class: "large" }, small);
     if (!original) return box;
     const image = h("img", { src: original, alt: nameOf(row), decoding: "async" });

@@ -59,14 +59,17 @@
     const shown = summary.map.shown;
     const which = shown < table.n ? `Shown ${count(shown)} of ${images(table.n)}, drawn at random.` : `All ${images(table.n)}.`;
     const slider = deepcluster.levelTool();
+    plot.element.append(h(
+      "div", { class: "map-zoom" },
+      h("button", { type: "button", "aria-label": "Zoom in", title: "Zoom in", onclick: () => plot.zoom(1.5) }, "+"),
+      h("button", { type: "button", "aria-label": "Zoom out", title: "Zoom out", onclick: () => plot.zoom(1 / 1.5) }, "−"),
+    ));
     side.append(view.element);
     const element = h(
       "div", { class: "map-page" },
       h("header", { class: "hero" }, heading("Map"), h("p", { class: "lead" }, `${which} Near means alike; distances between far groups mean little.`)),
       h(
         "div", { class: "tools" }, slider?.element, h("label", {}, "Colour ", colour), lasso,
-        h("button", { type: "button", "aria-label": "Zoom in", onclick: () => plot.zoom(1.5) }, "+"),
-        h("button", { type: "button", "aria-label": "Zoom out", onclick: () => plot.zoom(1 / 1.5) }, "−"),
         h("button", { type: "button", onclick: plot.showAll }, "Show all"),
       ),
       legend,
