@@ -16,7 +16,7 @@ from scipy.cluster.hierarchy import linkage
 
 from deepcluster.config import Config, override
 from deepcluster.images.content import content_of
-from deepcluster.run import Neighbours, RunDir, Tree
+from deepcluster.run import Neighbours, RunDir
 
 HOSTILE = [
     '<img src=x onerror="document.title=1">.png',
