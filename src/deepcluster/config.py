@@ -194,7 +194,7 @@ class TrainSettings:
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Arithmetic of the net; auto takes bfloat16 where the device is faster with it."""
     checkpoint_every: int = 1
-    """Epochs between two checkpoints (the last two are kept)."""
+    """Epochs between two checkpoints, at least: a fit writes a hundred (the last two are kept)."""
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,40 @@ if TYPE_CHECKING:
     from deepcluster.images.store import ImageStore
 
 
+RESIDENT_SHARE = 0.25  # of a GPU's free memory: images that take no more stay there
+
+
 def to_device(pixels: np.ndarray, device: torch.device) -> Tensor:
     """``(b, s, s, c)`` uint8 from an ImageStore -> ``(b, c, s, s)`` uint8 on the device."""
     return torch.from_numpy(np.ascontiguousarray(pixels)).to(device).permute(0, 3, 1, 2)
+
+
+class Batches:
+    """Images of a store, batch by batch on a device; on a GPU all lie there, if they fit.
+
+    Args:
+        store: the images.
+        device: where batches are wanted.
+    """
+
+    def __init__(self, store: ImageStore, device: torch.device) -> None:
+        self._store, self._device = store, device
+        self._all: Tensor | None = None  # (n, c, s, s) uint8
+        if device.type == "cuda":
+            free, _ = torch.cuda.mem_get_info(device)
+            if store.pixels.nbytes <= RESIDENT_SHARE * free:
+                self._all = to_device(store.pixels, device)
+
+    @property
+    def resident(self) -> bool:
+        """Whether all images are on the device."""
+        return self._all is not None
+
+    def __call__(self, index: Tensor) -> Tensor:
+        """``(b, c, s, s)`` uint8 on the device, of ``(b,)`` int64."""
+        if self._all is not None:
+            return self._all[index.to(self._device)]
+        return to_device(self._store.batch(index.cpu().numpy()), self._device)
 
 
 def centre(images: Tensor, size: int) -> Tensor:
@@ -42,7 +73,15 @@ def centre(images: Tensor, size: int) -> Tensor:
 def normalise(x: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """Subtract the channels' mean and divide by their standard deviation: ``(n, c, h, w)``."""
     shape = (1, -1, 1, 1)
-    return (x - x.new_tensor(mean).view(shape)) / x.new_tensor(std).view(shape)
+    return (x - filled(x, mean).view(shape)) / filled(x, std).view(shape)
+
+
+def filled(like: Tensor, values: Sequence[float]) -> Tensor:
+    """These values as a tensor, of the type and on the device of another, without a copy to it.
+
+    A copy waits for the GPU, and cannot be recorded as part of a step.
+    """
+    return torch.stack([like.new_full((), value) for value in values])
 
 
 @dataclass(frozen=True)

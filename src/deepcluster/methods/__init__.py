@@ -33,9 +33,10 @@ METHODS: dict[str, str] = {
 class Snapshot:
     """The clusters a method sees at the start of an epoch, for its metrics."""
 
-    labels: Tensor  # (n,) int64, on the CPU
+    labels: Tensor  # (m,) int64, on the CPU
     clusters: int  # labels are below this
-    features: Tensor  # (n, d) what was clustered
+    features: Tensor  # (m, d) what was clustered
+    rows: Tensor | None = None  # (m,) int64, on the CPU: images they are of; None: all, in order
 
 
 class Method(Protocol):

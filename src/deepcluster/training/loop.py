@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from deepcluster import metrics
 from deepcluster.backbones.features import FittedModel, extract
 from deepcluster.backbones.nets import build_backbone, prepare_backbone
-from deepcluster.backbones.preprocessing import Preprocessing, to_device
+from deepcluster.backbones.preprocessing import Batches, Preprocessing, to_device
 from deepcluster.clustering.choose import choose_clusters
 from deepcluster.clustering.graph import Prototypes, cluster_graph
 from deepcluster.clustering.kmeans import kmeans
@@ -33,13 +33,14 @@ from deepcluster.run import RunDir
 from deepcluster.training.checkpoints import last_checkpoint, load_checkpoint, save_checkpoint
 from deepcluster.training.optimizers import build_optimizer
 from deepcluster.training.plan import PIXEL_SIDE
-from deepcluster.training.views import Views, small_views
+from deepcluster.training.step import Step
 
 if TYPE_CHECKING:
     from deepcluster.images.store import ImageStore
 
 ORDER, VIEWS, DROPOUT = range(3)  # uses of chance in an epoch, each with a seed of its own
 RANK_ROWS = 10_000  # rows, spread evenly, whose effective rank is measured each epoch
+MOST_CHECKPOINTS = 100  # in a fit: on a GPU an epoch may take little longer than writing one
 PIXEL_ROWS = 1000  # images a cluster on which the yardstick, k-means on the pixels, is fitted
 MOST_GRAPH_CLUSTERS = 1000  # beyond, clusters are as small as the graph's patches: k-means it is
 
@@ -108,6 +109,7 @@ def fit(
     assert isinstance(config.train.lr, float)
     assert isinstance(config.clusters, int)
 
+    known = backbone is None
     with seeded(config.seed):
         if backbone is None:
             assert isinstance(config.size, int)
@@ -124,8 +126,7 @@ def fit(
     method.to(device, memory_format=torch.channels_last)
     optimizer = build_optimizer(method.groups(), config.train)
     preprocessing = Preprocessing.measure(store)
-    views = [Views(config.views, preprocessing.size)] * method.views
-    views += [small_views(config.views, preprocessing.size)] * method.small_views
+    step = Step(method, optimizer, config, preprocessing, Batches(store, device), record=known)
 
     def extract_all() -> Tensor:
         progress.phase("features", len(store))
@@ -145,11 +146,11 @@ def fit(
         history = run.read_metrics()
     elif run is not None:
         save_checkpoint(run, 0, method, optimizer, None)
+    every = max(config.train.checkpoint_every, math.ceil(config.epochs / MOST_CHECKPOINTS))
     clock.lap("set-up")
 
     for epoch in range(first, config.epochs):
         generator = torch.Generator().manual_seed(mix(config.seed, epoch, ORDER))
-        view_generator = torch.Generator(device).manual_seed(mix(config.seed, epoch, VIEWS))
         watch = Clock()
         method.eval()
         snapshot: Snapshot | None = method.start_epoch(epoch, extract_all, optimizer, generator)
@@ -163,26 +164,14 @@ def fit(
             # as few batches as there must be, of sizes that differ by one at most: none is left out
             batches = order.tensor_split(math.ceil(len(order) / config.train.batch_size))
             progress.phase(f"epoch {epoch + 1}/{config.epochs}", len(order))
-            losses = torch.zeros((), device=device)
-            for step, index in enumerate(batches):
-                rate = schedule((epoch + (step + 0.5) / len(batches)) / config.epochs, config)
+            step.begin(mix(config.seed, epoch, VIEWS))
+            for number, index in enumerate(batches):
+                rate = schedule((epoch + (number + 0.5) / len(batches)) / config.epochs, config)
                 for group in optimizer.param_groups:
                     group["lr"] = group["initial_lr"] * rate
-                images = to_device(store.batch(index.numpy()), device)
-                batch = [
-                    preprocessing.normalise(view(images, view_generator)).contiguous(
-                        memory_format=torch.channels_last
-                    )
-                    for view in views
-                ]
-                with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                    loss = method.loss(batch, index.to(device))
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                optimizer.step()
-                losses += loss.detach()
+                step(index)
                 progress.advance(len(index))
-            mean_loss = float(losses) / len(batches)
+            mean_loss = float(step.total) / len(batches)
         if not math.isfinite(mean_loss):
             raise FloatingPointError(
                 f"the loss became {mean_loss} in epoch {epoch + 1}: "
@@ -194,13 +183,12 @@ def fit(
         if snapshot is not None:
             line |= describe(snapshot, previous, store.labels)
             previous = snapshot.labels.clone()  # the method may write over its own
-            snapshot = None  # its features are as large as the images are many
+            snapshot = None  # its features may be as many as the images
         watch.lap("measure")
         line["seconds"] = {name: round(value, 3) for name, value in watch.seconds.items()}
         history.append(line)
         if run is not None:
             run.append_metrics(line)
-            every = config.train.checkpoint_every
             if (epoch + 1) % every == 0 or epoch + 1 == config.epochs:
                 save_checkpoint(run, epoch + 1, method, optimizer, previous)
         progress.epoch(line)
@@ -295,6 +283,8 @@ def describe(
 ) -> dict[str, Any]:
     """An epoch's figures about its clusters; those of `truth` only where there are labels."""
     labels = snapshot.labels.numpy()
+    if truth is not None and snapshot.rows is not None:
+        truth = truth[snapshot.rows.numpy()]
     line: dict[str, Any] = {
         "clusters": snapshot.clusters,
         "ln_k": math.log(snapshot.clusters),

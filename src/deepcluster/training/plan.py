@@ -16,19 +16,23 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from deepcluster.backbones.nets import auto_backbone, build_backbone
+from deepcluster.backbones.preprocessing import Batches, Preprocessing
 from deepcluster.config import Config
 from deepcluster.device import fast_bfloat16, pick_device
 from deepcluster.errors import ConfigError
 from deepcluster.images.listing import Labels
-from deepcluster.images.store import scan_images
+from deepcluster.images.store import ImageStore, scan_images
 from deepcluster.methods import load_method
 from deepcluster.training.optimizers import build_optimizer
-from deepcluster.training.views import Views, resolve_views, small_views
+from deepcluster.training.step import Step
+from deepcluster.training.views import resolve_views
 
 FEWEST_STEPS = 400
+MANY_FOR_A_GPU = 20_000  # images of which a step on a GPU takes more: there are steps enough
 IMAGES_A_MINUTE = 500  # where no time is given: so many minutes of training, but
 LEAST_MINUTES, AN_HOUR = 1.0, 60.0  # not fewer than these, nor more
 # Below so many epochs, smaller images learn more in the same time; of the smallest, a smaller net.
@@ -44,7 +48,8 @@ TRIAL_SHARE, TRIAL_MOST = 0.02, 10.0  # of the time that was given, and seconds:
 # AVX512-BF16 (torch 2.14); seconds unless said otherwise. A machine of half the speed is late by
 # half of these, while the steps themselves are always timed where they will run.
 AFTERWARDS = 8e-4  # an image, once a fit: graph, map, pictures, report on one core (two: half)
-EACH_EPOCH, EACH_IMAGE = 0.07, 3.3e-5  # beside the steps of an epoch: cuts, figures, checkpoint
+# An epoch, and an image in it, beside the steps: cuts, figures, checkpoint. (On a GPU: an H200.)
+BESIDE = {"cpu": (0.07, 3.3e-5), "cuda": (0.45, 2e-6)}
 STEP_EXTRAS = 1.05  # times a timed step: reading the images
 CHOOSING = 0.3  # for each number of clusters that is looked at
 LIBRARIES = 1_200_000_000  # bytes: torch, tables of the neighbour graph, idle between blocks
@@ -78,6 +83,11 @@ def most_clusters(n: int) -> int:
     30, or one for 10 images where there are fewer than 300; never fewer than 2.
     """
     return min(max(2, n // 10), 30, n)
+
+
+def usual_batch(n: int, device_type: str) -> int:
+    """Images in a step; twice as many on a GPU, which has little to do otherwise."""
+    return 512 if device_type == "cuda" and n >= MANY_FOR_A_GPU else 256
 
 
 def guess_epochs(n: int, size: int, batch_size: int) -> int:
@@ -139,7 +149,9 @@ def resolve(config: Config, *, n: int, size: int, channels: int) -> Config:
     precision = train.precision
     if precision == "auto":
         precision = "bfloat16" if fast_bfloat16(device) else "float32"
-    batch_size = min(n, 256 if train.batch_size == "auto" else train.batch_size)
+    batch_size = min(
+        n, usual_batch(n, device.type) if train.batch_size == "auto" else train.batch_size
+    )
     lr = DEFAULT_LR[train.optimizer] if train.lr == "auto" else train.lr
     pseudo_clusters = deepcluster.pseudo_clusters
     if pseudo_clusters == "auto":
@@ -192,9 +204,10 @@ class Cost:
         return self.rest + self.epochs * self.epoch
 
 
-def beside_steps(n: int) -> float:
+def beside_steps(n: int, device_type: str) -> float:
     """Seconds of an epoch of `n` images beside its steps."""
-    return EACH_EPOCH + n * EACH_IMAGE
+    epoch, image = BESIDE["cuda" if device_type == "cuda" else "cpu"]
+    return epoch + n * image
 
 
 def _scale_is_open(config: Config) -> bool:
@@ -241,7 +254,7 @@ def choose_scale(config: Config, *, n: int, size: int, channels: int) -> Config:
         batch = resolved.train.batch_size
         assert isinstance(batch, int)
         cost = estimate(resolved, n=n, channels=channels, store_bytes=0, patience=2.0)
-        room, fixed = 60 * minutes - cost.rest, beside_steps(n)
+        room, fixed = 60 * minutes - cost.rest, beside_steps(n, device.type)
         for option in options:
             if option[1] == net:
                 enough = ENOUGH_FOR_NET if option[0] == sizes[-1] else ENOUGH_FOR_SIDE
@@ -326,8 +339,6 @@ def estimate(
     assert isinstance(config.clusters, int)
     assert isinstance(config.train.batch_size, int)
     device = torch.device(config.device)
-    dtype = getattr(torch, config.train.precision)
-    generator = torch.Generator(device).manual_seed(0)
     side = round(config.size * config.data.margin)
     batch = config.train.batch_size
     with torch.random.fork_rng(devices=[]):
@@ -341,24 +352,20 @@ def estimate(
         method = load_method(config.method)(probe, backbone, batch)
         method.to(device, memory_format=torch.channels_last)  # type: ignore[attr-defined]
     optimizer = build_optimizer(method.groups(), config.train)
-    views = [Views(config.views, config.size)] * method.views
-    views += [small_views(config.views, config.size)] * method.small_views
-    images = torch.randint(
-        256, (batch, channels, side, side), dtype=torch.uint8, device=device, generator=generator
+    pixels = np.random.default_rng(0).integers(
+        256, size=(batch, side, side, channels), dtype=np.uint8
     )
-    index = torch.arange(batch, device=device)
+    names = [str(i) for i in range(batch)]
+    store = ImageStore(name="", pixels=pixels, size=config.size, ids=names, paths=[None] * batch)
+    preprocessing = Preprocessing(config.size, (0.5,) * channels, (0.25,) * channels)
+    one_step = Step(method, optimizer, config, preprocessing, Batches(store, device))
+    one_step.begin(0)
+    index = torch.arange(batch)
 
     def step() -> float:
         start = time.perf_counter()
-        made = [
-            view(images, generator).contiguous(memory_format=torch.channels_last) for view in views
-        ]
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            loss = method.loss(made, index)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        float(loss.detach())  # waits for the device
+        one_step(index)
+        float(one_step.total)  # waits for the device
         return time.perf_counter() - start
 
     held: dict[int, int] = {}  # storages that wait for the backward pass, and their bytes
@@ -370,6 +377,8 @@ def estimate(
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         step()  # the first one builds kernels
+    if device.type == "cuda":
+        step()  # the second one records
     timed = [step()]
     while len(timed) < 2 or sum(timed) < patience:
         timed.append(step())
@@ -384,7 +393,7 @@ def estimate(
     return Cost(
         # features: the banks', as extracted, after PCA, and while they are clustered
         memory=store_bytes + 5 * features + 6 * parameters + activations + yardstick + LIBRARIES,
-        epoch=n * passes * seconds_an_image + beside_steps(n),
+        epoch=n * passes * seconds_an_image + beside_steps(n, device.type),
         rest=n * (forward + AFTERWARDS / min(2, torch.get_num_threads())) + choosing,
         epochs=config.epochs,
     )

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from deepcluster.backbones.preprocessing import centre
+from deepcluster.backbones.preprocessing import centre, filled
 from deepcluster.config import ViewSettings
 from deepcluster.errors import ConfigError
 
@@ -296,7 +296,7 @@ def sample_boxes(
     last_h = min(height, round(width * ratio))
     top, left = _place(draws[2], height - h), _place(draws[3], width - w)
     boxes = torch.stack([top, left, h, w], -1)  # (attempts, n, 4)
-    last = boxes.new_tensor([(height - last_h) // 2, (width - last_w) // 2, last_h, last_w])
+    last = filled(boxes, [(height - last_h) // 2, (width - last_w) // 2, last_h, last_w])
     boxes = torch.cat([boxes, last.expand(1, n, 4)])
     fits = torch.cat([fits, fits.new_ones(1, n)])
     first = fits.int().argmax(0)  # (n,) argmax gives the first of equal values
@@ -343,7 +343,7 @@ def crop(
     n, _, height, width = x.shape
     inside = angle is None and shear is None and shift is None and field is None
     if boxes is None:
-        boxes = x.new_tensor([0, 0, height, width]).expand(n, 4)
+        boxes = filled(x, [0, 0, height, width]).expand(n, 4)
     top, left, h, w = boxes.to(x.dtype)[:, :, None, None].unbind(1)  # each (n, 1, 1)
     # Centres of the result's pixels, from -1 to 1 across the view.
     line = (2 * torch.arange(size, device=x.device, dtype=x.dtype) + 1) / size - 1
