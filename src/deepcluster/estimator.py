@@ -1,4 +1,4 @@
-"""DeepCluster, the scikit-learn-style front: images in, clusters out, nothing on disk."""
+"""DeepCluster, the scikit-learn-style front: images in, clusters out, no run folder."""
 
 from __future__ import annotations
 
@@ -10,18 +10,30 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from sklearn.base import BaseEstimator, ClusterMixin, TransformerMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
 from deepcluster.backbones.nets import CUSTOM
+from deepcluster.clustering.pca import normalise
 from deepcluster.config import Config, load_recipe, override
 from deepcluster.device import pick_inference
 from deepcluster.errors import ConfigError
-from deepcluster.images.store import ImageStore, open_images
-from deepcluster.training.loop import fit
-from deepcluster.training.plan import choose_scale, resolve, scale_source, schedule_minutes
+from deepcluster.images.store import ImageStore, open_images, scan_images
+from deepcluster.images.vectors import pair, read_vectors
+from deepcluster.training.loop import FitResult, fit, fit_vectors
+from deepcluster.training.plan import (
+    as_given,
+    choose_scale,
+    resolve,
+    scale_source,
+    schedule_given,
+    schedule_minutes,
+    settle_start,
+    take_weights,
+)
 
 
 class DeepCluster(ClusterMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
@@ -30,8 +42,10 @@ class DeepCluster(ClusterMixin, TransformerMixin, BaseEstimator):  # type: ignor
     Args:
         n_clusters: clusters to end with; ``"auto"`` chooses their number from the features.
         recipe: a named set of settings, or the path of a .toml file.
-        backbone: name of a net (see ``Config.backbone``), or an ``nn.Module`` that turns
-            ``(b, c, size, size)`` into ``(b, d)``; a copy of it is trained.
+        start: scratch, frozen, adapt or auto (see ``Config.start``).
+        backbone: name of a net or a folder (see ``Config.backbone``), or an ``nn.Module`` that
+            turns ``(b, c, size, size)`` into ``(b, d)``; a copy of it is used, and trained unless
+            it is frozen.
         epochs: passes over the images.
         minutes: time for the fit, in place of epochs; what it comes to depends on the machine and
             is in ``config_``.
@@ -58,6 +72,7 @@ class DeepCluster(ClusterMixin, TransformerMixin, BaseEstimator):  # type: ignor
         *,
         n_clusters: int | Literal["auto"] = "auto",
         recipe: str = "default",
+        start: Literal["auto", "scratch", "frozen", "adapt"] = "auto",
         backbone: str | nn.Module = "auto",
         epochs: int | Literal["auto"] = "auto",
         minutes: float | Literal["auto"] = "auto",
@@ -68,6 +83,7 @@ class DeepCluster(ClusterMixin, TransformerMixin, BaseEstimator):  # type: ignor
     ) -> None:
         self.n_clusters = n_clusters
         self.recipe = recipe
+        self.start = start
         self.backbone = backbone
         self.epochs = epochs
         self.minutes = minutes
@@ -88,31 +104,28 @@ class DeepCluster(ClusterMixin, TransformerMixin, BaseEstimator):  # type: ignor
             self
         """
         own_net = copy.deepcopy(self.backbone) if isinstance(self.backbone, nn.Module) else None
-        asked = override(Config(), load_recipe(self.recipe))
-        asked = override(asked, dict(self.settings or {}))
-        given: dict[str, Any] = {
-            "epochs": self.epochs,
-            "minutes": self.minutes,
-            "size": self.size,
-            "device": self.device,
-        }
-        given |= {"clusters": self.n_clusters} | (
-            {} if own_net is not None else {"backbone": self.backbone}
-        )
-        asked = override(asked, {name: value for name, value in given.items() if value != "auto"})
-        if isinstance(self.random_state, int):
-            seed = self.random_state
-        else:
-            seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        asked = dataclasses.replace(asked, seed=seed)
+        asked = self._asked(own_net)
         if own_net is not None and asked.minutes != "auto":
             raise ConfigError("minutes cannot be kept with a net of your own: give epochs instead")
         started = time.perf_counter()
-        timed = asked.minutes != "auto"
-        if timed and not isinstance(images, ImageStore):
+        if own_net is not None:
+            weights = None
+            if asked.start == "auto":
+                asked = dataclasses.replace(asked, start="scratch")
+        else:
+            asked, weights, _ = settle_start(asked)
+        timed = asked.minutes != "auto" and weights is None
+        if weights is not None:
+            weights = weights.fetch()
+            given_store = isinstance(images, ImageStore)
+            side = images.pixels.shape[1] if given_store else scan_images(images).side
+            asked = take_weights(asked, weights, side=side)
+        elif timed and not isinstance(images, ImageStore):
             asked = scale_source(images, asked)
         store = self._open(images, asked)
-        facts = {"n": len(store), "size": store.size, "channels": store.channels}
+        size = asked.size if weights is not None else store.size
+        assert isinstance(size, int)
+        facts = {"n": len(store), "size": size, "channels": store.channels}
         if timed and isinstance(images, ImageStore):  # decoded already: its size stays
             asked = choose_scale(dataclasses.replace(asked, size=store.size), **facts)
         if not timed:  # no clock: the same bits again
@@ -123,6 +136,44 @@ class DeepCluster(ClusterMixin, TransformerMixin, BaseEstimator):  # type: ignor
         if own_net is not None:
             config = dataclasses.replace(config, backbone=CUSTOM)
         result = fit(store, config, backbone=own_net)
+        return self._take(result, store)
+
+    def fit_embeddings(self, embeddings: Any) -> DeepCluster:
+        """Cluster features made elsewhere; :meth:`predict` and :meth:`transform` then take such.
+
+        Args:
+            embeddings: ``(n, d)`` numbers; their lengths do not count.
+
+        Returns:
+            self
+        """
+        rows, store = pair(read_vectors(embeddings), None)
+        config, _ = schedule_given(as_given(self._asked(None)), n=len(rows))
+        return self._take(fit_vectors(rows, config), store)
+
+    def _asked(self, own_net: nn.Module | None) -> Config:
+        """The settings, as they were given."""
+        asked = override(Config(), load_recipe(self.recipe))
+        asked = override(asked, dict(self.settings or {}))
+        given: dict[str, Any] = {
+            "epochs": self.epochs,
+            "minutes": self.minutes,
+            "size": self.size,
+            "device": self.device,
+            "start": self.start,
+        }
+        given |= {"clusters": self.n_clusters} | (
+            {} if own_net is not None else {"backbone": self.backbone}
+        )
+        asked = override(asked, {name: value for name, value in given.items() if value != "auto"})
+        if isinstance(self.random_state, int):
+            seed = self.random_state
+        else:
+            seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        return dataclasses.replace(asked, seed=seed)
+
+    def _take(self, result: FitResult, store: ImageStore) -> DeepCluster:
+        """Keep what a fit gave."""
         self.config_ = result.config
         self.model_ = result.model
         self.labels_ = result.labels
@@ -154,14 +205,15 @@ class DeepCluster(ClusterMixin, TransformerMixin, BaseEstimator):  # type: ignor
     def transform(self, images: Any) -> np.ndarray:
         """Embeddings of images, ``(n, d)`` float32, rows of length 1."""
         check_is_fitted(self, "model_")
+        if self.model_.backbone is None:
+            rows = torch.from_numpy(read_vectors(images).rows)
+            return normalise(rows).numpy()
         store = self._open(images, self.config_)
-        device, dtype = pick_inference(self.config_, self.device)
-        embeddings = self.model_.embed(store, device=device, dtype=dtype)
+        device, dtype, batch_size = pick_inference(self.config_, self.device)
+        embeddings = self.model_.embed(store, device=device, dtype=dtype, batch_size=batch_size)
         return embeddings.numpy()
 
     def predict(self, images: Any) -> np.ndarray:
         """Clusters of images, ``(n,)`` int64."""
-        import torch
-
         embeddings = torch.from_numpy(self.transform(images))
         return self.model_.assign(embeddings)[0].numpy()

@@ -16,9 +16,11 @@ from torch import Tensor, nn
 
 from deepcluster import metrics
 from deepcluster.backbones.features import FittedModel
+from deepcluster.clustering.pca import normalise
 from deepcluster.device import pick_inference
 from deepcluster.errors import ConfigError, RunError
 from deepcluster.images.store import ImageStore, open_images
+from deepcluster.images.vectors import pair, read_vectors
 from deepcluster.progress import Progress
 from deepcluster.run import RunDir
 
@@ -68,13 +70,17 @@ def predict_source(
 
     Args:
         run: a finished run.
-        source: whatever ``open_images`` takes.
+        source: whatever ``open_images`` takes; of a run of vectors, what ``read_vectors`` takes.
         labels: for measuring, as in :func:`deepcluster.fit_source`.
         device: where the net runs.
         progress: told what happens.
     """
     progress = progress or Progress()
     config = run.read_config()
+    model = FittedModel.load(run.model)
+    if model.backbone is None:
+        rows, store = pair(read_vectors(source), None)
+        return _predictions(run, model, store, normalise(torch.from_numpy(rows)))
     store = open_images(
         source,
         data=config.data,
@@ -84,10 +90,17 @@ def predict_source(
     )
     for path, reason in store.skipped:
         progress.note(f"left out: {path}: {reason}")
-    model = FittedModel.load(run.model)
-    place, dtype = pick_inference(config, device)
+    place, dtype, batch_size = pick_inference(config, device)
     progress.phase("features", len(store))
-    embeddings = model.embed(store, device=place, dtype=dtype, advance=progress.advance)
+    embeddings = model.embed(
+        store, device=place, dtype=dtype, batch_size=batch_size, advance=progress.advance
+    )
+    return _predictions(run, model, store, embeddings)
+
+
+def _predictions(
+    run: RunDir, model: FittedModel, store: ImageStore, embeddings: Tensor
+) -> Predictions:
     labels_, distances, confidence = model.assign(embeddings)
     said = run.read_clusters()
     merged = {int(old): int(new) for old, new in said["merged"].items()}
@@ -249,6 +262,7 @@ class Deployed(nn.Module):
 
     def __init__(self, model: FittedModel) -> None:
         super().__init__()
+        assert model.backbone is not None
         self.backbone = model.backbone.eval()
         self.mean: Tensor
         self.std: Tensor
@@ -274,16 +288,18 @@ def export_run(run: RunDir, to: Literal["timm", "onnx", "torchscript"], out: Pat
         `out`.
 
     Raises:
-        RunError: `out` exists.
+        RunError: `out` exists, or the run has no net.
         ConfigError: a package that the format needs is not installed.
     """
     if out.exists():
         raise RunError(f"{out} exists already: choose another place with --out")
+    model = FittedModel.load(run.model)
+    if model.backbone is None:
+        raise RunError(f"{run.path} was made of vectors: it has no net to export")
     out.parent.mkdir(parents=True, exist_ok=True)
     if to == "timm":
         shutil.copytree(run.model, out)
         return out
-    model = FittedModel.load(run.model)
     deployed = Deployed(model).eval()
     example = torch.zeros(2, model.channels, model.preprocessing.size, model.preprocessing.size)
     if to == "torchscript":

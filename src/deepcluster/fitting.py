@@ -21,22 +21,29 @@ from typing import Any
 import numpy as np
 import torch
 
+from deepcluster.backbones.start import GIVEN, Weights
 from deepcluster.config import Config, flatten
 from deepcluster.errors import ConfigError, RunError
 from deepcluster.images.store import ImageStore, open_images, scan_images
+from deepcluster.images.vectors import pair, read_vectors
 from deepcluster.progress import Progress, epoch_sentence
 from deepcluster.report import write_report
 from deepcluster.run import RunDir
 from deepcluster.show.pictures import write_pictures
 from deepcluster.show.tensorboard import TensorBoard
-from deepcluster.training.loop import FitResult, fit
+from deepcluster.training.loop import FitResult, fit, fit_vectors
 from deepcluster.training.plan import (
     LATE,
     MOST_EPOCHS,
     Cost,
+    as_given,
     guess_epochs,
     scale_source,
+    schedule_frozen,
+    schedule_given,
     schedule_minutes,
+    settle_start,
+    take_weights,
     usual_minutes,
 )
 from deepcluster.version import __version__
@@ -90,19 +97,61 @@ def default_out(name: str) -> Path:
 
 def plan_source(source: Any, config: Config, *, labels: str | None = None) -> Plan:
     """Look at a source and say what a fit of it would do; decodes nothing, writes nothing."""
-    asked = scale_source(source, config, labels=labels)
+    asked, weights, sentence = settle_start(config)
+    if weights is None:
+        asked = scale_source(source, asked, labels=labels)
+    else:
+        if weights.path is None:
+            raise ConfigError(
+                f"the weights of {weights.name} are not here, and a dry run downloads nothing: run "
+                "it without --dry-run"
+            )
+        asked = _take_weights(source, asked, weights, labels)
     scan = scan_images(source, data=asked.data, size=asked.size, labels=labels)
     limit = usual_minutes(config, scan.count)
-    resolved, cost = schedule_minutes(
+    resolved, cost = _schedule(
         asked,
+        weights,
         n=scan.count,
         size=scan.size,
         channels=scan.channels,
         store_bytes=scan.bytes_needed if scan.in_memory else 0,
         limit=limit,
     )
-    sentences = notes(asked, resolved, scan.count, cost, limit=limit)
+    sentences = about_start(weights, sentence)
+    sentences += notes(asked, resolved, scan.count, cost, limit=limit)
     return Plan(scan.name, scan.count, resolved, cost, sentences)
+
+
+def _take_weights(source: Any, config: Config, weights: Weights, labels: str | None) -> Config:
+    """The settings as the weights want them, for images as large as these."""
+    side = scan_images(source, data=config.data, labels=labels).side
+    return take_weights(config, weights, side=side)
+
+
+def _schedule(
+    config: Config,
+    weights: Weights | None,
+    *,
+    n: int,
+    size: int,
+    channels: int,
+    store_bytes: int,
+    spent: float = 0.0,
+    limit: float,
+) -> tuple[Config, Cost]:
+    facts = {"n": n, "channels": channels, "store_bytes": store_bytes}
+    if config.backbone == GIVEN:
+        return schedule_given(config, n=n)
+    if config.start == "frozen":
+        assert weights is not None
+        return schedule_frozen(config, weights, **facts)
+    return schedule_minutes(config, **facts, size=size, spent=spent, limit=limit)
+
+
+def about_start(weights: Weights | None, sentence: str) -> list[str]:
+    """What a person should know of where the net begins."""
+    return [text for text in (weights.terms if weights else "", sentence) if text]
 
 
 def fit_source(
@@ -115,13 +164,14 @@ def fit_source(
     overwrite: bool = False,
     report: bool = False,
     tensorboard: bool = False,
+    embeddings: Any = None,
     progress: Progress | None = None,
     command: Sequence[str] = (),
 ) -> RunDir:
     """Fit on a source and leave a run folder.
 
     Args:
-        source: whatever ``open_images`` takes.
+        source: whatever ``open_images`` takes; None for `embeddings` without their images.
         config: settings; None is the default recipe.
         out: the run folder; None is :func:`default_out`.
         labels: for measuring only: ``"folders"``, or a CSV file with columns ``path,label``.
@@ -129,6 +179,7 @@ def fit_source(
         overwrite: replace the run in `out`.
         report: write the report as well.
         tensorboard: write event files for TensorBoard into ``tensorboard/`` of the run as well.
+        embeddings: features made elsewhere, as ``read_vectors`` takes them; nothing is trained.
         progress: told what happens.
         command: the command line, for run.json.
 
@@ -153,20 +204,37 @@ def fit_source(
         labels = labels or run.read_info()["labels"]
     elif out is not None:
         RunDir.free(out, overwrite=overwrite)  # refused before the work, made after it
-    given = asked
+    given, vectors = asked, None
+    if embeddings is None:
+        asked, weights, sentence = settle_start(asked)
+    else:
+        vectors, weights, sentence = read_vectors(embeddings), None, ""
+        asked = as_given(asked)
+    if weights is not None and weights.path is None:
+        progress.phase(f"downloading {weights.name}", 1)
+        weights = weights.fetch()
     progress.phase("looking at the images", 1)
-    asked = scale_source(source, asked, labels=labels)
-    store = open_images(
-        source,
-        data=asked.data,
-        size=asked.size,
-        labels=labels,
-        progress=progress.callback("decoding"),
-    )
+    if weights is None:
+        asked = scale_source(source, asked, labels=labels)
+    elif not resume:
+        asked = _take_weights(source, asked, weights, labels)
+    store = None
+    if source is not None:
+        store = open_images(
+            source,
+            data=asked.data,
+            size=asked.size,
+            labels=labels,
+            progress=progress.callback("decoding"),
+        )
+    if vectors is not None:
+        rows, store = pair(vectors, store)
+    assert store is not None
     spent = time.perf_counter() - clock
     limit = usual_minutes(given, len(store))
-    resolved, cost = schedule_minutes(
+    resolved, cost = _schedule(
         asked,
+        weights,
         n=len(store),
         size=store.size,
         channels=store.channels,
@@ -195,7 +263,9 @@ def fit_source(
             "clusters": resolved.clusters,
             "classes": len(store.label_names) if store.labels is not None else 0,
         },
+        "weights": None if weights is None else weights.facts(),
         "notes": left_out(store)
+        + about_start(weights, sentence)
         + notes(asked, resolved, len(store), cost, limit=limit, spent=spent),
     }
     if resume:
@@ -228,7 +298,11 @@ def fit_source(
             progress.note(sentence)
         memory = f"about {cost.memory / 1e9:.1f} GB of memory"
         progress.note(f"expected: {_span(cost.seconds)}, {memory}")
-        result = fit(store, resolved, run=run, resume=resume, progress=progress)
+        if vectors is None:
+            result = fit(store, resolved, run=run, resume=resume, progress=progress)
+        else:
+            seen = store if source is not None else None
+            result = fit_vectors(rows, resolved, store=seen, truth=store.labels, progress=progress)
         _write_result(run, store, result, progress)
     except BaseException as error:
         stopped = isinstance(error, KeyboardInterrupt)
@@ -351,9 +425,12 @@ def notes(
             f"clusters: the best number from 2 to {resolved.clusters}, chosen at the end; "
             "if you know better, say --clusters K"
         )
+    if resolved.backbone == GIVEN:
+        return [*sentences, f"{_count(n, 'vector')} as given: nothing is trained"]
+    learns = "frozen" if resolved.start == "frozen" else _count(resolved.epochs, "epoch")
     sentences.append(
         f"{_count(n, 'image')} at {resolved.size} pixels, {resolved.backbone}, "
-        f"{_count(resolved.epochs, 'epoch')} on {resolved.device} in {resolved.train.precision}"
+        f"{learns} on {resolved.device} in {resolved.train.precision}"
         + ("" if asked.minutes == "auto" else f", to end after {asked.minutes:g} minutes")
     )
     if asked.minutes != "auto" and (spent or 0) + cost.seconds > 60 * asked.minutes * (1 + LATE):
@@ -362,7 +439,7 @@ def notes(
             f"{asked.minutes:g} minutes are too few for so many images on this machine: {decoded}"
             f"one epoch takes {_span(cost.epoch)}, the rest {_span(cost.rest)}"
         )
-    if asked.minutes == asked.epochs == "auto":
+    if asked.minutes == asked.epochs == "auto" and resolved.start != "frozen":
         batch = resolved.train.batch_size
         assert isinstance(resolved.size, int) and isinstance(batch, int)
         rule = guess_epochs(n, resolved.size, batch)

@@ -215,7 +215,9 @@ class RunDir:
 
     def read_config(self) -> Config:
         """Read the resolved settings."""
-        return override(Config(), tomllib.loads(self._config.read_text(encoding="utf-8")))
+        values = tomllib.loads(self._config.read_text(encoding="utf-8"))
+        values.pop("pretrained", None)  # runs made before there was `start`
+        return override(Config(), {"start": "scratch", **values})
 
     def append_metrics(self, line: Mapping[str, Any]) -> None:
         """Add one epoch's line to metrics.jsonl."""

@@ -91,6 +91,8 @@ class Scan:
     """Whether the store will lie in memory, not in a memory-mapped file."""
     channels: int = 3
     """Channels it will have, judged by a few images."""
+    side: int = 0
+    """Median of the images' shorter sides in pixels; 0 where nobody looked."""
 
     def __str__(self) -> str:
         where = "in memory" if self.in_memory else "in a memory-mapped file"
@@ -271,7 +273,9 @@ def open_images(
             squares: list[Pixels] = []
             for i, square in enumerate(
                 result
-                for piece in pool.map(lambda p, c=channels: _squares(p, side, c), pieces)
+                for piece in pool.map(
+                    lambda p, c=channels: _squares(p, side, c, data.interpolation), pieces
+                )
                 for result in piece
             ):
                 if isinstance(square, str):
@@ -365,18 +369,20 @@ class _FileSink:
 
 
 def _scan(found: Source, data: DataSettings, size: int | Literal["auto"]) -> Scan:
+    median = 0
     if size == "auto":
         with _quiet_pillow():
             sides = [side for raw in found.sample() if (side := _short_side(raw))]
             if not sides:  # only bad ones in the sample: take the first that is good, if any
                 sides = [next((s for raw in found.read() if (s := _short_side(raw))), 1)]
-        size = auto_size(round(statistics.median(sides)))
+        median = round(statistics.median(sides))
+        size = auto_size(median)
     if size < 1 or round(size * data.margin) < 1:
         raise SourceError(f"size {size} with margin {data.margin} leaves no pixel to train on")
     side = round(size * data.margin)
     needed = len(found.ids) * side * side * (1 if data.channels == "grey" else 3)
     limit = _free_memory() / 3 if data.memory_gb == "auto" else data.memory_gb * 1e9
-    return Scan(found.name, len(found.ids), size, needed, needed <= limit)
+    return Scan(found.name, len(found.ids), size, needed, needed <= limit, side=median)
 
 
 def _free_memory() -> float:
@@ -418,12 +424,14 @@ class _quiet_pillow(warnings.catch_warnings):
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
 
-def _squares(raws: Sequence[Raw], side: int, channels: str) -> list[Pixels | str]:
+def _squares(
+    raws: Sequence[Raw], side: int, channels: str, interpolation: str
+) -> list[Pixels | str]:
     """A square ``(side, side, 1 or 3)`` for each image, or why there is none."""
-    return [_square(raw, side, channels) for raw in raws]
+    return [_square(raw, side, channels, interpolation) for raw in raws]
 
 
-def _square(raw: Raw, side: int, channels: str) -> Pixels | str:
+def _square(raw: Raw, side: int, channels: str, interpolation: str = "bicubic") -> Pixels | str:
     try:
         image = _image(raw, side)
         if channels == "grey" and image.mode in ("RGB", "RGBA"):
@@ -432,7 +440,7 @@ def _square(raw: Raw, side: int, channels: str) -> Pixels | str:
         if image.size != (side, side):
             left, top = (image.width - short) // 2, (image.height - short) // 2
             box = (left, top, left + short, top + short)
-            image = image.resize((side, side), Image.Resampling.BICUBIC, box)
+            image = image.resize((side, side), Image.Resampling[interpolation.upper()], box)
         if image.mode in ("LA", "RGBA"):
             white = Image.new("RGBA", image.size, "white")
             image = Image.alpha_composite(white, image.convert("RGBA"))
