@@ -756,7 +756,6 @@ class RunDir:
             _check(bool(np.isfinite(heights).all()), "a height is not finite")
         return merges, heights, part
 
-
     def fingerprint(self) -> str:
         """Tells this fit, and its number of clusters, from any other, wherever its folder lies."""
         info = self.read_info()
