@@ -252,7 +252,7 @@ def _own_labels(
     if labels is None:
         return encode(items["label"].to_pylist())
     ids, paths = items["id"].to_pylist(), items["path"].to_pylist()
-    listing = Listing(run.read_info()["name"], ids, paths, lambda: iter(()), lambda count: iter(()))
+    listing = Listing(run.read_info()["name"], ids, paths, lambda: iter(()), lambda most: iter(()))
     relabel(listing, labels)
     return listing.labels, listing.label_names
 
