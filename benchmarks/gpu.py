@@ -110,10 +110,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         run = fit_source(str(source), config, out=folder, command=[record.command()])
         resolved = run.read_config()
+        best = peak(torch.device(resolved.device), getattr(torch, resolved.train.precision))
+        flop = flop_an_image(resolved)
         line = measure(run, args.commit or record.commit()) | {"command": record.command()}
         speed = images_a_second(run, line["images"])
-    best = peak(torch.device(resolved.device), getattr(torch, resolved.train.precision))
-    flop = flop_an_image(resolved)
     line |= {
         "precision": resolved.train.precision,
         "images_per_second": round(speed, 1),

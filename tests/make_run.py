@@ -15,6 +15,7 @@ import numpy as np
 from scipy.cluster.hierarchy import linkage
 
 from deepcluster.config import Config, override
+from deepcluster.images.content import content_of
 from deepcluster.run import Neighbours, RunDir
 
 HOSTILE = [
@@ -51,6 +52,7 @@ def write_run(
     ids: Sequence[str] | None = None,
     paths: Sequence[str | None] | None = None,
     places: np.ndarray | None = None,
+    contents: Sequence[int] | None = None,
     metrics: Sequence[dict[str, Any]] | None = None,
     info: dict[str, Any] | None = None,
     tile: int = 16,
@@ -110,6 +112,8 @@ def write_run(
         run.append_metrics(line)
     run.write_skipped([("broken <b>file</b>.png", "it is no image")])
     np.save(run.embeddings, embeddings, allow_pickle=False)
+    known = [content_of(image) for image in images] if contents is None else contents
+    np.save(run.contents, np.array(known, np.uint64), allow_pickle=False)
     if places is None:
         places = np.asarray(embeddings[:, :2], np.float32)
     run.write_items(

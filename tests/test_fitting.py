@@ -33,6 +33,7 @@ def test_the_files_of_a_run(finished: RunDir) -> None:
         "items.csv",
         "skipped.csv",
         "embeddings.npy",
+        "contents.npy",
         "neighbours.safetensors",
         "model/config.json",
         "model/model.safetensors",

@@ -22,7 +22,9 @@ LAYERS = [  # a room imports only from rooms above it in this list
     {"training.plan"},
     {"training.loop"},
     {"labelling", "report", "show", "sorting"},
-    {"fitting", "finished", "estimator", "segmentation"},
+    {"naming"},
+    {"fitting", "finished", "segmentation"},
+    {"estimator", "updating"},
     {"cli"},
     {"__main__"},
 ]

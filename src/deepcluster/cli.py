@@ -126,6 +126,7 @@ def fit(
     config: Annotated[str | None, Parameter(group=EVERYDAY)] = None,
     out: Annotated[Path | None, Parameter(group=EVERYDAY)] = None,
     labels: Annotated[str | None, Parameter(group=EVERYDAY)] = None,
+    names_from: Annotated[Path | None, Parameter(group=EVERYDAY)] = None,
     resume: Annotated[bool, Parameter(negative="", group=EVERYDAY)] = False,
     overwrite: Annotated[bool, Parameter(negative="", group=EVERYDAY)] = False,
     dry_run: Annotated[bool, Parameter(negative="", group=EVERYDAY)] = False,
@@ -149,6 +150,9 @@ def fit(
     labels
         For measuring only: "folders" (sub-folders are classes) or a CSV file with columns
         path,label.
+    names_from
+        An earlier run: its names, merges and moves go over to the clusters that hold the same
+        images, wherever these lie now.
     resume
         Go on with the fit in --out.
     overwrite
@@ -172,6 +176,7 @@ def fit(
             settings,
             out=out,
             labels=labels,
+            names_from=names_from,
             resume=resume,
             overwrite=overwrite,
             report=report,
@@ -181,6 +186,9 @@ def fit(
             given=_typed.get(),
         )
     _print_run(run, as_json)
+    if not as_json and names_from is not None:
+        for line in run.read_info()["carried"]:
+            show(line)
 
 
 @app.command
@@ -353,34 +361,75 @@ def report(run: Path) -> None:
     run
         A run folder.
     """
-    from deepcluster.report import write_report
-    from deepcluster.show.pictures import write_pictures
-
     opened = RunDir.open(run)
     with _progress(False) as progress:
-        write_pictures(opened)
-        page = write_report(opened, progress=progress.note)
+        page = _write_report(opened, progress)
     show(str(page))
 
 
 @app.command
-def apply(run: Path, labels: Path) -> None:
-    """Write names, merges and moves from the report's labels.csv into the run.
+def apply(
+    run: Path,
+    labels: Path | None = None,
+    *,
+    from_: Annotated[Path | None, Parameter(name="--from")] = None,
+) -> None:
+    """Write names, merges and moves into the run: the report's labels.csv, or another run's.
 
     Parameters
     ----------
     run
         A run folder.
     labels
-        The labels.csv that the report gave.
+        The labels.csv that the report of this run gave.
+    from_
+        Another run: what a person said of it goes over by the images that both know.
     """
-    from deepcluster.report import apply_labels, write_report
+    from deepcluster.report import apply_labels
 
     opened = RunDir.open(run)
-    show(str(apply_labels(opened, labels)))
-    if opened.report.is_dir():  # it shows what was before
+    if (labels is None) == (from_ is None):
+        raise ConfigError("give the labels.csv of the run's report, or another run with --from")
+    if labels is not None:
+        done = str(apply_labels(opened, labels))
+    else:
+        from deepcluster.naming import Remembered, carry_names
+
+        assert from_ is not None
+        done = str(carry_names(Remembered.of(RunDir.open(from_)), opened))
+    show(done)
+    if opened.report.is_dir():
         with _progress(False) as progress:
-            show(str(write_report(opened, progress=progress.note)))
+            show(f"report: {_write_report(opened, progress)}")
+
+
+@app.command
+def update(
+    run: Path,
+    *source: str,
+    device: str = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Say where images belong that came after the fit, which fit nowhere, and if a fit is due.
+
+    Parameters
+    ----------
+    run
+        A run folder; the list goes into its updates/.
+    source
+        Images, as for fit. Those that the run or an earlier update knows are passed over.
+    device
+        Where the net runs.
+    """
+    from deepcluster import updating
+
+    opened = RunDir.open(run)
+    with _progress(as_json) as progress:
+        found = updating.update_run(opened, _one_or_many(source), device=device, progress=progress)
+    if as_json:
+        _print_json(found.facts())
+    else:
+        show(str(found))
 
 
 @app.command
@@ -410,6 +459,14 @@ def segment(
         )
     rows = [(item.image, f"{item.labels} regions in {item.seconds:.0f} s") for item in done]
     _print_rows(["image", "result"], rows, as_json)
+
+
+def _write_report(run: RunDir, progress: TerminalProgress) -> Path:
+    from deepcluster.report import write_report
+    from deepcluster.show.pictures import write_pictures
+
+    write_pictures(run)
+    return write_report(run, progress=progress.note)
 
 
 # -- printing ---------------------------------------------------------------------------------

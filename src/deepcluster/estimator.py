@@ -7,27 +7,49 @@ import dataclasses
 import numbers
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from sklearn.base import BaseEstimator, ClusterMixin, TransformerMixin
-from sklearn.utils import check_random_state
+from sklearn.base import (
+    BaseEstimator,
+    ClassNamePrefixFeaturesOutMixin,
+    ClusterMixin,
+    TransformerMixin,
+)
+from sklearn.utils import Tags, check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
 from deepcluster.backbones.nets import CUSTOM
-from deepcluster.config import Config, load_recipe, override
+from deepcluster.config import Config, flatten, load_recipe, override
 from deepcluster.device import pick_inference
-from deepcluster.errors import ConfigError, NoImagesError
+from deepcluster.errors import ConfigError, NoImagesError, RunError
+from deepcluster.fitting import read_result, write_finished
 from deepcluster.images.sources import list_source
 from deepcluster.images.store import ImageStore, one_row_each, open_images
-from deepcluster.training.loop import fit
+from deepcluster.progress import Progress
+from deepcluster.report import write_report
+from deepcluster.run import RunDir
+from deepcluster.show.pictures import write_pictures
+from deepcluster.training.loop import FitResult, fit
 from deepcluster.training.plan import Pace, choose_scale, resolve, scale_source, schedule_minutes
 
 
-class DeepCluster(ClusterMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
+class DeepCluster(
+    ClassNamePrefixFeaturesOutMixin,  # type: ignore[misc]
+    ClusterMixin,  # type: ignore[misc]
+    TransformerMixin,  # type: ignore[misc]
+    BaseEstimator,  # type: ignore[misc]
+):
     """Train a net on unlabelled images and cluster them with it.
+
+    Images may be of any size, so nothing checks that those of ``predict`` have the size of the
+    fit's: they are brought to the size the net sees. While it is in memory a fitted estimator keeps
+    the decoded images for :meth:`report`; a pickle does not.
 
     Args:
         n_clusters: clusters to end with; ``"auto"`` chooses their number from the features.
@@ -42,6 +64,7 @@ class DeepCluster(ClusterMixin, TransformerMixin, BaseEstimator):  # type: ignor
         settings: any other setting, by its dotted name: ``{"train.lr": 0.1}``;
             ``{"epochs": "auto"}`` undoes what a recipe sets, ``epochs="auto"`` leaves it.
         random_state: seed of everything random; an int gives the same bits again.
+        verbose: show on stderr how far the work is: a bar, and a line for each epoch.
 
     Attributes:
         labels_: ``(n,)`` int64, the cluster of each image.
@@ -50,6 +73,7 @@ class DeepCluster(ClusterMixin, TransformerMixin, BaseEstimator):  # type: ignor
         confidence_: ``(n,)`` float32 in [0, 1].
         history_: a dict an epoch, as in metrics.jsonl.
         n_iter_: epochs done.
+        n_features_in_: values of an image as the net sees it (side × side × channels).
         ids_: a name for each image that was used, in the order of the labels.
         kept_: ``(n,)``, the places of these among the images that were given.
         n_images_: how many were given.
@@ -70,6 +94,7 @@ class DeepCluster(ClusterMixin, TransformerMixin, BaseEstimator):  # type: ignor
         device: str = "auto",
         settings: Mapping[str, Any] | None = None,
         random_state: int | np.random.RandomState | None = None,
+        verbose: bool = False,
     ) -> None:
         self.n_clusters = n_clusters
         self.recipe = recipe
@@ -80,6 +105,7 @@ class DeepCluster(ClusterMixin, TransformerMixin, BaseEstimator):  # type: ignor
         self.device = device
         self.settings = settings
         self.random_state = random_state
+        self.verbose = verbose
 
     def fit(self, images: Any, y: Any = None) -> DeepCluster:
         """Train on the images and cluster them.
@@ -111,12 +137,19 @@ class DeepCluster(ClusterMixin, TransformerMixin, BaseEstimator):  # type: ignor
         asked = override(asked, {"seed": seed})
         if own_net is not None and asked.minutes != "auto":
             raise ConfigError("minutes cannot be kept with a net of your own: give epochs instead")
+        self._started = datetime.now().astimezone().isoformat()
+        with self._progress() as progress:
+            return self._fit(images, asked, own_net, progress)
+
+    def _fit(
+        self, images: Any, asked: Config, own_net: nn.Module | None, progress: Progress
+    ) -> DeepCluster:
         started = time.perf_counter()
         timed = asked.minutes != "auto"
         if not isinstance(images, ImageStore):
             images = list_source(images)
             asked = scale_source(images, asked) if timed else asked
-        store = self._open(images, asked, "labels_ and the like are in the order of ids_")
+        store = self._open(images, asked, "labels_ and the like are in the order of ids_", progress)
         asked = dataclasses.replace(asked, data=dataclasses.replace(asked.data, range=store.range))
         facts = {"n": len(store), "size": store.size, "channels": store.channels}
         if timed and isinstance(images, ImageStore):  # decoded already: its size stays
@@ -128,10 +161,17 @@ class DeepCluster(ClusterMixin, TransformerMixin, BaseEstimator):  # type: ignor
             spent = time.perf_counter() - started
             config, cost = schedule_minutes(asked, **facts, store_bytes=0, spent=spent)
             assert asked.minutes != "auto"
-            pace = Pace(asked.minutes, rest=cost.rest, began=started, say=lambda _: None)
+            pace = Pace(asked.minutes, rest=cost.rest, began=started, say=progress.note)
         if own_net is not None:
             config = dataclasses.replace(config, backbone=CUSTOM)
-        result = fit(store, config, backbone=own_net, pace=pace)
+        result = fit(store, config, backbone=own_net, progress=progress, pace=pace)
+        self._fingerprint = store.fingerprint()
+        self._take(result, store)
+        return self
+
+    def _take(self, result: FitResult, store: ImageStore) -> None:
+        """Set the attributes of a fitted estimator."""
+        self._result, self._store = result, store
         self.config_ = result.config
         self.model_ = result.model
         self.labels_ = result.labels
@@ -143,22 +183,36 @@ class DeepCluster(ClusterMixin, TransformerMixin, BaseEstimator):  # type: ignor
         self.skipped_ = store.skipped
         self.kept_ = np.arange(len(store)) if store.places is None else store.places
         self.n_images_ = len(store) if store.listed is None else store.listed
-        sums = np.zeros((result.clusters, self.embeddings_.shape[1]), np.float32)
-        np.add.at(sums, self.labels_, self.embeddings_)
-        sizes = np.bincount(self.labels_, minlength=len(sums))
+        self.n_features_in_ = store.size**2 * result.model.channels
+        inside = self.labels_ >= 0  # a person may have taken images out of every cluster
+        count = max(result.clusters, int(self.labels_.max()) + 1)
+        sums = np.zeros((count, self.embeddings_.shape[1]), np.float32)
+        np.add.at(sums, self.labels_[inside], self.embeddings_[inside])
+        sizes = np.bincount(self.labels_[inside], minlength=count)
         self.cluster_centers_ = sums / np.maximum(sizes, 1)[:, None]
-        return self
 
     def fit_predict(self, images: Any, y: Any = None) -> np.ndarray:
         """Fit, and the cluster of each image, ``(n,)`` int64; -1 for those that cannot be read."""
         self.fit(images)
         return one_row_each(self.labels_, self.kept_, self.n_images_, -1)
 
-    def _open(self, images: Any, config: Config, rows: str) -> ImageStore:
+    @contextmanager
+    def _progress(self) -> Iterator[Progress]:
+        if not self.verbose:
+            yield Progress()
+            return
+        from deepcluster.show.terminal import TerminalProgress
+
+        with TerminalProgress() as progress:
+            yield progress
+
+    def _open(self, images: Any, config: Config, rows: str, progress: Progress) -> ImageStore:
         """The images; a warning says what `rows` say of those that cannot be read."""
         if isinstance(images, ImageStore):
             return images
-        store = open_images(images, data=config.data, size=config.size)
+        store = open_images(
+            images, data=config.data, size=config.size, progress=progress.callback("decoding")
+        )
         if store.skipped:
             path, reason = store.skipped[0]
             warnings.warn(
@@ -172,13 +226,19 @@ class DeepCluster(ClusterMixin, TransformerMixin, BaseEstimator):  # type: ignor
         """A row for each image that was given; NaN for those that cannot be read."""
         check_is_fitted(self, "model_")
         given = images if isinstance(images, ImageStore) else list_source(images)
-        try:
-            store = self._open(given, self.config_, "their rows are NaN, their clusters -1")
-        except NoImagesError as error:
-            warnings.warn(f"{error}; all rows are NaN, all clusters -1", stacklevel=3)
-            return np.full((len(given), self.embeddings_.shape[1]), np.nan, np.float32)
-        device, dtype = pick_inference(self.config_, self.device)
-        return store.rows(self.model_.embed(store, device=device, dtype=dtype).numpy(), np.nan)
+        rows = "their rows are NaN, their clusters -1"
+        with self._progress() as progress:
+            try:
+                store = self._open(given, self.config_, rows, progress)
+            except NoImagesError as error:
+                warnings.warn(f"{error}; all rows are NaN, all clusters -1", stacklevel=3)
+                return np.full((len(given), self.embeddings_.shape[1]), np.nan, np.float32)
+            device, dtype = pick_inference(self.config_, self.device)
+            progress.phase("features", len(store))
+            found = self.model_.embed(
+                store, device=device, dtype=dtype, advance=progress.advance
+            ).numpy()
+        return store.rows(found, np.nan)
 
     def transform(self, images: Any) -> np.ndarray:
         """Embeddings of images, ``(n, d)`` float32, rows of length 1.
@@ -197,3 +257,119 @@ class DeepCluster(ClusterMixin, TransformerMixin, BaseEstimator):  # type: ignor
         if good.any():
             labels[good] = self.model_.assign(torch.from_numpy(embeddings[good]))[0].numpy()
         return labels
+
+    def save(self, folder: str | Path) -> Path:
+        """Write a run folder, without pickle: all that ``deepcluster fit`` leaves but checkpoints.
+
+        The commands take it (``deepcluster predict FOLDER …``), and so does :meth:`load`.
+
+        Args:
+            folder: where to; must be empty or not exist.
+
+        Returns:
+            The folder.
+
+        Raises:
+            RunError: the folder cannot be used, or the estimator was loaded from a run in which a
+                person moved or merged: copy that one.
+        """
+        check_is_fitted(self, "model_")
+        if self.model_.corrections is not None:
+            raise RunError(
+                "the estimator was loaded from a run in which a person moved or merged, and does "
+                "not know all that was said there: copy the folder it was loaded from"
+            )
+        run = RunDir.create(folder)
+        parameters = {
+            name: value.item() if isinstance(value, np.generic) else value
+            for name, value in self.get_params(deep=False).items()
+            if not isinstance(value, nn.Module | np.random.RandomState)
+        }
+        if self.settings is not None:
+            parameters["settings"] = dict(self.settings)
+        facts = {"started": self._started, "images": self._fingerprint, "estimator": parameters}
+        write_finished(run, self._store, self._result, facts)
+        return run.path
+
+    @classmethod
+    def load(cls, folder: str | Path, *, backbone: nn.Module | None = None) -> DeepCluster:
+        """A fitted estimator from what :meth:`save` wrote, or from any finished run.
+
+        What a person moved, merged or made by hand in the run since counts in ``labels_`` and in
+        ``predict``.
+
+        Args:
+            folder: a run folder.
+            backbone: the net, where it was a module of your own: its weights are read into it.
+
+        Raises:
+            RunError: it is no finished run, or its net is a module of your own and not given.
+        """
+        run = RunDir.open(folder)
+        result, store = read_result(run, backbone=backbone)
+        info = run.read_info()
+        parameters = info.get("estimator") or _parameters(result.config)
+        if backbone is not None:
+            parameters["backbone"] = backbone
+        found = cls(**parameters)
+        found._started, found._fingerprint = info["started"], info["images"]
+        found._take(result, store)
+        return found
+
+    def report(self, folder: str | Path) -> Path:
+        """Write the report: pages to look at, name and mend the clusters.
+
+        Args:
+            folder: as for :meth:`save`, which is done first unless it was.
+
+        Returns:
+            The first page, ``FOLDER/report/index.html``.
+
+        Raises:
+            RunError: the images are not in memory any more (after pickle or :meth:`load`).
+        """
+        check_is_fitted(self, "model_")
+        run = RunDir(folder)
+        if not ((run.path / "run.json").is_file() and self._is_in(run)):
+            if not len(self._store.pixels):
+                raise RunError(
+                    "an estimator that was pickled or loaded has no images to show: write the "
+                    "report of the folder it was saved in, or fit again"
+                )
+            self.save(folder)
+        write_pictures(run)
+        return write_report(run)
+
+    def _is_in(self, run: RunDir) -> bool:
+        info = run.read_info()
+        return bool((info["started"], info["images"]) == (self._started, self._fingerprint))
+
+    @property
+    def _n_features_out(self) -> int:
+        return int(self.embeddings_.shape[1])
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(super().__getstate__())
+        if "_store" in state:  # all but the images
+            store = state["_store"]
+            state["_store"] = dataclasses.replace(store, pixels=store.pixels[:0].copy())
+        return state
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.two_d_array = False
+        tags.input_tags.three_d_array = True
+        return tags
+
+
+def _parameters(config: Config) -> dict[str, Any]:
+    """Parameters of an estimator that would fit as a run of the command line did."""
+    settings = flatten(dataclasses.asdict(config))
+    parameters = {
+        "n_clusters": settings.pop("clusters"),
+        "random_state": settings.pop("seed"),
+        **{name: settings.pop(name) for name in ("backbone", "epochs", "size")},
+    }
+    for name in ("minutes", "device"):  # the epochs say it; the device is this machine's
+        settings.pop(name)
+    return {**parameters, "settings": settings}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import shutil
 import warnings
 from dataclasses import dataclass
@@ -10,14 +11,18 @@ from pathlib import Path
 from typing import Any, Literal, TextIO
 
 import numpy as np
+import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
 from deepcluster import metrics
 from deepcluster.backbones.features import FittedModel
 from deepcluster.device import pick_inference
-from deepcluster.errors import ConfigError
+from deepcluster.errors import ConfigError, RunError
+from deepcluster.images.labels import encode, relabel
+from deepcluster.images.listing import Listing
 from deepcluster.images.store import ImageStore, open_images
+from deepcluster.naming import load_model
 from deepcluster.progress import Progress
 from deepcluster.run import Output, RunDir
 from deepcluster.sorting import How, sort_images
@@ -74,6 +79,14 @@ def predict_source(
         progress: told what happens.
     """
     progress = progress or Progress()
+    store = open_source(run, source, labels=labels, progress=progress)
+    return predict_store(run, store, device=device, progress=progress)
+
+
+def open_source(
+    run: RunDir, source: Any, *, labels: str | None = None, progress: Progress
+) -> ImageStore:
+    """Images as the net of a run takes them; what is left out is told."""
     config = run.read_config()
     store = open_images(
         source,
@@ -84,19 +97,24 @@ def predict_source(
     )
     for path, reason in store.skipped:
         progress.note(f"left out: {path}: {reason}")
-    model = FittedModel.load(run.model)
-    place, dtype = pick_inference(config, device)
+    return store
+
+
+def predict_store(
+    run: RunDir, store: ImageStore, *, device: str = "auto", progress: Progress
+) -> Predictions:
+    """Clusters and features of decoded images with the model of a run."""
+    model = load_model(run)
+    place, dtype = pick_inference(run.read_config(), device)
     progress.phase("features", len(store))
     embeddings = model.embed(store, device=place, dtype=dtype, advance=progress.advance)
     labels_, distances, confidence = model.assign(embeddings)
-    said = run.read_clusters()
-    merged = {int(old): int(new) for old, new in said["merged"].items()}
-    final = np.array([merged.get(k, k) for k in labels_.tolist()], dtype=np.int64)
+    names = run.read_clusters()["names"]
     return Predictions(
         store=store,
         embeddings=embeddings.numpy(),
-        labels=final,
-        names=[said["names"].get(str(k)) for k in final.tolist()],
+        labels=labels_.numpy(),
+        names=[names.get(str(k)) for k in labels_.tolist()],
         distances=distances.numpy(),
         confidence=confidence.numpy(),
     )
@@ -169,50 +187,109 @@ def evaluate_run(
     Args:
         run: a finished run.
         source: other images; None takes the run's own.
-        labels: where the source's labels are, as in :func:`deepcluster.fit_source`.
+        labels: where the source's labels are, as in :func:`deepcluster.fit_source`; without a
+            source, of the run's own images by their ids or paths.
         device: where the net runs.
         progress: told what happens.
 
     Returns:
         The scores of METRICS that can be had: those that need labels only where there are labels.
         With a source, kNN and the linear probe learn from the run's own images if these have labels
-        of the same classes, and are measured on the source's.
+        of the same classes, and are measured on the source's; never from an image that is among
+        these, by its file or by what is in it.
     """
+    progress = progress or Progress()
     items = run.read_items()
-    known = items["label"].to_pylist()
-    names = sorted({name for name in known if name is not None})
-    position = {name: k for k, name in enumerate(names)}
-    own = np.array([position.get(name, -1) for name in known]) if names else None
     if source is None:
-        if labels is not None:
-            raise ConfigError("--labels needs the images it belongs to: give the source as well")
+        truth, classes = _own_labels(run, items, labels)
         clusters = items["cluster"].to_numpy()
         kept = clusters >= 0  # a person may have taken images out of every cluster
+        if not kept.any():
+            raise RunError(f"a person took every image of {run.path} out of its cluster")
+        _say_what_scores_mean(truth, classes, progress)
         return metrics.evaluate(
             run.read_embeddings()[kept],
             clusters[kept],
-            None if own is None else own[kept],
+            None if truth is None else truth[kept],
             rng=np.random.default_rng(0),
         )
     found = predict_source(run, source, labels=labels, device=device, progress=progress)
-    truth = found.store.labels
-    if truth is None:
-        return metrics.evaluate(found.embeddings, found.labels, None, rng=np.random.default_rng(0))
+    kept = found.labels >= 0  # others are like images that a person took out of every cluster
+    truth, classes = found.store.labels, found.store.label_names
+    _say_what_scores_mean(truth, classes, progress)
     train = None
-    if own is not None and any(name in position for name in found.store.label_names):
-        train = (run.read_embeddings(), own)
-    for name in found.store.label_names:  # classes that the run does not know keep their own number
-        position.setdefault(name, len(position))
-    matched = np.array(
-        [position[found.store.label_names[k]] if k >= 0 else -1 for k in truth.tolist()]
-    )
+    if truth is not None:
+        train, truth = _to_learn_from(run, items, found, truth, progress)
+        truth = truth[kept]
     return metrics.evaluate(
-        found.embeddings,
-        found.labels,
-        matched,
+        found.embeddings[kept],
+        found.labels[kept],
+        truth,
         train=train,
         rng=np.random.default_rng(0),
     )
+
+
+def _own_labels(
+    run: RunDir, items: pa.Table, labels: str | None
+) -> tuple[np.ndarray | None, list[str]]:
+    """Labels of the run's own images: those it was fitted with, or those of a file."""
+    if labels is None:
+        return encode(items["label"].to_pylist())
+    ids, paths = items["id"].to_pylist(), items["path"].to_pylist()
+    listing = Listing(run.read_info()["name"], ids, paths, lambda: iter(()), lambda: iter(()))
+    relabel(listing, labels)
+    return listing.labels, listing.label_names
+
+
+def _say_what_scores_mean(truth: np.ndarray | None, classes: list[str], progress: Progress) -> None:
+    present: list[int] = [] if truth is None else np.unique(truth[truth >= 0]).tolist()
+    if len(present) == 1:
+        progress.note(
+            f"every image with a label is of one class, {classes[present[0]]!r}: scores against "
+            "labels say nothing then"
+        )
+
+
+def _to_learn_from(
+    run: RunDir, items: pa.Table, found: Predictions, truth: np.ndarray, progress: Progress
+) -> tuple[metrics.Train | None, np.ndarray]:
+    """The run's own labelled images that are not among those to be tested on.
+
+    Returns:
+        Embeddings and labels, None where too few are left; and the labels to be tested on, numbered
+        alike.
+    """
+    own = items["label"].to_pylist()
+    words = [found.store.label_names[k] if k >= 0 else None for k in truth.tolist()]
+    number = {word: k for k, word in enumerate(dict.fromkeys(w for w in own + words if w))}
+    labels = np.array([number.get(word, -1) for word in own])
+    truth = np.array([number.get(word, -1) for word in words])
+    shared = set(labels[labels >= 0].tolist()) & set(truth[truth >= 0].tolist())
+    if not shared:
+        return None, truth
+    embeddings = run.read_embeddings()
+    features = {row.tobytes() for row in found.embeddings}
+    paths = {os.path.realpath(path) for path in found.store.paths if path is not None}
+    tested = np.array(
+        [
+            row.tobytes() in features or (path is not None and os.path.realpath(path) in paths)
+            for row, path in zip(embeddings, items["path"].to_pylist(), strict=True)
+        ]
+    )
+    left = ~tested & (labels >= 0)
+    if tested.any():
+        progress.note(
+            f"{tested.sum()} of the run's {len(items)} images are among those to be tested on: "
+            "nothing learns from them"
+        )
+    if not shared <= set(labels[left].tolist()):
+        progress.note(
+            "too few other images of the run have labels: kNN and the linear probe learn from a "
+            "part of the images given, and are tested on the rest"
+        )
+        return None, truth
+    return (embeddings[left], labels[left]), truth
 
 
 class Deployed(nn.Module):

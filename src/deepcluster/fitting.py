@@ -22,12 +22,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from deepcluster.clustering.neighbours import nearest_rows
 from deepcluster.config import SECTIONS, Config, check_settings, flatten, override
 from deepcluster.errors import ConfigError, RunError
 from deepcluster.images.sources import list_source
 from deepcluster.images.store import ImageStore, open_images, scan_images
+from deepcluster.naming import Remembered, carry_names, load_model
 from deepcluster.progress import Progress, epoch_sentence
 from deepcluster.report import write_report
 from deepcluster.run import NEIGHBOURS, Neighbours, RunDir
@@ -118,6 +120,7 @@ def fit_source(
     *,
     out: str | Path | None = None,
     labels: str | None = None,
+    names_from: str | Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
     report: bool = False,
@@ -133,6 +136,8 @@ def fit_source(
         config: settings; None is the default recipe.
         out: the run folder; None is :func:`default_out`.
         labels: for measuring only: ``"folders"``, or a CSV file with columns ``path,label``.
+        names_from: an earlier run, whose names and moves go over to the clusters at the end
+            (:func:`deepcluster.naming.carry_names`).
         resume: go on with the fit in `out`, with the settings it was started with.
         overwrite: replace the run in `out`; it is put aside, and deleted once the new one is done.
         report: write the report as well.
@@ -162,10 +167,15 @@ def fit_source(
             if run.read_info()["status"] == "done":
                 return _complete(run, report=report, progress=progress)
             labels = labels or run.read_info().get("labels")
+            names_from = names_from or run.read_info().get("names_from")
         elif out is not None:
             RunDir.free(out, overwrite=overwrite)  # refused before the work, made after it
+        remembered = _remember(names_from, out)
         work = _look(source, asked, labels, sitting, progress)
+        if remembered is not None and work.store.contents is not None:
+            remembered.check(work.store.contents)
         info = _facts(work, labels, sitting, command)
+        info["names_from"] = None if names_from is None else str(names_from)
         if run is None:
             run = _begin(out, work, info, overwrite=overwrite)
             held.enter_context(run.locked())
@@ -173,7 +183,17 @@ def fit_source(
             work, info = _continue(run, work, info)
         board = TensorBoard(progress, run.tensorboard) if tensorboard else None
         logged = Logged(board or progress, run.log)
-        _train(run, work, info, sitting, resume=resume, report=report, source=source, log=logged)
+        _train(
+            run,
+            work,
+            info,
+            sitting,
+            resume=resume,
+            report=report,
+            source=source,
+            remembered=remembered,
+            log=logged,
+        )
         return _complete(run, report=report, progress=logged, board=board)
 
 
@@ -307,6 +327,7 @@ def _train(
     resume: bool,
     report: bool,
     source: Any,
+    remembered: Remembered | None,
     log: Logged,
 ) -> None:
     """Fit, and write the result; whatever happens, run.json says how it ended."""
@@ -320,6 +341,8 @@ def _train(
         log.note(f"expected: {_span(work.cost.seconds)}, {memory}")
         result = fit(work.store, work.resolved, run=run, resume=resume, progress=log, pace=pace)
         _write_result(run, work.store, result, log)
+        if remembered is not None:
+            info["carried"] = str(carry_names(remembered, run)).splitlines()
     except BaseException as error:
         stopped = isinstance(error, KeyboardInterrupt)
         with contextlib.suppress(OSError):  # a full disk: the status stays, and so does the run
@@ -436,6 +459,18 @@ def _reopen(out: str | Path | None, asked: Config, given: Collection[str]) -> tu
     return run, saved
 
 
+def _remember(names_from: str | Path | None, out: str | Path | None) -> Remembered | None:
+    """What an earlier run says of its images, read before the work."""
+    if names_from is None:
+        return None
+    if out is not None and Path(out).resolve() == Path(names_from).resolve():
+        raise ConfigError(
+            f"names from {names_from}, which is also where the new run would go: choose another "
+            "folder with --out"
+        )
+    return Remembered.of(RunDir.open(names_from))
+
+
 def _write_result(run: RunDir, store: ImageStore, result: FitResult, progress: Progress) -> None:
     progress.phase("writing the run folder", len(store))
     n = len(store)
@@ -443,6 +478,8 @@ def _write_result(run: RunDir, store: ImageStore, result: FitResult, progress: P
     if store.labels is not None:
         classes = [store.label_names[k] if k >= 0 else None for k in store.labels.tolist()]
     run.write_embeddings(result.embeddings)
+    if store.contents is not None:
+        run.write_contents(store.contents)
     features = torch.from_numpy(result.embeddings).to(result.config.device)
     index, distance, recall = nearest_rows(features, NEIGHBOURS)
     run.write_neighbours(Neighbours(index.cpu().numpy(), distance.cpu().numpy(), recall))
@@ -461,10 +498,97 @@ def _write_result(run: RunDir, store: ImageStore, result: FitResult, progress: P
         }
     )
     result.model.save(run.model)
+    if not len(store.pixels):  # an estimator that was pickled has none
+        return
     tile = min(store.pixels.shape[1], LARGE_TILE if n <= FEW_IMAGES else SMALL_TILE)
     order = np.lexsort((result.distances, result.labels))  # a cluster lies on few sheets
     run.write_thumbnails(store.pixels, tile=tile, order=order)
     progress.advance(n)
+
+
+def write_finished(
+    run: RunDir, store: ImageStore, result: FitResult, facts: dict[str, Any]
+) -> None:
+    """Write the run folder of a fit that was made in memory.
+
+    Args:
+        run: an empty folder.
+        store: the images; without pixels, no thumbnails are written.
+        result: of the fit.
+        facts: when it was ``started``, the fingerprint of the ``images``, and what else goes into
+            run.json.
+    """
+    run.write_config(result.config)
+    run.write_skipped(store.skipped)
+    for line in result.history:
+        run.append_metrics(line)
+    _write_result(run, store, result, Progress())
+    classes = len(store.label_names) if store.labels is not None else 0
+    run.write_info(
+        {
+            "status": "done",
+            "name": store.name,
+            "command": [],
+            "labels": None,
+            "seed": result.config.seed,
+            "minutes": None,
+            "versions": versions(),
+            "hardware": hardware(result.config),
+            "counts": {
+                "images": len(store),
+                "skipped": len(store.skipped),
+                "clusters": result.clusters,
+                "classes": classes,
+            },
+            "notes": left_out(store),
+            "choice": result.choice,
+            "timings": result.timings,
+            "scores": result.scores,
+            **facts,
+        }
+    )
+
+
+def read_result(run: RunDir, *, backbone: nn.Module | None = None) -> tuple[FitResult, ImageStore]:
+    """What a finished run holds, with what a person changed; the images without their pixels.
+
+    Args:
+        run: a finished run.
+        backbone: the net, where it was a module of the user's own.
+    """
+    info, items = run.read_info(), run.read_items()
+    columns = {name: items[name].to_pylist() for name in ("id", "path", "label")}
+    config = run.read_config()
+    model = load_model(run, backbone=backbone)
+    names = sorted({label for label in columns["label"] if label is not None})
+    number = {name: i for i, name in enumerate(names)}
+    assert isinstance(config.size, int)
+    store = ImageStore(
+        name=info["name"],
+        pixels=np.empty((0, config.size, config.size, model.channels), np.uint8),
+        size=config.size,
+        ids=columns["id"],
+        paths=columns["path"],
+        labels=np.array([number.get(x, -1) for x in columns["label"]]) if names else None,
+        label_names=names,
+        skipped=run.read_skipped(),
+        contents=run.read_contents() if run.contents.is_file() else None,
+    )
+    result = FitResult(
+        config=config,
+        model=model,
+        embeddings=np.array(run.read_embeddings()),
+        labels=items["cluster"].to_numpy().astype(np.int64),
+        distances=items["distance"].to_numpy(),
+        confidence=items["confidence"].to_numpy(),
+        places=np.stack([items["x"].to_numpy(), items["y"].to_numpy()], axis=1),
+        history=run.read_metrics(),
+        clusters=info["counts"]["clusters"],
+        choice={int(k): score for k, score in (info.get("choice") or {}).items()},
+        scores=info["scores"],
+        timings=info["timings"],
+    )
+    return result, store
 
 
 def _words(source: Any) -> list[str]:

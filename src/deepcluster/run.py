@@ -23,6 +23,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -56,6 +57,9 @@ ITEMS_SCHEMA = pa.schema(
     ]
 )
 
+UPDATE_COLUMNS = ["id", "path", "cluster", "name", "fits", "content"]
+"""Of the lists in ``updates/``: `fits` is yes or no, `content` is x and that of contents.npy in hex
+(the x: a spreadsheet would read 12e4567 as a number)."""
 MOST_CLUSTERS = 1_000_000
 """Numbers of clusters lie below this, and as many more as there are images."""
 
@@ -94,6 +98,7 @@ _OWN = re.compile(
     | model/((config\.json) | (model|clusters)\.safetensors | README\.md)
     | thumbnails/(\d{4,}\.webp | order\.npy | index\.json)
     | checkpoints/epoch-\d+\.safetensors
+    | updates/\d{8}-\d{6}(-\d+)?\.csv
     | pictures/(curves\.svg | clusters\.png | cluster-\d+\.png)
     | tensorboard/events\.out\.tfevents\.[^/]+
     | report(\.part)?/(index\.html | style\.css | scripts/[a-z-]+\.js | data/[a-z-]+\.(js|webp)
@@ -106,7 +111,7 @@ _OWN = re.compile(
 """Paths, in the run folder, of all that a fit and the report write."""
 
 _OWN_FOLDERS = re.compile(
-    r"model|thumbnails|checkpoints|pictures|tensorboard|report(\.part)?(/(scripts|data|thumbnails))?"
+    r"model|thumbnails|checkpoints|pictures|tensorboard|updates|report(\.part)?(/(scripts|data|thumbnails))?"
 )
 
 _STATUSES = ("running", "interrupted", "failed", "done")
@@ -461,6 +466,15 @@ class RunDir:
         return self.path / "embeddings.npy"
 
     @property
+    def contents(self) -> Path:
+        """What tells the images by their content, ``(n,)`` uint64, in the order of the items."""
+        return self.path / "contents.npy"
+
+    @property
+    def _updates(self) -> Path:
+        return self.path / "updates"
+
+    @property
     def neighbours(self) -> Path:
         """The nearest images of each image; runs of older versions lack it."""
         return self.path / "neighbours.safetensors"
@@ -641,6 +655,30 @@ class RunDir:
             _check(all(np.isfinite(block).all() for block in blocks), "a feature is not finite")
         return cast(np.ndarray, found)
 
+    def write_contents(self, contents: np.ndarray) -> None:
+        """Write what tells the images by their content, ``(n,)`` uint64."""
+        with replacing(self.contents) as part, part.open("wb") as file:
+            np.save(file, contents, allow_pickle=False)
+
+    def read_contents(self) -> np.ndarray:
+        """What tells the images by their content, ``(n,)`` uint64, in the order of the items.
+
+        Raises:
+            RunError: the run was fitted before there was such a file, or it is damaged.
+        """
+        if not self.contents.is_file():
+            raise RunError(
+                f"{self.path} does not say what is in its images ({self.contents.name} is "
+                "missing): it was fitted by an older deepcluster, or is only in part copied"
+            )
+        with reading(self._items):
+            n = pq.read_metadata(self._items).num_rows
+        with reading(self.contents):
+            found = np.load(self.contents, allow_pickle=False)
+            _check(found.shape == (n,), f"it has {found.size} rows for {n} images")
+            _check(found.dtype == np.uint64, "it holds no contents")
+        return cast(np.ndarray, found)
+
     def write_neighbours(self, neighbours: Neighbours) -> None:
         """Write the nearest images of each image."""
         from safetensors.numpy import save_file
@@ -720,11 +758,16 @@ class RunDir:
 
 
     def fingerprint(self) -> str:
-        """Tells this fit from any other, wherever its folder lies."""
+        """Tells this fit, and its number of clusters, from any other, wherever its folder lies."""
         info = self.read_info()
         facts = [info.get(key) for key in ("images", "started", "seed", "command")]
+        facts.append(info.get("counts", {}).get("clusters"))
         # the letter: a spreadsheet would read 12e4567 as a number
         return "r" + hashlib.blake2b(json.dumps(facts).encode(), digest_size=6).hexdigest()
+
+    def has_changes(self) -> bool:
+        """Whether a person has named, moved or merged anything since the fit."""
+        return self._clusters.is_file()
 
     def write_clusters(self, clusters: Mapping[str, Any]) -> None:
         """Write clusters.json: what a person said of the clusters."""
@@ -762,6 +805,50 @@ class RunDir:
         with reading(self._items):
             table = pq.read_table(self._items, columns=["cluster"])
             return cast(list[int], pc.unique(table["cluster"]).to_pylist())
+
+    # -- images that came later ---------------------------------------------------------------
+
+    def write_update(self, rows: Iterable[Mapping[str, Any]]) -> Path:
+        """Write a list of images that came after the fit into ``updates/``.
+
+        Args:
+            rows: a value for each of UPDATE_COLUMNS.
+
+        Returns:
+            The file, named by the time.
+        """
+        self._updates.mkdir(exist_ok=True)
+        time, number = f"{datetime.now():%Y%m%d-%H%M%S}", 1
+        path = self._updates / f"{time}.csv"
+        while path.exists():
+            number += 1
+            path = path.with_name(f"{time}-{number}.csv")
+        with replacing(path) as part, part.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, UPDATE_COLUMNS)
+            writer.writeheader()
+            writer.writerows(rows)
+        return path
+
+    def read_updates(self) -> list[tuple[int, bool]]:
+        """What tells each image of the updates by its content, and whether it fits somewhere.
+
+        Raises:
+            RunError: a file there is no such list.
+        """
+        found = []
+        for path in sorted(self._updates.glob("*.csv")):
+            try:
+                with path.open(newline="", encoding="utf-8-sig") as file:
+                    found += [
+                        (int(row["content"].removeprefix("x"), 16), row["fits"] == "yes")
+                        for row in csv.DictReader(file)
+                    ]
+            except (KeyError, ValueError, AttributeError, csv.Error) as error:
+                raise RunError(
+                    f"{path} is no list of `deepcluster update`, or was changed by hand ({error}): "
+                    "move it elsewhere"
+                ) from error
+        return found
 
     # -- small pictures -----------------------------------------------------------------------
 

@@ -179,7 +179,7 @@ def _plan(
         real = None if source is None else Path(os.path.realpath(source))
         if str(real) in sorted_before:
             continue  # `folder` lies among the images
-        place = f"{label:03d}" + (f"-{_safe(name)}" if name else "")
+        place = "none" if label < 0 else f"{label:03d}" + (f"-{_safe(name)}" if name else "")
         if place not in taken:
             taken[place] = _names_in(folder / place)
         key = store.paths[row] or f"id:{store.ids[row]}"  # what tells one image from another

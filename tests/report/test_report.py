@@ -644,6 +644,23 @@ def test_a_bad_file_changes_nothing(run: RunDir, text: str, said: str) -> None:
     assert contents(run.path) == before
 
 
+def test_labels_of_another_run_are_refused(run: RunDir, tmp_path: Path) -> None:
+    other = make_run(tmp_path / "other", n=8, clusters=3, ids=column(run, "id"))
+    other.write_info({**other.read_info(), "seed": 1})  # all else is the same
+    assert other.fingerprint() != run.fingerprint()
+    row = f"run,id,cluster\n{other.fingerprint()},000,1\n"
+    before = contents(run.path)
+    with pytest.raises(RunError, match=r"another run.*deepcluster apply .*run --from"):
+        apply_labels(run, labels_csv(run, row))
+    assert contents(run.path) == before
+    assert apply_labels(other, labels_csv(run, row)).moved == 1
+    run.path.rename(tmp_path / "elsewhere")  # a run that was moved is the same run
+    moved = RunDir(tmp_path / "elsewhere")
+    assert apply_labels(moved, labels_csv(run, row.replace(other.fingerprint(), ""))).moved == 1
+    write_report(moved)
+    assert data_of(moved, "summary")["run"] == moved.fingerprint()
+
+
 def test_files_that_cannot_be_read(run: RunDir) -> None:
     with pytest.raises(RunError, match="cannot read"):
         apply_labels(run, run.path.parent / "none.csv")

@@ -14,9 +14,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from deepcluster.backbones.preprocessing import Preprocessing, to_device
-from deepcluster.backbones.weights import load_timm, save_timm
+from deepcluster.backbones.weights import load_timm, load_weights, save_timm
+from deepcluster.clustering.corrections import Corrections
 from deepcluster.clustering.graph import Prototypes
 from deepcluster.clustering.pca import PCA, normalise
+from deepcluster.errors import DamagedError
+from deepcluster.run import reading
 
 if TYPE_CHECKING:
     from deepcluster.images.store import ImageStore
@@ -98,6 +101,8 @@ class FittedModel:
         preprocessing: what lies between pixels and net.
         pca: projection before the clusters, if any.
         prototypes: centres, and the cluster of each.
+        corrections: what a person merged and moved, if anything; not saved with the model, but
+            found by :func:`deepcluster.naming.load_model`.
     """
 
     backbone: nn.Module
@@ -107,6 +112,7 @@ class FittedModel:
     preprocessing: Preprocessing
     pca: PCA | None
     prototypes: Prototypes
+    corrections: Corrections | None = None
 
     def embed(
         self,
@@ -140,10 +146,13 @@ class FittedModel:
             embeddings: ``(n, d)`` from :meth:`embed`.
 
         Returns:
-            cluster ``(n,)`` int64; distance to the nearest centres of that cluster ``(n,)``;
-            confidence in [0, 1] ``(n,)``.
+            cluster ``(n,)`` int64, -1 for images like those that a person took out of every
+            cluster; distance to the nearest centres of that cluster ``(n,)``; confidence in [0, 1]
+            ``(n,)``.
         """
-        return self.prototypes.assign(self.reduce(embeddings))
+        reduced = self.reduce(embeddings)
+        assigned = self.prototypes.assign(reduced)
+        return assigned if self.corrections is None else self.corrections.apply(reduced, *assigned)
 
     def save(self, folder: Path) -> None:
         """Write the folder that timm and :meth:`load` read."""
@@ -180,20 +189,40 @@ class FittedModel:
             path.chmod(0o644)  # the library makes them unreadable for others
 
     @classmethod
-    def load(cls, folder: Path) -> FittedModel:
-        """Read what :meth:`save` wrote."""
-        backbone = load_timm(folder)
-        facts = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        pretrained = facts["pretrained_cfg"]
-        channels, size, _ = pretrained["input_size"]
-        tensors = load_file(folder / CLUSTERS_FILE)
+    def load(cls, folder: Path, *, backbone: nn.Module | None = None) -> FittedModel:
+        """Read what :meth:`save` wrote.
+
+        Args:
+            folder: the folder.
+            backbone: the net, where it was a module of the user's own: gets the weights.
+
+        Raises:
+            RunError: a file is missing or damaged.
+        """
+        with reading(folder / "config.json"):
+            facts = json.loads((folder / "config.json").read_bytes())
+            pretrained = facts["pretrained_cfg"]
+            channels, size, _ = pretrained["input_size"]
+            numbers = torch.tensor(
+                [*pretrained["mean"], *pretrained["std"], size, channels]
+            ).double()
+            if len(numbers) != 2 * channels + 2 or not bool(numbers.isfinite().all()):
+                raise DamagedError("its numbers do not go together")
+        with reading(folder / "model.safetensors"):
+            net = load_timm(folder) if backbone is None else load_weights(backbone, folder)
+            weights = [t for t in net.state_dict().values() if t.is_floating_point()]
+            if not all(bool(weight.isfinite().all()) for weight in weights):
+                raise DamagedError("a weight is not finite")
+        with reading(folder / CLUSTERS_FILE):
+            tensors = load_file(folder / CLUSTERS_FILE)
+            _check_clusters(tensors, int(net.num_features))  # type: ignore[arg-type]
         pca = (
             PCA(tensors["pca.mean"], tensors["pca.components"], tensors["pca.scale"])
             if "pca.mean" in tensors
             else None
         )
         return cls(
-            backbone=backbone,
+            backbone=net,
             name=facts["architecture"],
             channels=channels,
             sobel=bool(facts.get("model_args", {}).get("sobel", False)),
@@ -201,3 +230,24 @@ class FittedModel:
             pca=pca,
             prototypes=Prototypes(tensors["centers"], tensors["cluster"]),
         )
+
+
+def _check_clusters(tensors: dict[str, Tensor], d: int) -> None:
+    """Refuse centres that no fit of a net with `d` features leaves.
+
+    Raises:
+        DamagedError: it is so.
+    """
+    centers, cluster = tensors["centers"], tensors["cluster"]
+    if "pca.mean" in tensors:
+        mean, components, scale = (tensors[f"pca.{x}"] for x in ("mean", "components", "scale"))
+        if mean.shape != (d,) or components.shape != (len(scale), d):
+            raise DamagedError("its projection is not of this net")
+        d = len(scale)
+    if centers.ndim != 2 or centers.shape[1] != d or cluster.shape != (len(centers),):
+        raise DamagedError("its centres are not of this net")
+    if not all(bool(t.isfinite().all()) for t in tensors.values() if t.is_floating_point()):
+        raise DamagedError("a centre is not finite")
+    numbers = cluster.unique()
+    if cluster.dtype != torch.int64 or not torch.equal(numbers, torch.arange(len(numbers))):
+        raise DamagedError("a cluster is missing")

@@ -117,3 +117,21 @@ def load_timm(folder: str | Path) -> nn.Module:
     model.load_state_dict(safetensors.torch.load_file(folder / "model.safetensors"))
     channels, size, _ = config["pretrained_cfg"]["input_size"]
     return prepare_backbone(model, channels=channels, size=size).eval()
+
+
+def load_weights(net: nn.Module, folder: Path) -> nn.Module:
+    """Give a module of the user's own the weights that :func:`save_timm` wrote; it is changed.
+
+    Raises:
+        RunError: the weights are of another net.
+    """
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    channels, size, _ = config["pretrained_cfg"]["input_size"]
+    net = prepare_backbone(net, channels=channels, size=size)
+    try:
+        net.load_state_dict(safetensors.torch.load_file(folder / "model.safetensors"))
+    except RuntimeError as error:
+        raise RunError(
+            f"the weights in {folder} are of another net than was given: {error}"
+        ) from error
+    return net.eval()

@@ -13,6 +13,7 @@ that the file's bytes lie the other way round, and decoding it again.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import sys
 import threading
 import warnings
@@ -28,6 +29,7 @@ import numpy.typing as npt
 from PIL import Image, ImageStat
 
 from deepcluster.errors import UnusableError
+from deepcluster.images.content import content_of
 from deepcluster.images.grey import (
     BLOCK,
     Pixels,
@@ -71,6 +73,7 @@ class Square:
     far_from_square: bool = False  # more than twice as long as wide
     outside: bool = False  # most of its grey values lie beyond the range
     own_range: bool = False  # there was no range, so it got its own
+    content: int = 0  # tells the image by what is in it
 
 
 Strips = Callable[[], Iterator[npt.NDArray[Any]]]
@@ -112,7 +115,9 @@ def squares(raws: Sequence[Raw], wanted: Wanted) -> list[Square | str]:
 def square(raw: Raw, wanted: Wanted) -> Square | str:
     """A square of an image, or why there is none."""
     try:
-        return _square(raw, wanted)
+        made = _square(raw, wanted)
+        assert not isinstance(raw, Exception)  # it was raised
+        return dataclasses.replace(made, content=content_of(raw))
     except Exception as error:  # a broken file can make Pillow raise almost anything
         return reason(error)
 
@@ -133,7 +138,7 @@ def look(raw: Raw, *, deep: bool) -> tuple[tuple[int, int], Sampled | None] | No
                 found = _deep_image(raw)
                 return raw.size, found.sampled() if deep and found else None
             case _:
-                with _opened(raw) as image:
+                with opened(raw) as image:
                     found = _deep_file(image, raw) if deep else None
                     return image.size, found.sampled() if found else None
     except Exception:
@@ -160,7 +165,7 @@ def _square(raw: Raw, wanted: Wanted) -> Square:
 
 
 def _from_file(raw: Path | bytes, wanted: Wanted) -> Square:
-    with _opened(raw) as image, contextlib.ExitStack() as stack:
+    with opened(raw) as image, contextlib.ExitStack() as stack:
         if image.width * image.height > GIANT:
             stack.enter_context(_ONE_GIANT)
         # a JPEG decoder can halve an image on the way; twice the side keeps it faithful
@@ -240,7 +245,7 @@ def _padded(image: Image.Image, side: int) -> Image.Image:
 
 
 @contextlib.contextmanager
-def _opened(raw: Path | bytes) -> Iterator[Image.Image]:
+def opened(raw: Path | bytes) -> Iterator[Image.Image]:
     """The image with its header read, its pixels not yet."""
     if isinstance(raw, Path) and raw.exists() and not raw.is_file():
         raise UnusableError("not a regular file")  # a pipe would be waited for
@@ -404,7 +409,7 @@ def _deep_layout(image: Image.Image) -> str | None:
 def _deep_colour(image: Image.Image, raw: Path | bytes, layout: str) -> _Deep:
     """A loaded colour file of 16 bits, whose bytes lie in that way."""
     grey = layout.startswith("LA")
-    with _opened(raw) as other:
+    with opened(raw) as other:
         order = layout[-1] if layout[-1] != "N" else sys.byteorder[0].upper()  # N is the machine's
         swapped = "RGBA" if grey else layout[:-1] + ("L" if order == "B" else "B")
         if grey:  # two bytes each of grey and alpha: as four channels of one

@@ -117,6 +117,8 @@ class ImageStore:
     """What was passed over and how the images are shown, in sentences."""
     digest: str | None = field(default=None, repr=False)
     """The hash of the pixels, if it was taken while they were decoded."""
+    contents: npt.NDArray[np.uint64] | None = None
+    """``(n,)``, a number that tells each image by what is in it (:mod:`.content`)."""
 
     @property
     def channels(self) -> int:
@@ -136,6 +138,19 @@ class ImageStore:
     def batch(self, indices: npt.NDArray[np.integer[Any]]) -> Pixels:
         """A copy of some images, ``(b, s, s, c)`` uint8, in the order of `indices` ``(b,)``."""
         return np.asarray(self.pixels[indices])
+
+    def only(self, rows: npt.NDArray[np.integer[Any]]) -> ImageStore:
+        """A store of some of the images, in the order of `rows` ``(m,)``."""
+        return dataclasses.replace(
+            self,
+            pixels=self.pixels[rows],
+            ids=[self.ids[i] for i in rows],
+            paths=[self.paths[i] for i in rows],
+            labels=None if self.labels is None else self.labels[rows],
+            contents=None if self.contents is None else self.contents[rows],
+            places=None if self.places is None else self.places[rows],
+            digest=None,
+        )
 
     def rows(self, values: npt.NDArray[Any], empty: Any) -> npt.NDArray[Any]:
         """A row for each image that was listed, from `values` ``(n, …)``, a row for each here.
@@ -283,6 +298,7 @@ def open_images(
         sink.widen()
 
     kept: list[int] = []
+    contents: list[int] = []
     skipped = list(found.skipped)
     tally = _Tally()
     start = 0
@@ -303,6 +319,7 @@ def open_images(
                 else:
                     kept.append(place)
                     good.append(one.pixels)
+                    contents.append(one.content)
                     tally.add(one)
             if any(one.shape[2] > sink.channels for one in good):
                 sink.widen()
@@ -337,6 +354,7 @@ def open_images(
         listed=len(found),
         remarks=_remarks(data, seen, passed_over, tally, len(kept)),
         digest=digest,
+        contents=np.array(contents, np.uint64),
     )
 
 

@@ -8,7 +8,10 @@ are started anew. The numbers drawn are the same either way.
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,14 +64,17 @@ class Step:
         self.views += [small_views(config.views, preprocessing.size)] * method.small_views
         self.total = torch.zeros((), device=self.device)
         """Sum of the losses since :meth:`begin`."""
+        self._seed = 0
         self._generator = torch.Generator(self.device)
         self._record = record and self.device.type == "cuda"
+        self._stream = torch.cuda.Stream(self.device) if self._record else None
         self._recordings: dict[int, _Recording] = {}  # of batches of a size
         self._tried: set[int] = set()  # sizes that have made a step as the method is now
         self._state: Any = None
 
     def begin(self, seed: int) -> None:
         """Before the steps of an epoch: `seed` is that of the views."""
+        self._seed = seed
         self._generator.manual_seed(seed)
         self.total.zero_()
         if self._record:
@@ -84,16 +90,14 @@ class Step:
     def __call__(self, index: Tensor) -> None:
         """One step on the images `index`, ``(b,)`` int64 on the CPU."""
         size = len(index)
-        if self._record and size in self._tried:
-            if size not in self._recordings:
-                self._recordings[size] = self._recorded(index)
+        if self._record and size in self._tried and size not in self._recordings:
+            self._make_recording(index)
+        if size in self._recordings:
             self._replay(self._recordings[size], index)
+        elif self._record:
+            self._try(index)
         else:
-            images, there = self.images(index), index.to(self.device)
-            if self._record:
-                self._try(images, there)
-            else:
-                self._gradients(images, there)
+            self._gradients(self.images(index), index.to(self.device))
         self.optimizer.step()
 
     def _gradients(self, images: Tensor, index: Tensor) -> None:
@@ -110,30 +114,48 @@ class Step:
         loss.backward()
         self.total += loss.detach()
 
-    def _try(self, images: Tensor, index: Tensor) -> None:
-        """Gradients as ever; they are not recorded if they wait for the device in between."""
+    def _try(self, index: Tensor) -> None:
+        """Gradients as ever; they will not be recorded if they wait for the device in between."""
+        images, there = self.images(index), index.to(self.device)
         mode = torch.cuda.get_sync_debug_mode()
-        with warnings.catch_warnings(record=True) as caught:
+        with warnings.catch_warnings(record=True) as caught, self._aside():
             warnings.simplefilter("always")
             torch.cuda.set_sync_debug_mode("warn")
             try:
-                self._gradients(images, index)
+                self._gradients(images, there)
             finally:
                 torch.cuda.set_sync_debug_mode(mode)
         self._record = not any(WAITS in str(warning.message) for warning in caught)
         self._tried.add(len(index))
 
-    def _recorded(self, index: Tensor) -> _Recording:
+    @contextlib.contextmanager
+    def _aside(self) -> Iterator[None]:
+        """Compute on the stream that recordings are made on: gradients remember their stream."""
+        assert self._stream is not None
+        self._stream.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(self._stream):
+            yield
+        torch.cuda.current_stream(self.device).wait_stream(self._stream)
+
+    def _make_recording(self, index: Tensor) -> None:
         """Record the gradients of batches of this size; nothing is computed yet."""
+        gc.collect()  # what is left of the last step must not go while this one is recorded
         there = index.to(self.device)
         given = None if self.images.resident else self.images(index)
         graph = torch.cuda.CUDAGraph()
         graph.register_generator_state(self._generator)
         others = next(iter(self._recordings.values()), None)  # never run at once: memory is shared
-        with torch.cuda.graph(graph, pool=others.graph.pool() if others else None):
-            self._gradients(self.images(there) if given is None else given, there)
+        pool = others.graph.pool() if others else None
+        try:
+            with torch.cuda.graph(graph, pool=pool, stream=self._stream):
+                self._gradients(self.images(there) if given is None else given, there)
+        except RuntimeError as error:
+            self._record = False
+            self._generator = torch.Generator(self.device).manual_seed(self._seed)
+            warnings.warn(f"steps cannot be recorded and will be slower: {error}", stacklevel=2)
+            return
         gradients = [(p, p.grad) for p in self.method.parameters() if p.grad is not None]
-        return _Recording(graph, there, given, gradients)
+        self._recordings[len(index)] = _Recording(graph, there, given, gradients)
 
     def _replay(self, recording: _Recording, index: Tensor) -> None:
         recording.index.copy_(index, non_blocking=True)
