@@ -182,8 +182,10 @@ def _finish(
     outside = own = False
     if isinstance(found, _Deep):
         scale, own = _scale(found, wanted.range)
-        outside = not own and mostly_outside(found.strips(), scale)
         pixels = shown(found.strips(), found.shape, scale)
+        at_an_end = np.count_nonzero((pixels == 0) | (pixels == 255))
+        if not own and at_an_end > pixels.size / 2:
+            outside = mostly_outside(found.strips(), scale)
         if found.alpha is not None:
             pixels = np.dstack([pixels, found.alpha])
         image = Image.fromarray(pixels)

@@ -43,6 +43,8 @@ MOST_EPOCHS = 1000
 SIZES = (64, 48, 32)  # smaller sides that images may get, to keep to the time
 LATE = 0.1  # of the minutes that were given: by so much a fit may be expected to end after them
 TRIAL_SIDE = 32  # pixels; steps are timed at this side where several are to be compared
+TRIAL_PIXELS = 2**22  # of a batch: of larger ones a part is timed, of half as many pixels
+SLOW_STEP = 2.0  # seconds; a step that takes so long need not be timed twice
 TRIAL_SHARE, TRIAL_MOST = 0.02, 10.0  # of the time that was given, and seconds: spent on timing
 
 # What a trial of a few steps cannot time, as it was measured on two cores of an AMD EPYC with
@@ -505,6 +507,9 @@ def estimate(
     device = torch.device(config.device)
     side = round(config.size * config.data.margin)
     batch = config.train.batch_size
+    if batch * side**2 > TRIAL_PIXELS:  # a part of a batch tells as much in less time and memory
+        batch = min(batch, max(2, TRIAL_PIXELS // (2 * side**2)))
+    part = batch / config.train.batch_size
     with torch.random.fork_rng(devices=[]):
         backbone = build_backbone(
             config.backbone, channels=channels, size=config.size, sobel=config.sobel
@@ -544,7 +549,7 @@ def estimate(
     if device.type == "cuda":
         step()  # the second one records
     timed = [step()]
-    while len(timed) < 2 or sum(timed) < patience:
+    while sum(timed) < patience or (len(timed) < 2 and timed[0] < SLOW_STEP):
         timed.append(step())
     seconds_an_image = STEP_EXTRAS * statistics.median(timed) / batch
     choosing = CHOOSING * config.clusters if config.final.choose else 0.0
@@ -552,7 +557,7 @@ def estimate(
     forward = seconds_an_image / (3 * method.views)
     features = n * int(backbone.num_features) * 4  # type: ignore[arg-type]
     parameters = sum(p.numel() for p in method.parameters()) * 4  # type: ignore[attr-defined]
-    activations = 2 * sum(held.values())  # and as much for gradients and the views
+    activations = round(2 * sum(held.values()) / part)  # and as much for gradients and the views
     yardstick = 2 * n * min(config.size, PIXEL_SIDE) ** 2 * channels * 4  # k-means on the pixels
     return Cost(
         # features: the banks', as extracted, after PCA, and while they are clustered
