@@ -100,7 +100,9 @@
       h("div", { class: "tools sticky" }, slider?.element, h("label", { class: "order" }, "Order ", order)),
       field,
     );
-    return { title: "Clusters", element, attached: refresh, refresh, destroy: () => observer.disconnect() };
+    return {
+      title: "Clusters", element, attached: refresh, refresh, key: (event) => slider?.key(event), destroy: () => observer.disconnect(),
+    };
   }
 
   function same(a, b) {

@@ -56,7 +56,7 @@
       making(summary),
       sharing(summary),
     );
-    return { title: "Overview", element, refresh };
+    return { title: "Overview", element, refresh, key: (event) => slider?.key(event) };
   }
 
   /** What the fit did not look at, by kind, and what would let it. */
