@@ -315,7 +315,7 @@ def test_dialogs_show_typical_images(made: RunDir, visit: Open) -> None:
         """() => {
             const { changes, members, tileOf } = deepcluster;
             const first = members.near(0)[0];
-            return [...members.typical(changes.rowsOf(first))].slice(0, 5).map((row) => {
+            return [...members.ordered(changes.rowsOf(first), "typical")].slice(0, 5).map((row) => {
                 const { left, top } = tileOf(row);
                 return `${-left * 36}px ${-top * 36}px`;
             });
