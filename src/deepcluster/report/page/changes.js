@@ -122,21 +122,29 @@ deepcluster.changes = (() => {
     said = new Map();
     const all = allNames();
     if (!all.size) return;
-    const covered = new Map(); // cluster -> name -> { images, extent }
+    const called = new Map(); // cell -> name -> images of the smallest group of that name
     for (const [group, name] of all) {
+      const inside = [];
       let extent = 0;
-      const inside = new Map();
-      for (let at = 0; at < cells.count; at++) {
+      for (let at = 0; at < cells.count && name; at++) {
         if (!weight[at] || !cells.inGroup(rep[at], group)) continue;
+        inside.push(at);
         extent += weight[at];
-        inside.set(numberOf[at], (inside.get(numberOf[at]) ?? 0) + weight[at]);
       }
-      if (!name) continue;
-      for (const [cluster, held] of inside) {
-        if (cluster === NO_CLUSTER) continue;
-        if (!covered.has(cluster)) covered.set(cluster, new Map());
-        const before = covered.get(cluster).get(name);
-        if (!before || before.held < held) covered.get(cluster).set(name, { held, extent });
+      for (const at of inside) {
+        if (!called.has(at)) called.set(at, new Map());
+        called.get(at).set(name, Math.min(extent, called.get(at).get(name) ?? Infinity));
+      }
+    }
+    const covered = new Map(); // cluster -> name -> { held, extent }
+    for (const [at, list] of called) {
+      const cluster = numberOf[at];
+      if (cluster === NO_CLUSTER) continue;
+      if (!covered.has(cluster)) covered.set(cluster, new Map());
+      const here = covered.get(cluster);
+      for (const [name, extent] of list) {
+        const before = here.get(name) ?? { held: 0, extent: Infinity };
+        here.set(name, { held: before.held + weight[at], extent: Math.min(extent, before.extent) });
       }
     }
     for (const cluster of sizes.keys()) {

@@ -21,19 +21,36 @@
     return Number.isNaN(distance) || changes.moved.has(row) ? Infinity : distance;
   }
 
-  /** Nearest the centre first. */
-  const typical = (rows) => sortedBy(rows, farness);
+  /** The least confident first; without confidences, the farthest from the centre first. */
+  function doubt(row) {
+    const { confidence, distance, rated } = deepcluster.table;
+    const value = rated ? confidence[row] : -distance[row];
+    return Number.isNaN(value) || changes.moved.has(row) ? Infinity : value;
+  }
 
-  /** The `most` nearest the centre: without sorting all. */
-  function mostTypical(rows, most) {
+  /** The same order every time, with no pattern to it. */
+  function chance(row) {
+    let x = Math.imul(row + 1, 2654435761) >>> 0;
+    x = Math.imul(x ^ (x >>> 15), 2246822519) >>> 0;
+    return (x ^ (x >>> 13)) >>> 0;
+  }
+
+  const ORDERS = { typical: farness, doubtful: doubt, random: chance };
+
+  /** All rows in an order. */
+  const ordered = (rows, order) => sortedBy(rows, ORDERS[order]);
+
+  /** The first `most` rows of an order, without sorting all; those in `without` are left out. */
+  function first(rows, order, most, without = null) {
+    const key = ORDERS[order];
     const best = [];
     const keys = [];
     for (const row of rows) {
-      const key = farness(row);
-      if (best.length === most && key >= keys[most - 1]) continue;
+      const value = key(row);
+      if ((best.length === most && value >= keys[most - 1]) || without?.has(row)) continue;
       let at = keys.length;
-      while (at > 0 && keys[at - 1] > key) at--;
-      keys.splice(at, 0, key);
+      while (at > 0 && keys[at - 1] > value) at--;
+      keys.splice(at, 0, value);
       best.splice(at, 0, row);
       if (best.length > most) {
         best.pop();
@@ -41,24 +58,6 @@
       }
     }
     return best;
-  }
-
-  /** The least confident first; without confidences, the farthest from the centre first. */
-  function doubtful(rows) {
-    const { confidence, distance, rated } = deepcluster.table;
-    return sortedBy(rows, (row) => {
-      const value = rated ? confidence[row] : -distance[row];
-      return Number.isNaN(value) || changes.moved.has(row) ? Infinity : value;
-    });
-  }
-
-  /** The same order every time, with no pattern to it. */
-  function random(rows) {
-    return sortedBy(rows, (row) => {
-      let x = Math.imul(row + 1, 2654435761) >>> 0;
-      x = Math.imul(x ^ (x >>> 15), 2246822519) >>> 0;
-      return (x ^ (x >>> 13)) >>> 0;
-    });
   }
 
   // -- a cluster in short ------------------------------------------------------------------------
@@ -136,6 +135,6 @@
   const strip = (rows, size) => h("span", { class: "strip" }, ...rows.map((row) => picture(row, size, { link: false })));
 
   deepcluster.members = {
-    dot, heading, typical, mostTypical, doubtful, random, nameField, otherNames, mixture, share, mergeInto, near, strip,
+    dot, heading, ordered, first, nameField, otherNames, mixture, share, mergeInto, near, strip,
   };
 })();

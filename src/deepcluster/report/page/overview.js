@@ -4,7 +4,7 @@
 (() => {
   const { changes, h, count, images, duration, picture, clusterLink, charts } = deepcluster;
 
-  const { dot, heading, mostTypical } = deepcluster.members;
+  const { dot, heading, first } = deepcluster.members;
   const COVERED = 24; // clusters on the first screen
 
   const MARKS = { good: "✓", fair: "~", bad: "!" };
@@ -56,7 +56,7 @@
       making(summary),
       sharing(summary),
     );
-    return { title: "Overview", element, refresh };
+    return { title: "Overview", element, refresh, key: (event) => slider?.key(event) };
   }
 
   /** What the fit did not look at, by kind, and what would let it. */
@@ -132,7 +132,7 @@
     const at = covers.clusters.indexOf(number);
     let pictures;
     if (edited || at < 0) {
-      pictures = mostTypical(changes.rowsOf(number), covers.columns)
+      pictures = first(changes.rowsOf(number), "typical", covers.columns)
         .map((row) => squareTile(deepcluster.tileOf(row), deepcluster.summary.thumbnails.columns));
     } else {
       pictures = covers.items[at].map((_, i) => squareTile({ url: "data/covers.webp", left: i, top: at }, covers.columns, covers.clusters.length));
