@@ -372,4 +372,6 @@ def _parameters(config: Config) -> dict[str, Any]:
     }
     for name in ("minutes", "device"):  # the epochs say it; the device is this machine's
         settings.pop(name)
-    return {**parameters, "settings": settings}
+    default = flatten(dataclasses.asdict(Config()))
+    changed = {name: value for name, value in settings.items() if value != default[name]}
+    return {**parameters, "settings": changed}
