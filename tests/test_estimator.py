@@ -151,7 +151,9 @@ def test_in_a_pipeline() -> None:
 
 def test_grid_search_over_numpy_numbers() -> None:
     images, truth = make_shapes(45), np.arange(45) % 3
-    search = GridSearchCV(make(), {"n_clusters": np.arange(2, 4)}, scoring="adjusted_rand_score", cv=2)
+    search = GridSearchCV(
+        make(), {"n_clusters": np.arange(2, 4)}, scoring="adjusted_rand_score", cv=2
+    )
     search.fit(images, truth)
     assert search.best_params_["n_clusters"] in (2, 3)
     assert np.isfinite(search.cv_results_["mean_test_score"]).all()
