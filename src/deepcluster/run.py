@@ -517,7 +517,8 @@ class RunDir:
         with reading(self._config):
             try:
                 values = parse_toml(self._config.read_bytes(), str(self._config))
-                config = override(Config(), values)
+                values.pop("pretrained", None)  # runs made before there was `start`
+                config = override(Config(), {"start": "scratch", **values})
             except ConfigError as error:
                 raise DamagedError(str(error)) from error
             missing = {"method", "clusters", "epochs", "size", "backbone"} - values.keys()
@@ -755,7 +756,6 @@ class RunDir:
             _check(np.array_equal(np.sort(gone), np.arange(1, p)), "its merges are no tree")
             _check(bool(np.isfinite(heights).all()), "a height is not finite")
         return merges, heights, part
-
 
     def fingerprint(self) -> str:
         """Tells this fit, and its number of clusters, from any other, wherever its folder lies."""

@@ -238,7 +238,7 @@ def test_outliers_and_pairs(tmp_path: Path, visit: Open) -> None:
 
 
 def test_curves_of_figures_that_not_every_epoch_has(tmp_path: Path, visit: Open) -> None:
-    metrics = [{"epoch": e, "loss": 3 - e / 10} for e in range(9)]
+    metrics = [{"epoch": e, "loss": 3 - e / 10, "seconds": {}} for e in range(9)]
     for e, value in ((2, 0.5), (5, 0.25), (7, 0.125)):
         metrics[e] |= {"changed": value, "nmi": 0.5 if e == 2 else None}
     run = make_run(tmp_path / "run", n=40, metrics=metrics)
@@ -280,13 +280,14 @@ def test_an_image_is_shown_large_and_linked(tmp_path: Path, visit: Open, browser
 def test_what_was_passed_over_is_on_the_first_page(tmp_path: Path, visit: Open) -> None:
     over = [
         {"kind": ".heic", "count": 9, "cure": "pip install 'deepcluster[heic]'"},
-        {"kind": "<b>.svs</b>", "count": 1200, "cure": None},
+        {"kind": "<b>.svs</b>", "count": 1200, "cure": ""},
     ]
     run = make_run(tmp_path / "run", n=30, info={"passed_over": over})
     write_report(run)
     page = visit(run)
     said = page.inner_text(".left-out")
-    assert "9 × .heic (pip install 'deepcluster[heic]')" in said and "1,200 × <b>.svs</b>" in said
+    assert "9 × .heic: pip install 'deepcluster[heic]'" in said
+    assert "1,200 files of other kinds: 1,200 × <b>.svs</b>" in said
     assert "1 file could not be read" in said
     page.click("text=which")
     assert "it is no image" in page.inner_text("#skipped")

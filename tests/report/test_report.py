@@ -27,6 +27,7 @@ from deepcluster.report.levels import Tree, describe_levels, read_tree
 from deepcluster.report.separation import find_separation
 from deepcluster.report.verdict import Truth, judge
 from deepcluster.run import Neighbours, RunDir
+from deepcluster.show.pictures import write_pictures
 
 
 def data_of(run: RunDir, name: str) -> dict[str, Any]:
@@ -678,3 +679,12 @@ def test_hostile_names_go_in_as_they_are(tmp_path: Path) -> None:
     assert done.names == {0: "</script><script>alert(1)"} and set(done.merged) == {1, 2}
     write_report(run)
     assert data_of(run, "summary")["names"] == {"0": "</script><script>alert(1)"}
+
+
+def test_all_images_taken_out_leave_no_grids(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", n=12, clusters=2)
+    assert {path.name for path in write_pictures(run)} >= {"clusters.png", "cluster-001.png"}
+    ids = run.read_items()["id"].to_pylist()
+    text = "id,cluster\n" + "".join(f"{id_},-1\n" for id_ in ids)
+    apply_labels(run, labels_csv(run, text))
+    assert [path.name for path in write_pictures(run)] == ["curves.svg"]

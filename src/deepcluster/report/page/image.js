@@ -44,8 +44,8 @@
         ),
       );
     }
-    const how = [`The ${k} nearest in feature space, the nearest first.`];
-    if (recall < 1) how.push(`The search is approximate: it finds ${percent(recall, 1)} of the true neighbours.`);
+    const how = [`The ${k} images most like it, as the net sees them, the nearest first.`];
+    if (recall < 1) how.push(`There are very many images, so the search is not exact: it finds ${percent(recall, 1)} of them.`);
     const element = h(
       "div", {},
       h("div", { class: "crumbs" }, h("a", { href: "#/", onclick: (event) => { if (history.length > 1) { event.preventDefault(); history.back(); } } }, "Back")),

@@ -63,14 +63,18 @@
   function leftOut({ info, skippedTotal }) {
     const kinds = (info.passed_over ?? []).filter(({ count: n }) => n > 0);
     if (!kinds.length && !skippedTotal) return null;
-    const unread = skippedTotal === 1 ? "1 file could not be read" : `${count(skippedTotal)} files could not be read`;
-    const all = h("a", { href: "#skipped", onclick: showSkipped }, skippedTotal === 1 ? "which" : "which ones");
-    return h(
-      "section", { class: "left-out", "aria-label": "Left out" },
-      h("p", {}, "Not in these clusters: ", kinds.length ? h("span", {}, "of the source, ") : null, ...kinds.flatMap(({ kind, count: n, cure }) => [
-        h("b", {}, `${count(n)} × ${kind}`), cure ? ` (${cure}), ` : ", ",
-      ]), skippedTotal ? h("span", {}, h("b", {}, unread), " (", all, ")") : "nothing else", "."),
-    );
+    const wanted = kinds.filter(({ cure }) => cure);
+    const rest = kinds.filter(({ cure }) => !cure);
+    const others = rest.reduce((sum, { count: n }) => sum + n, 0);
+    const said = wanted.map(({ kind, count: n, cure }) => h("li", {}, h("b", {}, `${count(n)} × ${kind}`), `: ${cure}`));
+    if (skippedTotal) {
+      said.push(h(
+        "li", {}, h("b", {}, skippedTotal === 1 ? "1 file could not be read" : `${count(skippedTotal)} files could not be read`), ": ",
+        h("a", { href: "#skipped", onclick: showSkipped }, skippedTotal === 1 ? "which" : "which ones"),
+      ));
+    }
+    if (others) said.push(h("li", {}, `${count(others)} ${others === 1 ? "file" : "files"} of other kinds: ${rest.map(({ kind, count: n }) => `${count(n)} × ${kind}`).join(", ")}`));
+    return h("section", { class: "left-out", "aria-label": "Left out" }, h("p", {}, "Not in these clusters:"), h("ul", {}, ...said));
   }
 
   /** Open the list of files that were left out, at the end of the page. */

@@ -13,8 +13,8 @@
     const view = pairs ? null : grid.create({ label: "Images farthest from all others" });
     const { duplicates, neighbours } = deepcluster.summary;
     const note = pairs
-      ? `Pairs closer in feature space than ${duplicates.threshold.toPrecision(2)}, a quarter of the median distance between an image and the one nearest to it.`
-      : `The images with the largest mean distance to their ${neighbours.k} nearest: damaged, odd, or alone of their kind. The farthest first.`;
+      ? `Pairs that are far more alike than an image and the one most like it usually are: copies, or pictures of one moment. Closer than ${duplicates.threshold.toPrecision(2)}, a quarter of the usual distance.`
+      : `The images least like the ${neighbours.k} that are most like them: damaged, odd, or alone of their kind. The farthest first.`;
     const element = h(
       "div", {},
       h("header", { class: "hero" }, heading("Unusual images"), h("p", { class: "lead" }, note)),
