@@ -19,8 +19,10 @@ from sklearn.preprocessing import StandardScaler
 from deepcluster import DeepCluster
 from deepcluster.errors import RunError
 from deepcluster.finished import predict_source
+from deepcluster.naming import Remembered, carry_names
 from deepcluster.report import apply_labels
 from deepcluster.run import RunDir
+from deepcluster.updating import update_run
 
 SETTINGS = {"train.batch_size": 32, "train.precision": "float32"}
 
@@ -275,3 +277,21 @@ def test_verbose_says_how_far_it_is(capsys: pytest.CaptureFixture[str]) -> None:
     make(verbose=True).fit(make_shapes(12))
     out, err = capsys.readouterr()
     assert out == "" and "epoch   1  loss" in err
+
+
+def test_vectors_are_saved_and_loaded_too(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    rows = (np.eye(5)[np.arange(60) % 3] + 0.1 * rng.normal(size=(60, 5))).astype(np.float32)
+    found = DeepCluster(n_clusters=3, random_state=0).fit_embeddings(rows)
+    assert found.n_features_in_ == 5
+    folder = found.save(tmp_path / "saved")
+    again = DeepCluster.load(folder)
+    same(again, found)
+    assert np.array_equal(again.predict(rows), found.labels_)
+    assert found.report(folder).is_file()
+    moved = rows[:5] + np.float32(0)
+    old = Remembered.of(RunDir.open(folder))
+    other = DeepCluster(n_clusters=2, random_state=0).fit_embeddings(moved).save(tmp_path / "b")
+    assert carry_names(old, RunDir.open(other)).common == 5  # known by their values
+    with pytest.raises(RunError, match="made of vectors"):
+        update_run(RunDir.open(folder), make_shapes(3))
