@@ -88,7 +88,8 @@ class DeepCluster(
         confidence_: ``(n,)`` float32 in [0, 1].
         history_: a dict an epoch, as in metrics.jsonl.
         n_iter_: epochs done.
-        n_features_in_: values of an image as the net sees it (side × side × channels).
+        n_features_in_: values of an image as the net sees it (side × side × channels), or of a
+            vector.
         ids_: a name for each image that was used, in the order of the labels.
         kept_: ``(n,)``, the places of these among the images that were given.
         n_images_: how many were given.
@@ -235,7 +236,10 @@ class DeepCluster(
         self.skipped_ = store.skipped
         self.kept_ = np.arange(len(store)) if store.places is None else store.places
         self.n_images_ = len(store) if store.listed is None else store.listed
-        self.n_features_in_ = store.size**2 * result.model.channels
+        side = result.model.preprocessing.size
+        seen = side**2 * result.model.channels
+        given = result.model.backbone is None  # vectors
+        self.n_features_in_ = self.embeddings_.shape[1] if given else seen
         inside = self.labels_ >= 0  # a person may have taken images out of every cluster
         count = max(result.clusters, int(self.labels_.max()) + 1)
         sums = np.zeros((count, self.embeddings_.shape[1]), np.float32)
@@ -428,4 +432,6 @@ def _parameters(config: Config) -> dict[str, Any]:
     }
     for name in ("minutes", "device"):  # the epochs say it; the device is this machine's
         settings.pop(name)
-    return {**parameters, "settings": settings}
+    default = flatten(dataclasses.asdict(Config()))
+    changed = {name: value for name, value in settings.items() if value != default[name]}
+    return {**parameters, "settings": changed}

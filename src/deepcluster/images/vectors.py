@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from deepcluster.errors import SourceError
+from deepcluster.images.content import content_of
 from deepcluster.images.store import ImageStore
 
 BLANK = 16  # side in pixels of what stands for an image that nobody gave
@@ -123,9 +124,9 @@ def pair(vectors: Vectors, store: ImageStore | None) -> tuple[np.ndarray, ImageS
         ids = vectors.ids or [str(i) for i in range(n)]
         known = vectors.labels is not None
         names = (vectors.label_names or []) if known else []
-        return vectors.rows, ImageStore(
-            vectors.name, pixels, BLANK, ids, [None] * n, vectors.labels, names
-        )
+        store = ImageStore(vectors.name, pixels, BLANK, ids, [None] * n, vectors.labels, names)
+        store.contents = np.array([content_of(row) for row in vectors.rows], np.uint64)
+        return vectors.rows, store
     if vectors.ids is not None:
         row = {name: i for i, name in enumerate(vectors.ids)}
         lost = [name for name in store.ids if name not in row]
