@@ -21,7 +21,7 @@ LAYERS = [  # a room imports only from rooms above it in this list
     {"training.plan", "training.checkpoints"},
     {"training.loop"},
     {"labelling", "report", "show"},
-    {"fitting", "finished", "estimator"},
+    {"fitting", "finished", "estimator", "rounds"},
     {"cli"},
     {"__main__"},
 ]
