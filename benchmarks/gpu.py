@@ -93,6 +93,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--out", type=Path, default=record.RESULTS, help="folder of the JSON")
+    parser.add_argument("--commit", help="where the code is no checkout; its own if not said")
     args = parser.parse_args()
     source = (
         args.set
@@ -109,10 +110,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         run = fit_source(str(source), config, out=folder, command=[record.command()])
         resolved = run.read_config()
-        line = measure(run, record.commit()) | {"command": record.command()}
+        best = peak(torch.device(resolved.device), getattr(torch, resolved.train.precision))
+        flop = flop_an_image(resolved)
+        line = measure(run, args.commit or record.commit()) | {"command": record.command()}
         speed = images_a_second(run, line["images"])
-    best = peak(torch.device(resolved.device), getattr(torch, resolved.train.precision))
-    flop = flop_an_image(resolved)
     line |= {
         "precision": resolved.train.precision,
         "images_per_second": round(speed, 1),

@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.cluster.hierarchy import linkage
 
 from deepcluster.config import Config, override
-from deepcluster.run import RunDir
+from deepcluster.images.content import content_of
+from deepcluster.run import Neighbours, RunDir
 
 HOSTILE = [
     '<img src=x onerror="document.title=1">.png',
@@ -50,11 +52,13 @@ def write_run(
     ids: Sequence[str] | None = None,
     paths: Sequence[str | None] | None = None,
     places: np.ndarray | None = None,
+    contents: Sequence[int] | None = None,
     metrics: Sequence[dict[str, Any]] | None = None,
     info: dict[str, Any] | None = None,
     tile: int = 16,
+    parts: int = 0,
 ) -> RunDir:
-    """A finished run of these images with these clusters."""
+    """A finished run of these images with these clusters; with `parts` of each, and their tree."""
     n = len(images)
     clusters = np.asarray(clusters, np.int32)
     count = int(clusters.max()) + 1
@@ -96,15 +100,20 @@ def write_run(
             "hardware": {"device": "cpu", "cpu": "some CPU", "cores": 2},
             "versions": {"deepcluster": "0.1.0", "python": "3.12.1", "torch": "2.6.0"},
             "notes": [],
-            "counts": {"images": n, "skipped": 1, "clusters": count, "classes": len(classes)},
             "scores": {},
             **(info or {}),
+            "counts": {
+                **{"images": n, "skipped": 1, "clusters": count, "classes": len(classes)},
+                **(info or {}).get("counts", {}),
+            },
         }
     )
     for line in metrics if metrics is not None else training(12, count):
         run.append_metrics(line)
     run.write_skipped([("broken <b>file</b>.png", "it is no image")])
     np.save(run.embeddings, embeddings, allow_pickle=False)
+    known = [content_of(image) for image in images] if contents is None else contents
+    np.save(run.contents, np.array(known, np.uint64), allow_pickle=False)
     if places is None:
         places = np.asarray(embeddings[:, :2], np.float32)
     run.write_items(
@@ -121,8 +130,44 @@ def write_run(
             "y": places[:, 1],
         }
     )
+    if n > 2000:  # too many to look for: some of the same cluster
+        order = np.argsort(clusters, kind="stable")
+        ring = np.empty((n, 12), np.uint32)
+        ring[order] = np.stack([np.roll(order, -step) for step in range(1, 13)], 1)
+        run.write_neighbours(Neighbours(ring, np.ones((n, 12), np.float32), 1.0))
+    if parts:
+        run.write_tree(*make_tree(embeddings, clusters, parts))
     run.write_thumbnails(images, tile=tile, order=np.lexsort((distance, clusters)))
     return run
+
+
+def make_tree(
+    embeddings: np.ndarray, clusters: np.ndarray, parts: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A tree whose cut at the number of clusters is the clusters; each has `parts` parts.
+
+    Returns:
+        merges, heights and the part of each image, as :meth:`RunDir.write_tree` takes them.
+    """
+    count = int(clusters.max()) + 1
+    part = clusters * parts
+    for cluster in range(count):
+        members = np.flatnonzero(clusters == cluster)
+        order = members[np.argsort(embeddings[members, 0], kind="stable")]
+        # parts of unequal sizes: half, a quarter, …
+        sizes = np.maximum(1, len(order) // 2 ** np.arange(1, parts + 1))
+        bounds = np.minimum(np.cumsum(sizes), len(order))
+        for i in range(parts):
+            end = len(order) if i == parts - 1 else bounds[i]
+            part[order[(bounds[i - 1] if i else 0) : end]] = cluster * parts + i
+    first = [cluster * parts for cluster in range(count)]
+    merges = [(start, start + i) for i in range(1, parts) for start in first]
+    centres = np.stack([embeddings[clusters == cluster].mean(axis=0) for cluster in range(count)])
+    for a, b, *_ in linkage(centres, "average") if count > 1 else []:
+        pair = sorted((first[int(a)], first[int(b)]))
+        merges.append((pair[0], pair[1]))
+        first.append(pair[0])
+    return np.array(merges).reshape(-1, 2), np.arange(len(merges), dtype=np.float64), part
 
 
 def training(epochs: int, clusters: int, *, good: bool = True) -> list[dict[str, Any]]:

@@ -48,13 +48,50 @@ def test_fit_then_every_verb(
     assert capsys.readouterr().out.startswith("id,path,cluster,name,distance,confidence")
     assert run_app(["embed", str(run), str(source), "--out", str(tmp_path / "f.npy")]) == 0
     assert np.load(tmp_path / "f.npy").shape[0] == 60
-    assert len((tmp_path / "f.ids.txt").read_text().splitlines()) == 60
+    assert len((tmp_path / "f.ids.csv").read_text().splitlines()) == 61
     capsys.readouterr()
     assert run_app(["evaluate", str(run), "--json"]) == 0
     assert "silhouette" in json.loads(capsys.readouterr().out)
     assert run_app(["export", str(run), "--to", "timm"]) == 0
     assert (run / "export" / "timm" / "config.json").is_file()
     assert run_app(["report", str(run)]) == 0
+
+
+def test_names_from_an_earlier_run(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert run_app(["fit", str(source), "--out", str(first), "--no-report", *QUICK]) == 0
+    labels = tmp_path / "labels.csv"
+    ids = RunDir.open(first).read_items()["id"].to_pylist()
+    rows = [f"{id_},9,made by [bold]hand,person" for id_ in ids[:5]]
+    labels.write_text("\n".join(["id,cluster,name,by", *rows]))
+    capsys.readouterr()
+    assert run_app(["apply", str(first), str(labels)]) == 0
+    out = capsys.readouterr().out
+    assert "1 clusters renamed" in out and "report" not in out  # there is none to refresh
+    assert run_app(["info", str(first)]) == 0
+    out = capsys.readouterr().out
+    assert "4 clusters now, 1 with names" in out and "9: made by [bold]hand (5 images)" in out
+    assert run_app(["info", str(first), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["names"] == {"9": "made by [bold]hand"}
+    command = ["fit", str(source), "--out", str(second), *QUICK]
+    assert run_app([*command, "--names-from", str(first)]) == 0
+    assert "60 images are in both runs" in capsys.readouterr().out
+    assert RunDir.open(second).read_items()["by"].to_pylist()[:5] == ["person"] * 5
+    page = second / "report" / "data" / "summary.js"
+    assert "made by [bold]hand" in page.read_text()
+    RunDir.open(second).write_clusters({"names": {}, "merged": {"2": 1}})
+    capsys.readouterr()
+    assert run_app(["info", str(second)]) == 0
+    assert "2: now part of 1" in capsys.readouterr().out
+    assert run_app(["apply", str(second), "--from", str(first)]) == 0
+    out = capsys.readouterr().out
+    assert "60 images are in both runs" in out
+    assert f"report: {second / 'report' / 'index.html'}" in out
+    assert run_app(["apply", str(second)]) == 2
+    assert run_app(["apply", str(second), str(labels), "--from", str(first)]) == 2
+    assert "--from" in capsys.readouterr().err
 
 
 def test_flags_beat_file_beats_recipe(source: Path, tmp_path: Path) -> None:

@@ -1,16 +1,28 @@
 """The scikit-learn-style front keeps scikit-learn's contract, on images."""
 
 import pickle
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import TINY, make_shapes
+from PIL import Image
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from deepcluster import DeepCluster
+from deepcluster.errors import RunError
+from deepcluster.finished import predict_source
+from deepcluster.naming import Remembered, carry_names
+from deepcluster.report import apply_labels
+from deepcluster.run import RunDir
+from deepcluster.updating import update_run
 
 SETTINGS = {"train.batch_size": 32, "train.precision": "float32"}
 
@@ -113,3 +125,173 @@ def test_own_net(tmp_path: Path) -> None:
 def test_y_is_never_looked_at(fitted: DeepCluster) -> None:
     again = make().fit(make_shapes(), y=object())
     assert np.array_equal(again.labels_, fitted.labels_)
+
+
+# -- with scikit-learn, on disk, and told what happens ---------------------------------------------
+
+
+def test_names_of_features_and_output_as_a_table(fitted: DeepCluster) -> None:
+    names = fitted.get_feature_names_out()
+    assert len(names) == fitted.embeddings_.shape[1]
+    assert names[:2].tolist() == ["deepcluster0", "deepcluster1"]
+    with pytest.raises(NotFittedError):
+        make().get_feature_names_out()
+    assert fitted.n_features_in_ == 16 * 16
+    assert not fitted.__sklearn_tags__().input_tags.two_d_array
+    pd = pytest.importorskip("pandas")
+    table = make().set_output(transform="pandas").fit(make_shapes()).transform(make_shapes())
+    assert isinstance(table, pd.DataFrame) and table.columns.tolist() == names.tolist()
+
+
+def test_in_a_pipeline() -> None:
+    images, truth = make_shapes(60), np.arange(60) % 3
+    steps = make_pipeline(make(), StandardScaler(), LogisticRegression())
+    assert steps.fit(images, truth).score(images, truth) > 0.6
+    assert len(steps[:-1].get_feature_names_out()) == steps[0].embeddings_.shape[1]
+    assert steps[:-1].set_output(transform="default").transform(images).shape[0] == 60
+
+
+def test_grid_search_over_numpy_numbers() -> None:
+    images, truth = make_shapes(45), np.arange(45) % 3
+    search = GridSearchCV(
+        make(), {"n_clusters": np.arange(2, 4)}, scoring="adjusted_rand_score", cv=2
+    )
+    search.fit(images, truth)
+    assert search.best_params_["n_clusters"] in (2, 3)
+    assert np.isfinite(search.cv_results_["mean_test_score"]).all()
+    assert len(search.predict(images)) == 45
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("photos")
+    for i, pixels in enumerate(make_shapes(48)):
+        Image.fromarray(pixels).save(folder / f"{i:02d}.png")
+    (folder / "broken.png").write_bytes(b"no picture")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def of_photos(photos: Path) -> DeepCluster:
+    with pytest.warns(UserWarning, match="left out"):
+        return make(n_clusters=np.int64(3), random_state=np.int64(0)).fit(photos)
+
+
+def same(a: DeepCluster, b: DeepCluster) -> None:
+    for name in ("labels_", "embeddings_", "confidence_", "cluster_centers_"):
+        assert np.array_equal(getattr(a, name), getattr(b, name)), name
+    for name in ("ids_", "skipped_", "n_iter_", "n_features_in_", "history_", "config_"):
+        assert getattr(a, name) == getattr(b, name), name
+
+
+def test_save_and_load_without_pickle(of_photos: DeepCluster, photos: Path, tmp_path: Path) -> None:
+    folder = of_photos.save(tmp_path / "saved")
+    kinds = {path.suffix for path in folder.rglob("*") if path.is_file()}
+    assert kinds == {".json", ".toml", ".jsonl", ".parquet", ".csv", ".npy", ".safetensors"} | {
+        ".md",
+        ".webp",
+    }
+    with pytest.raises(RunError, match="not empty"):
+        of_photos.save(folder)
+    again = DeepCluster.load(folder)
+    same(again, of_photos)
+    assert again.get_params() == of_photos.get_params()
+    assert all(type(again.get_params()[name]) is int for name in ("n_clusters", "random_state"))
+    images = make_shapes(20, seed=3)
+    assert np.array_equal(again.predict(images), of_photos.predict(images))
+    assert np.array_equal(again.transform(images), of_photos.transform(images))
+    assert np.array_equal(
+        clone(again).fit(make_shapes()).labels_, make().fit(make_shapes()).labels_
+    )
+    found = predict_source(RunDir.open(folder), images, device="cpu")  # the commands take it
+    assert np.array_equal(found.labels, of_photos.predict(images))
+    same(DeepCluster.load(again.save(tmp_path / "twice")), of_photos)
+    same(DeepCluster.load(pickle.loads(pickle.dumps(of_photos)).save(tmp_path / "pickled")), again)
+    with pytest.raises(NotFittedError):
+        make().save(tmp_path / "none")
+
+
+def test_load_a_run_of_the_command_line_and_what_a_person_moved(
+    finished: RunDir, folder: Path, tmp_path: Path
+) -> None:
+    copy = RunDir(tmp_path / "copy")
+    shutil.copytree(finished.path, copy.path)
+    ids = copy.read_items()["id"].to_pylist()
+    labels = tmp_path / "labels.csv"
+    rows = [f"{ids[0]},4,mine,person", f"{ids[1]},-1,,person"]
+    labels.write_text("\n".join(["id,cluster,name,by", *rows]))
+    apply_labels(copy, labels)
+    found = DeepCluster.load(copy.path)
+    assert found.labels_[:2].tolist() == [4, -1]
+    with pytest.warns(UserWarning, match="left out"):
+        predicted = found.predict(folder)
+    assert predicted[20] == -1  # it cannot be read
+    assert np.array_equal(np.delete(predicted, 20), found.labels_)
+    assert found.cluster_centers_.shape[0] == 5
+    with pytest.raises(RunError, match="copy the folder"):
+        found.save(tmp_path / "again")
+    params = found.get_params()
+    assert (params["n_clusters"], params["random_state"], params["epochs"]) == (3, 0, 2)
+    with pytest.warns(UserWarning, match="left out"):
+        again = clone(found).set_params(device="cpu").fit(folder)
+    assert np.array_equal(again.embeddings_, finished.read_embeddings())
+
+
+def test_a_net_of_ones_own_is_given_again(tmp_path: Path) -> None:
+    def net(width: int = 12) -> torch.nn.Module:
+        return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(256, width))
+
+    found = make(backbone=net()).fit(make_shapes())
+    folder = found.save(tmp_path / "saved")
+    with pytest.raises(RunError, match="module of your own"):
+        DeepCluster.load(folder)
+    with pytest.raises(RunError, match="of another net"):
+        DeepCluster.load(folder, backbone=net(13))
+    again = DeepCluster.load(folder, backbone=net())
+    assert np.array_equal(again.predict(make_shapes(9)), found.predict(make_shapes(9)))
+
+
+def test_report(of_photos: DeepCluster, tmp_path: Path) -> None:
+    page = of_photos.report(tmp_path / "run")
+    assert page == tmp_path / "run" / "report" / "index.html" and page.is_file()
+    assert of_photos.report(tmp_path / "run") == page  # it is saved there already
+    assert DeepCluster.load(tmp_path / "run").report(tmp_path / "run") == page
+    again = pickle.loads(pickle.dumps(of_photos))
+    with pytest.raises(RunError, match="no images to show"):
+        again.report(tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+    other = make(random_state=1).fit(make_shapes(9))
+    with pytest.raises(RunError, match="not empty"):
+        other.report(tmp_path / "run")
+
+
+def test_a_pickle_holds_no_images(of_photos: DeepCluster) -> None:
+    of_photos._store.pixels[0, 0, :8, 0] = np.frombuffer(b"needles!", np.uint8)
+    assert b"needles!" in of_photos._store.pixels.tobytes()
+    assert b"needles!" not in pickle.dumps(of_photos)
+
+
+def test_verbose_says_how_far_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    make().fit(make_shapes(12))
+    assert capsys.readouterr() == ("", "")
+    make(verbose=True).fit(make_shapes(12))
+    out, err = capsys.readouterr()
+    assert out == "" and "epoch   1  loss" in err
+
+
+def test_vectors_are_saved_and_loaded_too(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    rows = (np.eye(5)[np.arange(60) % 3] + 0.1 * rng.normal(size=(60, 5))).astype(np.float32)
+    found = DeepCluster(n_clusters=3, random_state=0).fit_embeddings(rows)
+    assert found.n_features_in_ == 5
+    folder = found.save(tmp_path / "saved")
+    again = DeepCluster.load(folder)
+    same(again, found)
+    assert np.array_equal(again.predict(rows), found.labels_)
+    assert found.report(folder).is_file()
+    moved = rows[:5] + np.float32(0)
+    old = Remembered.of(RunDir.open(folder))
+    other = DeepCluster(n_clusters=2, random_state=0).fit_embeddings(moved).save(tmp_path / "b")
+    assert carry_names(old, RunDir.open(other)).common == 5  # known by their values
+    with pytest.raises(RunError, match="made of vectors"):
+        update_run(RunDir.open(folder), make_shapes(3))

@@ -34,6 +34,8 @@ def test_the_files_of_a_run(finished: RunDir) -> None:
         "skipped.csv",
         "embeddings.npy",
         "tree.npz",
+        "contents.npy",
+        "neighbours.safetensors",
         "model/config.json",
         "model/model.safetensors",
         "model/README.md",

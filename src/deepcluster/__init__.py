@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from deepcluster.fitting import fit_source
     from deepcluster.images.store import ImageStore, open_images
     from deepcluster.run import RunDir
+    from deepcluster.segmentation import segment
 
 _HOMES = {
     "Config": "config",
@@ -33,6 +34,7 @@ _HOMES = {
     "load_recipe": "config",
     "open_images": "images.store",
     "override": "config",
+    "segment": "segmentation",
     "predict_source": "finished",
 }
 
@@ -51,6 +53,7 @@ __all__ = [
     "open_images",
     "override",
     "predict_source",
+    "segment",
 ]
 
 

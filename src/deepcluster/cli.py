@@ -7,14 +7,19 @@ usable images, 130 interrupted.
 from __future__ import annotations
 
 import ctypes
+import dataclasses
+import io
 import json
 import os
+import re
 import shlex
 import signal
 import sys
-import tomllib
+import typing
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -23,10 +28,19 @@ from cyclopts import App, Group, Parameter
 from rich.console import Console
 from rich.table import Table
 
-from deepcluster.config import Config, flatten, load_recipe, recipe_names
-from deepcluster.errors import ConfigError, RunError
+from deepcluster.config import (
+    Config,
+    SegmentSettings,
+    flatten,
+    load_recipe,
+    override,
+    recipe_names,
+)
+from deepcluster.errors import ConfigError, NoImagesError, RunError, SourceError
 from deepcluster.methods import METHODS
-from deepcluster.run import RunDir
+from deepcluster.run import Output, RunDir
+from deepcluster.show.exact import escaped, show
+from deepcluster.sorting import check_folder
 from deepcluster.version import __version__
 
 if TYPE_CHECKING:
@@ -38,13 +52,24 @@ EVERYDAY = Group("Everyday flags", sort_key=0)
 SETTINGS = Group("Settings", help="In recipes and config.toml under the same names.", sort_key=1)
 
 
+_typed: ContextVar[frozenset[str]] = ContextVar("typed", default=frozenset())
+"""Settings that the command line itself names."""
+
+
 def read_recipe(
     app: App, commands: tuple[str, ...], arguments: cyclopts.ArgumentCollection
 ) -> None:
-    """Fill in what the command line leaves open: from --config, then from --recipe."""
+    """Fill in what the command line leaves open: from --config, then from --recipe.
+
+    Both may hold settings and nothing else: never where to write, or what to overwrite.
+    """
     by_name = {argument.name: argument for argument in arguments}
     if "--recipe" not in by_name:
         return
+    settings = {key: by_name["--" + key.replace("_", "-")] for key in SETTING_NAMES}
+    _typed.set(frozenset(key for key, argument in settings.items() if argument.tokens))
+    for key, argument in settings.items():
+        _refuse_fractions(key, argument)
     for flag in ("--config", "--recipe"):
         tokens = by_name[flag].tokens
         name = tokens[0].value if tokens else ""
@@ -52,13 +77,28 @@ def read_recipe(
             continue
         if flag == "--config" and not name.endswith(".toml"):
             raise ConfigError(f"--config takes a .toml file, not {name!r}")
-        for key, value in flatten(load_recipe(name)).items():
-            argument = by_name.get("--" + key.replace("_", "-"))
-            if argument is None:
-                raise ConfigError(f"{name}: there is no setting {key!r}")
-            if not argument.tokens:
+        values = load_recipe(name)
+        try:
+            override(Config(), values)
+        except ConfigError as error:
+            raise ConfigError(f"{name}: {error}") from error
+        for key, value in flatten(values).items():
+            if not settings[key].tokens:
                 text = str(value).lower() if isinstance(value, bool) else str(value)
-                argument.append(cyclopts.Token(keyword=key, value=text, source=name))
+                settings[key].append(cyclopts.Token(keyword=key, value=text, source=name))
+
+
+def _refuse_fractions(key: str, argument: cyclopts.Argument) -> None:
+    """The parser rounds 1.5 where a whole number is wanted; a person should know."""
+    kinds = {argument.hint, *typing.get_args(argument.hint)}
+    for token in argument.tokens:
+        if int in kinds and float not in kinds and re.fullmatch(r"[-+]?[\d_.]+(e.*)?", token.value):
+            try:
+                int(token.value)
+            except ValueError:
+                raise ConfigError(
+                    f"{key} = {token.value} will not do: it takes a whole number"
+                ) from None
 
 
 app = App(
@@ -70,7 +110,7 @@ app = App(
     suppress_keyboard_interrupt=False,
 )
 
-SourceArguments = Annotated[str, Parameter(name="SOURCE")]
+SETTING_NAMES = tuple(flatten(dataclasses.asdict(Config())))
 AsJson = Annotated[
     bool, Parameter(name="--json", negative="", help="Print the result as JSON.", group=EVERYDAY)
 ]
@@ -86,11 +126,14 @@ def fit(
     config: Annotated[str | None, Parameter(group=EVERYDAY)] = None,
     out: Annotated[Path | None, Parameter(group=EVERYDAY)] = None,
     labels: Annotated[str | None, Parameter(group=EVERYDAY)] = None,
+    names_from: Annotated[Path | None, Parameter(group=EVERYDAY)] = None,
     resume: Annotated[bool, Parameter(negative="", group=EVERYDAY)] = False,
     overwrite: Annotated[bool, Parameter(negative="", group=EVERYDAY)] = False,
     dry_run: Annotated[bool, Parameter(negative="", group=EVERYDAY)] = False,
     report: Annotated[bool, Parameter(group=EVERYDAY)] = True,
     tensorboard: Annotated[bool, Parameter(negative="", group=EVERYDAY)] = False,
+    embeddings: Annotated[Path | None, Parameter(group=EVERYDAY)] = None,
+    images: Annotated[str | None, Parameter(group=EVERYDAY)] = None,
     as_json: AsJson = False,
     settings: Annotated[Config, Parameter(name="*", group=SETTINGS)] = Config(),  # noqa: B008
 ) -> None:
@@ -109,6 +152,9 @@ def fit(
     labels
         For measuring only: "folders" (sub-folders are classes) or a CSV file with columns
         path,label.
+    names_from
+        An earlier run: its names, merges and moves go over to the clusters that hold the same
+        images, wherever these lie now.
     resume
         Go on with the fit in --out.
     overwrite
@@ -119,27 +165,45 @@ def fit(
         Write the report at the end.
     tensorboard
         Write scalars and a grid for each cluster for TensorBoard as well.
+    embeddings
+        Features made elsewhere (.npy or .parquet), in place of SOURCE: nothing is trained.
+    images
+        The images that --embeddings are of, for the report.
     """
     from deepcluster import fitting
 
-    images = _one_or_many(source)
+    seen: Any = images
+    if embeddings is None:
+        seen = _one_or_many(source)
+    elif source:
+        raise ConfigError("--embeddings stands in place of SOURCE; their pictures go to --images")
+    elif dry_run:
+        raise ConfigError("--dry-run says nothing of --embeddings: there is nothing to train")
+    if images is not None and embeddings is None:
+        raise ConfigError("--images are those of --embeddings: give images as SOURCE")
     if dry_run:
-        plan = fitting.plan_source(images, settings, labels=labels)
+        plan = fitting.plan_source(seen, settings, labels=labels)
         return _print_plan(plan, as_json)
     with _progress(as_json) as progress:
         run = fitting.fit_source(
-            images,
+            seen,
             settings,
             out=out,
             labels=labels,
+            names_from=names_from,
             resume=resume,
             overwrite=overwrite,
             report=report,
             tensorboard=tensorboard,
+            embeddings=embeddings,
             progress=progress,
             command=fitting.command_line(),
+            given=_typed.get(),
         )
     _print_run(run, as_json)
+    if not as_json and names_from is not None:
+        for line in run.read_info()["carried"]:
+            show(line)
 
 
 @app.command
@@ -148,11 +212,13 @@ def predict(
     *source: str,
     out: Path | None = None,
     into: Path | None = None,
-    how: Literal["copy", "link", "move"] = "copy",
+    how: Literal["copy", "link", "move"] | None = None,
+    classes: Annotated[bool, Parameter(negative="")] = False,
+    risk: float = 0.05,
     device: str = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Say which cluster images belong to.
+    """Say which cluster images belong to, or with --classes which class.
 
     Parameters
     ----------
@@ -161,33 +227,51 @@ def predict(
     source
         Images, as for fit.
     out
-        Write a CSV file (id, path, cluster, name, distance, confidence) in place of stdout.
+        Write a CSV file (id, path, cluster, name, distance, confidence) in place of stdout; it must
+        not exist.
     into
-        Put the images into a folder a cluster under this one.
+        Put the images into a folder a cluster under this one; sorted.csv there says which is where.
+        The same command again goes on where it was stopped, and puts nothing there twice.
     how
-        Copy, hard-link or move them there.
+        Copy, hard-link or move them there; copy, if not given.
+    classes
+        Say classes, with the classifier that `deepcluster teach` made; the columns are id, path,
+        class, probability, unsure. With --into, unsure images come into a folder of their own.
+    risk
+        Share of wrong ones that you bear among the images that are not unsure.
     device
         Where the net runs.
     """
     from deepcluster import finished
 
+    if how is not None and into is None:
+        raise ConfigError(f"--how {how} needs --into: the folder to put the images in")
     opened = RunDir.open(run)
+    target = None if out is None else Output(out)
+    if into is not None:
+        check_folder(into)
+    if classes:
+        opened.read_classifier()  # before any work
     with _progress(as_json) as progress:
-        found = finished.predict_source(
+        found: Any = finished.predict_source(
             opened, _one_or_many(source), device=device, progress=progress
         )
-    if out is not None:
-        with out.open("w", newline="", encoding="utf-8") as file:
+    if classes:
+        found = finished.classify(opened, found, risk=risk)
+    if target is not None:
+        with target.writing() as part, part.open("w", newline="", encoding="utf-8") as file:
             found.write_csv(file)
     if into is not None:
-        counts = finished.sort_into(found, into, how=how)
+        placed = found.as_predictions() if classes else found
+        counts = finished.sort_into(placed, into, how=how or "copy")
         _print_rows(["folder", "images"], list(counts.items()), as_json)
     elif out is None:
-        rows = found.rows()
         if as_json:
-            _print_json(rows)
-        else:
-            found.write_csv(sys.stdout)
+            return _print_json(found.rows())
+        text = io.StringIO(newline="")
+        found.write_csv(text)
+        rows = text.getvalue()  # as data to a program, but nothing that a terminal obeys
+        sys.stdout.write(escaped(rows, but="\r\n") if sys.stdout.isatty() else rows)
 
 
 @app.command
@@ -201,18 +285,21 @@ def embed(run: Path, *source: str, out: Path, device: str = "auto") -> None:
     source
         Images, as for fit.
     out
-        The .npy file; the ids go beside it, as .ids.txt.
+        The .npy file; ids and paths go beside it, as .ids.csv. Neither must exist.
     device
         Where the net runs.
     """
     from deepcluster import finished
 
+    opened = RunDir.open(run)
+    finished.check_embeddings_out(out)
     with _progress(False) as progress:
         found = finished.predict_source(
-            RunDir.open(run), _one_or_many(source), device=device, progress=progress
+            opened, _one_or_many(source), device=device, progress=progress
         )
-    finished.write_embeddings(found, out)
-    Console().print(f"{out}: {found.embeddings.shape[0]} × {found.embeddings.shape[1]} float32")
+    for path in finished.write_embeddings(found, out):
+        rows, columns = found.embeddings.shape
+        show(f"{path}: {rows} × {columns} float32" if path.suffix != ".csv" else str(path))
 
 
 @app.command
@@ -232,7 +319,7 @@ def evaluate(
     source
         Other images, as for fit; none: the run's own.
     labels
-        "folders" or a CSV file with columns path,label.
+        "folders" or a CSV file with columns path,label; without a source, of the run's own images.
     device
         Where the net runs.
     """
@@ -251,9 +338,13 @@ def evaluate(
 
 @app.command
 def export(
-    run: Path, *, to: Literal["timm", "onnx", "torchscript"], out: Path | None = None
+    run: Path,
+    *,
+    to: Literal["timm", "onnx", "torchscript"],
+    out: Path | None = None,
+    classes: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
-    """Write the backbone for other programs.
+    """Write the backbone, or the whole way from image to class, for other programs.
 
     Parameters
     ----------
@@ -263,13 +354,84 @@ def export(
         A folder that timm reads, an ONNX file or a TorchScript file.
     out
         Where to write; by default a name under the run folder.
+    classes
+        One ONNX or TorchScript file from image to the probabilities of the classes, with the
+        classifier that `deepcluster teach` made.
     """
     from deepcluster import finished
 
     opened = RunDir.open(run)
     names = {"timm": "timm", "onnx": "model.onnx", "torchscript": "model.pt"}
     target = out or opened.path / "export" / names[to]
-    Console().print(str(finished.export_run(opened, to, target)))
+    show(str(finished.export_run(opened, to, target, classes=classes)))
+
+
+@app.command
+def suggest(
+    run: Path,
+    *,
+    n: Annotated[int, Parameter(name=["-n", "--images"])] = 40,
+    out: Path | None = None,
+) -> None:
+    """Choose the images that a person should label next, and make a page to label them in.
+
+    Parameters
+    ----------
+    run
+        A run folder.
+    n
+        How many images. After `deepcluster teach` those that the classifier doubts come first.
+    out
+        The table to fill in by hand; by default to_label.csv beside the page.
+    """
+    from deepcluster import rounds
+
+    if n < 1:
+        raise ConfigError(f"-n {n}: ask for 1 image or more")
+    found = rounds.suggest_run(RunDir.open(run), n, out=out)
+    show(
+        f"{len(found.ids)} images to label\npage:  {found.page}\ntable: {found.table}\n"
+        f"then:  deepcluster teach {shlex.quote(str(run))} labels.csv"
+    )
+
+
+@app.command
+def teach(run: Path, labels: Path, *, as_json: AsJson = False) -> None:
+    """Make a classifier from labels of some of the images.
+
+    Parameters
+    ----------
+    run
+        A run folder.
+    labels
+        A table with the columns label and id or path; from the page of `deepcluster suggest`, or
+        any other.
+    """
+    from deepcluster import rounds
+
+    opened = RunDir.open(run)
+    found = rounds.teach_run(opened, labels)
+    if as_json:
+        return _print_json(opened.read_classifier()[1])
+    expected = found.taught.expected
+    show(
+        f"{found.labels:,} labels, {len(found.taught.classes)} classes, "
+        f"{found.taught.classifier.method}\n"
+        f"expected to be right on {expected.accuracy:.0%} of images like these (nine times in ten "
+        f"between {expected.low:.0%} and {expected.high:.0%}; {expected.right} of "
+        f"{expected.checked} labels that were held out)"
+    )
+    table = Table("class", "labels", "held out, right", "images", "expected right")
+    for row in found.taught.classes:
+        held = f"{row.right} of {row.checked}" if row.checked else "–"
+        share = f"{row.expected:.0%}" if row.predicted else "–"
+        table.add_row(row.name, str(row.labels), held, f"{row.predicted:,}", share)
+    Console(markup=False, highlight=False).print(table)
+    show("\n".join([*found.notes, *found.mistakes]) or "no label looks like a mistake")
+    show(
+        f"labels that would help most: {', '.join(found.helpful[:5])} … "
+        f"(deepcluster suggest {shlex.quote(str(run))})"
+    )
 
 
 @app.command
@@ -284,8 +446,8 @@ def info(run: Path, *, as_json: AsJson = False) -> None:
     opened = RunDir.open(run, finished=False)
     if not as_json:
         facts, config = opened.read_info(), opened.read_config()
-        _print_text(
-            f"{shlex.join(facts['command']) or 'from Python'}\n"
+        show(shlex.join(facts["command"]) or "from Python")
+        show(
             f"begun {facts['started']}: {config.method}, {config.backbone}, size {config.size}, "
             f"epochs {config.epochs}, seed {config.seed}, on {config.device}"
         )
@@ -301,30 +463,112 @@ def report(run: Path) -> None:
     run
         A run folder.
     """
-    from deepcluster.report import write_report
-    from deepcluster.show.pictures import write_pictures
-
     opened = RunDir.open(run)
     with _progress(False) as progress:
-        write_pictures(opened)
-        page = write_report(opened, progress=progress.note)
-    Console().print(str(page))
+        page = _write_report(opened, progress)
+    show(str(page))
 
 
 @app.command
-def apply(run: Path, labels: Path) -> None:
-    """Write names, merges and moves from the report's labels.csv into the run.
+def apply(
+    run: Path,
+    labels: Path | None = None,
+    *,
+    from_: Annotated[Path | None, Parameter(name="--from")] = None,
+) -> None:
+    """Write names, merges and moves into the run: the report's labels.csv, or another run's.
 
     Parameters
     ----------
     run
         A run folder.
     labels
-        The labels.csv that the report gave.
+        The labels.csv that the report of this run gave.
+    from_
+        Another run: what a person said of it goes over by the images that both know.
     """
     from deepcluster.report import apply_labels
 
-    Console().print(str(apply_labels(RunDir.open(run), labels)))
+    opened = RunDir.open(run)
+    if (labels is None) == (from_ is None):
+        raise ConfigError("give the labels.csv of the run's report, or another run with --from")
+    if labels is not None:
+        done = str(apply_labels(opened, labels))
+    else:
+        from deepcluster.naming import Remembered, carry_names
+
+        assert from_ is not None
+        done = str(carry_names(Remembered.of(RunDir.open(from_)), opened))
+    show(done)
+    if opened.report.is_dir():
+        with _progress(False) as progress:
+            show(f"report: {_write_report(opened, progress)}")
+
+
+@app.command
+def update(
+    run: Path,
+    *source: str,
+    device: str = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Say where images belong that came after the fit, which fit nowhere, and if a fit is due.
+
+    Parameters
+    ----------
+    run
+        A run folder; the list goes into its updates/.
+    source
+        Images, as for fit. Those that the run or an earlier update knows are passed over.
+    device
+        Where the net runs.
+    """
+    from deepcluster import updating
+
+    opened = RunDir.open(run)
+    with _progress(as_json) as progress:
+        found = updating.update_run(opened, _one_or_many(source), device=device, progress=progress)
+    if as_json:
+        _print_json(found.facts())
+    else:
+        show(str(found))
+
+
+@app.command
+def segment(
+    *images: Path,
+    out: Path,
+    settings: Annotated[SegmentSettings, Parameter(name="*")] = SegmentSettings(),  # noqa: B008
+    device: str = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Cut single images into regions; nothing is learnt from other images.
+
+    Parameters
+    ----------
+    images
+        Image files.
+    out
+        A new folder: NAME.labels.png and NAME.overlay.png for each image, and areas.csv.
+    device
+        Where the net runs.
+    """
+    from deepcluster.segmentation import segment_files
+
+    with _progress(as_json) as progress:
+        done = segment_files(
+            images, out, settings, device=device, phase=progress.phase, advance=progress.advance
+        )
+    rows = [(item.image, f"{item.labels} regions in {item.seconds:.0f} s") for item in done]
+    _print_rows(["image", "result"], rows, as_json)
+
+
+def _write_report(run: RunDir, progress: TerminalProgress) -> Path:
+    from deepcluster.report import write_report
+    from deepcluster.show.pictures import write_pictures
+
+    write_pictures(run)
+    return write_report(run, progress=progress.note)
 
 
 # -- printing ---------------------------------------------------------------------------------
@@ -337,20 +581,22 @@ def _one_or_many(source: tuple[str, ...]) -> str | list[str]:
 
 
 def _print_json(value: Any) -> None:
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-
-
-def _print_text(text: str) -> None:
-    Console(soft_wrap=True, markup=False, highlight=False).print(text)
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    # what JSON leaves as it is, though a terminal may obey it or not be able to show it
+    text = re.sub("[\x7f-\x9f\u2028\u2029\ud800-\udfff]", lambda c: f"\\u{ord(c[0]):04x}", text)
+    sys.stdout.write(text + "\n")
 
 
 def _print_rows(head: list[str], rows: list[tuple[Any, ...]], as_json: bool) -> None:
     if as_json:
         return _print_json({str(row[0]): row[1] for row in rows})
-    table = Table(*head)
+    table = Table()
+    for title in head:
+        table.add_column(title, overflow="fold")
     for row in rows:
-        table.add_row(*map(str, row))
-    Console().print(table)
+        table.add_row(*(escaped(str(value)) for value in row))
+    width = None if sys.stdout.isatty() else 10_000  # in a pipe, nothing is broken into lines
+    Console(markup=False, emoji=False, highlight=False, width=width).print(table)
 
 
 def _print_plan(plan: Any, as_json: bool) -> None:
@@ -370,18 +616,21 @@ def _print_plan(plan: Any, as_json: bool) -> None:
     if as_json:
         return _print_json({**facts, "notes": plan.notes})
     _print_rows(["dry run", "nothing was done"], list(facts.items()), as_json=False)
-    _print_text("\n".join(plan.notes))
+    for sentence in plan.notes:
+        show(sentence)
 
 
 def _print_run(run: RunDir, as_json: bool) -> None:
     facts = run.read_info()
+    said = run.read_clusters() if facts["status"] == "done" else {"names": {}, "merged": {}}
     if as_json:
-        return _print_json({**facts, "run": str(run.path)})
-    console = Console()
+        return _print_json({**facts, "run": str(run.path), **said})
     counts, scores = facts["counts"], facts.get("scores", {})
-    console.print(
-        f"{facts['name']}: {counts['images']:,} images, {counts['clusters']} clusters, "
-        f"{facts['status']}"
+    status = facts["status"]
+    if status == "running" and not run.is_live():
+        status = "stopped before its end"
+    show(
+        f"{facts['name']}: {counts['images']:,} images, {counts['clusters']} clusters, {status}"
         + (f" in {facts['seconds']:.0f} s" if "seconds" in facts else "")
         + (f", {counts['skipped']} left out" if counts["skipped"] else "")
     )
@@ -389,26 +638,47 @@ def _print_run(run: RunDir, as_json: bool) -> None:
     last = [line["nmi_previous"] for line in history if line.get("nmi_previous") is not None]
     found = scores.get("fit", {})
     if "nmi" in found:
-        table = Table("", "NMI", "ARI", "ACC", "NMI to the previous epoch")
+        rows = []
         for name, title in (("fit", "deepcluster"), ("pixels", "k-means on the pixels")):
             if name in scores:
                 figures = [f"{scores[name][key]:.3f}" for key in ("nmi", "ari", "acc")]
                 stable = f"{last[-1]:.3f}" if last and name == "fit" else ""
-                table.add_row(title, *figures, stable)
-        console.print(table)
+                rows.append((title, *figures, stable))
+        _print_rows(["", "NMI", "ARI", "ACC", "NMI to the previous epoch"], rows, as_json=False)
     elif last:
-        console.print(f"NMI to the previous epoch: {last[-1]:.3f}")
+        show(f"NMI to the previous epoch: {last[-1]:.3f}")
     if "modularity" in found:
-        console.print(
+        show(
             f"modularity: {found['modularity']:.3f} (needs no labels; among runs that differ in "
-            "seed or epochs alone, higher is often better)",
-            soft_wrap=True,
+            "seed or epochs alone, higher is often better)"
         )
-    console.print(f"run folder: {run.path}", soft_wrap=True)
+    if status == "done":
+        _print_changes(run, said)
+    show(f"run folder: {run.path}")
     if run.pictures.is_dir():
-        console.print(f"pictures:   {run.pictures}", soft_wrap=True)
+        show(f"pictures:   {run.pictures}")
     if (run.report / "index.html").is_file():
-        console.print(f"report:     {run.report / 'index.html'}", soft_wrap=True)
+        show(f"report:     {run.report / 'index.html'}")
+
+
+def _print_changes(run: RunDir, said: dict[str, Any]) -> None:
+    """What a person has made of the clusters since the fit."""
+    items = run.read_items()
+    moved = items["by"].to_pylist().count("person")
+    names, merged = said["names"], said["merged"]
+    if not (moved or names or merged):
+        return
+    sizes = Counter(items["cluster"].to_pylist())
+    outside = sizes.pop(-1, 0)
+    show(
+        f"changed by a person: {len(sizes)} clusters now, {len(names)} with names, "
+        f"{len(merged)} merged into others, {moved} images moved ({outside} out of every cluster)"
+    )
+    show("scores above are of the fit; of the clusters now: `deepcluster evaluate RUN`")
+    for number, name in sorted(names.items(), key=lambda item: int(item[0])):
+        show(f"  {number}: {name} ({sizes[int(number)]} images)")
+    for old, new in sorted(merged.items(), key=lambda item: int(item[0])):
+        show(f"  {old}: now part of {new}")
 
 
 @contextmanager
@@ -444,27 +714,33 @@ def keep_freed_memory() -> None:
 
 def run_app(arguments: list[str] | None = None) -> int:
     """Run a command line and return its exit code."""
-    errors = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
+
+    def tell(text: str) -> None:
+        with suppress(OSError):  # a terminal that is gone
+            sys.stderr.write(escaped(text, but="\n") + "\n")
+
     try:
         app(arguments, exit_on_error=False, print_error=True)
-    except (cyclopts.CycloptsError, tomllib.TOMLDecodeError):
+    except cyclopts.CycloptsError:
         return USAGE
     except SystemExit as leaving:
         return int(leaving.code or 0)
     except (ConfigError, RunError) as error:
-        errors.print(f"deepcluster: {error}")
+        tell(f"deepcluster: {error}")
         return USAGE
     except KeyboardInterrupt:
-        errors.print("deepcluster: interrupted")
+        tell("deepcluster: interrupted")
         return INTERRUPTED
     except BrokenPipeError:  # whoever read the output has seen enough
         with suppress(OSError):  # as where there is no such file
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except Exception as error:
-        from deepcluster.errors import NoImagesError, SourceError
-
-        errors.print(f"deepcluster: {error}" if str(error) else f"deepcluster: {error!r}")
+        if isinstance(error, OSError) and error.strerror:
+            place = f": {error.filename}" if error.filename is not None else ""
+            tell(f"deepcluster: {error.strerror}{place}")
+        else:
+            tell(f"deepcluster: {error}" if str(error) else f"deepcluster: {error!r}")
         if isinstance(error, NoImagesError):
             return NO_IMAGES
         return USAGE if isinstance(error, SourceError) else FAILED
@@ -473,6 +749,12 @@ def run_app(arguments: list[str] | None = None) -> int:
 
 def main() -> None:
     """Entry point of the ``deepcluster`` command."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    for name in ("SIGTERM", "SIGHUP", "SIGBREAK"):  # Windows lacks the second, others the third
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
+            signal.signal(number, _interrupt)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a file's name need not be UTF-8
+            stream.reconfigure(errors="surrogateescape")
     keep_freed_memory()
     sys.exit(run_app())

@@ -11,6 +11,10 @@ class RunError(RuntimeError):
     """The folder is not a run, or not one that can be used so; says what to do."""
 
 
+class DamagedError(RunError):
+    """What is wrong in a file of a run; :func:`deepcluster.run.reading` adds which file it is."""
+
+
 class SourceError(ValueError):
     """The source, or its labels, cannot be opened; says what could have been meant."""
 

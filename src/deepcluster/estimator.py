@@ -1,44 +1,85 @@
-"""DeepCluster, the scikit-learn-style front: images in, clusters out, nothing on disk."""
+"""DeepCluster, the scikit-learn-style front: images in, clusters out, no run folder."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
+import numbers
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from sklearn.base import BaseEstimator, ClusterMixin, TransformerMixin
-from sklearn.utils import check_random_state
+import torch
+from sklearn.base import (
+    BaseEstimator,
+    ClassNamePrefixFeaturesOutMixin,
+    ClusterMixin,
+    TransformerMixin,
+)
+from sklearn.utils import Tags, check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
 from deepcluster.backbones.nets import CUSTOM
-from deepcluster.config import Config, load_recipe, override
+from deepcluster.clustering.pca import normalise
+from deepcluster.config import Config, flatten, load_recipe, override
 from deepcluster.device import pick_inference
-from deepcluster.errors import ConfigError
-from deepcluster.images.store import ImageStore, open_images
-from deepcluster.training.loop import fit
-from deepcluster.training.plan import choose_scale, resolve, scale_source, schedule_minutes
+from deepcluster.errors import ConfigError, NoImagesError, RunError
+from deepcluster.fitting import read_result, write_finished
+from deepcluster.images.sources import list_source
+from deepcluster.images.store import ImageStore, one_row_each, open_images, scan_images
+from deepcluster.images.vectors import pair, read_vectors
+from deepcluster.progress import Progress
+from deepcluster.report import write_report
+from deepcluster.run import RunDir
+from deepcluster.show.pictures import write_pictures
+from deepcluster.training.loop import FitResult, fit, fit_vectors
+from deepcluster.training.plan import (
+    Pace,
+    as_given,
+    choose_scale,
+    resolve,
+    scale_source,
+    schedule_given,
+    schedule_minutes,
+    settle_start,
+    take_weights,
+)
 
 
-class DeepCluster(ClusterMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
+class DeepCluster(
+    ClassNamePrefixFeaturesOutMixin,  # type: ignore[misc]
+    ClusterMixin,  # type: ignore[misc]
+    TransformerMixin,  # type: ignore[misc]
+    BaseEstimator,  # type: ignore[misc]
+):
     """Train a net on unlabelled images and cluster them with it.
+
+    Images may be of any size, so nothing checks that those of ``predict`` have the size of the
+    fit's: they are brought to the size the net sees. While it is in memory a fitted estimator keeps
+    the decoded images for :meth:`report`; a pickle does not.
 
     Args:
         n_clusters: clusters to end with; ``"auto"`` chooses their number from the features.
         recipe: a named set of settings, or the path of a .toml file.
-        backbone: name of a net (see ``Config.backbone``), or an ``nn.Module`` that turns
-            ``(b, c, size, size)`` into ``(b, d)``; a copy of it is trained.
+        start: scratch, frozen, adapt or auto (see ``Config.start``).
+        backbone: name of a net or a folder (see ``Config.backbone``), or an ``nn.Module`` that
+            turns ``(b, c, size, size)`` into ``(b, d)``; a copy of it is used, and trained unless
+            it is frozen.
         epochs: passes over the images.
         minutes: time for the fit, in place of epochs; what it comes to depends on the machine and
             is in ``config_``.
         size: side of the training images in pixels.
         device: auto, cpu, cuda, mps …
-        settings: any other setting, by its dotted name: ``{"train.lr": 0.1}``.
+        settings: any other setting, by its dotted name: ``{"train.lr": 0.1}``;
+            ``{"epochs": "auto"}`` undoes what a recipe sets, ``epochs="auto"`` leaves it.
         random_state: seed of everything random; an int gives the same bits again.
+        verbose: show on stderr how far the work is: a bar, and a line for each epoch.
 
     Attributes:
         labels_: ``(n,)`` int64, the cluster of each image.
@@ -47,7 +88,11 @@ class DeepCluster(ClusterMixin, TransformerMixin, BaseEstimator):  # type: ignor
         confidence_: ``(n,)`` float32 in [0, 1].
         history_: a dict an epoch, as in metrics.jsonl.
         n_iter_: epochs done.
+        n_features_in_: values of an image as the net sees it (side × side × channels), or of a
+            vector.
         ids_: a name for each image that was used, in the order of the labels.
+        kept_: ``(n,)``, the places of these among the images that were given.
+        n_images_: how many were given.
         skipped_: (path, reason) of the images that were left out.
         config_: the resolved settings.
         model_: the fitted model; ``model_.backbone`` is the net.
@@ -58,6 +103,7 @@ class DeepCluster(ClusterMixin, TransformerMixin, BaseEstimator):  # type: ignor
         *,
         n_clusters: int | Literal["auto"] = "auto",
         recipe: str = "default",
+        start: Literal["auto", "scratch", "frozen", "adapt"] = "auto",
         backbone: str | nn.Module = "auto",
         epochs: int | Literal["auto"] = "auto",
         minutes: float | Literal["auto"] = "auto",
@@ -65,9 +111,11 @@ class DeepCluster(ClusterMixin, TransformerMixin, BaseEstimator):  # type: ignor
         device: str = "auto",
         settings: Mapping[str, Any] | None = None,
         random_state: int | np.random.RandomState | None = None,
+        verbose: bool = False,
     ) -> None:
         self.n_clusters = n_clusters
         self.recipe = recipe
+        self.start = start
         self.backbone = backbone
         self.epochs = epochs
         self.minutes = minutes
@@ -75,6 +123,7 @@ class DeepCluster(ClusterMixin, TransformerMixin, BaseEstimator):  # type: ignor
         self.device = device
         self.settings = settings
         self.random_state = random_state
+        self.verbose = verbose
 
     def fit(self, images: Any, y: Any = None) -> DeepCluster:
         """Train on the images and cluster them.
@@ -88,6 +137,73 @@ class DeepCluster(ClusterMixin, TransformerMixin, BaseEstimator):  # type: ignor
             self
         """
         own_net = copy.deepcopy(self.backbone) if isinstance(self.backbone, nn.Module) else None
+        asked = self._asked(own_net)
+        if own_net is not None and asked.minutes != "auto":
+            raise ConfigError("minutes cannot be kept with a net of your own: give epochs instead")
+        self._started = datetime.now().astimezone().isoformat()
+        with self._progress() as progress:
+            return self._fit(images, asked, own_net, progress)
+
+    def _fit(
+        self, images: Any, asked: Config, own_net: nn.Module | None, progress: Progress
+    ) -> DeepCluster:
+        started = time.perf_counter()
+        if not isinstance(images, ImageStore):
+            images = list_source(images)
+        if own_net is not None:
+            weights = None
+            if asked.start == "auto":
+                asked = dataclasses.replace(asked, start="scratch")
+        else:
+            asked, weights, _ = settle_start(asked)
+        timed = asked.minutes != "auto" and weights is None
+        if weights is not None:
+            weights = weights.fetch()
+            given_store = isinstance(images, ImageStore)
+            side = images.pixels.shape[1] if given_store else scan_images(images).side
+            asked = take_weights(asked, weights, side=side)
+        elif timed and not isinstance(images, ImageStore):
+            asked = scale_source(images, asked)
+        store = self._open(images, asked, "labels_ and the like are in the order of ids_", progress)
+        asked = dataclasses.replace(asked, data=dataclasses.replace(asked.data, range=store.range))
+        size = asked.size if weights is not None else store.size
+        assert isinstance(size, int)
+        facts = {"n": len(store), "size": size, "channels": store.channels}
+        if timed and isinstance(images, ImageStore):  # decoded already: its size stays
+            asked = choose_scale(dataclasses.replace(asked, size=store.size), **facts)
+        pace = None
+        if not timed:  # no clock: the same bits again
+            config = resolve(asked, **facts)
+        else:
+            spent = time.perf_counter() - started
+            config, cost = schedule_minutes(asked, **facts, store_bytes=0, spent=spent)
+            assert asked.minutes != "auto"
+            pace = Pace(asked.minutes, rest=cost.rest, began=started, say=progress.note)
+        if own_net is not None:
+            config = dataclasses.replace(config, backbone=CUSTOM)
+        result = fit(store, config, backbone=own_net, progress=progress, pace=pace)
+        self._fingerprint = store.fingerprint()
+        self._take(result, store)
+        return self
+
+    def fit_embeddings(self, embeddings: Any) -> DeepCluster:
+        """Cluster features made elsewhere; :meth:`predict` and :meth:`transform` then take such.
+
+        Args:
+            embeddings: ``(n, d)`` numbers; their lengths do not count.
+
+        Returns:
+            self
+        """
+        rows, store = pair(read_vectors(embeddings), None)
+        config, _ = schedule_given(as_given(self._asked(None)), n=len(rows))
+        self._started = datetime.now().astimezone().isoformat()
+        self._fingerprint = store.fingerprint()
+        self._take(fit_vectors(rows, config), store)
+        return self
+
+    def _asked(self, own_net: nn.Module | None) -> Config:
+        """The settings, as they were given."""
         asked = override(Config(), load_recipe(self.recipe))
         asked = override(asked, dict(self.settings or {}))
         given: dict[str, Any] = {
@@ -95,34 +211,20 @@ class DeepCluster(ClusterMixin, TransformerMixin, BaseEstimator):  # type: ignor
             "minutes": self.minutes,
             "size": self.size,
             "device": self.device,
+            "start": self.start,
         }
         given |= {"clusters": self.n_clusters} | (
             {} if own_net is not None else {"backbone": self.backbone}
         )
         asked = override(asked, {name: value for name, value in given.items() if value != "auto"})
-        if isinstance(self.random_state, int):
-            seed = self.random_state
-        else:
-            seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        asked = dataclasses.replace(asked, seed=seed)
-        if own_net is not None and asked.minutes != "auto":
-            raise ConfigError("minutes cannot be kept with a net of your own: give epochs instead")
-        started = time.perf_counter()
-        timed = asked.minutes != "auto"
-        if timed and not isinstance(images, ImageStore):
-            asked = scale_source(images, asked)
-        store = self._open(images, asked)
-        facts = {"n": len(store), "size": store.size, "channels": store.channels}
-        if timed and isinstance(images, ImageStore):  # decoded already: its size stays
-            asked = choose_scale(dataclasses.replace(asked, size=store.size), **facts)
-        if not timed:  # no clock: the same bits again
-            config = resolve(asked, **facts)
-        else:
-            spent = time.perf_counter() - started
-            config, _ = schedule_minutes(asked, **facts, store_bytes=0, spent=spent)
-        if own_net is not None:
-            config = dataclasses.replace(config, backbone=CUSTOM)
-        result = fit(store, config, backbone=own_net)
+        seed = self.random_state  # a number is the seed itself, NumPy's too
+        if not isinstance(seed, numbers.Integral):
+            seed = check_random_state(seed).randint(2**31 - 1)
+        return override(asked, {"seed": seed})
+
+    def _take(self, result: FitResult, store: ImageStore) -> None:
+        """Set the attributes of a fitted estimator."""
+        self._result, self._store = result, store
         self.config_ = result.config
         self.model_ = result.model
         self.labels_ = result.labels
@@ -132,36 +234,204 @@ class DeepCluster(ClusterMixin, TransformerMixin, BaseEstimator):  # type: ignor
         self.n_iter_ = len(result.history)
         self.ids_ = store.ids
         self.skipped_ = store.skipped
-        sums = np.zeros((result.clusters, self.embeddings_.shape[1]), np.float32)
-        np.add.at(sums, self.labels_, self.embeddings_)
-        sizes = np.bincount(self.labels_, minlength=len(sums))
+        self.kept_ = np.arange(len(store)) if store.places is None else store.places
+        self.n_images_ = len(store) if store.listed is None else store.listed
+        side = result.model.preprocessing.size
+        seen = side**2 * result.model.channels
+        given = result.model.backbone is None  # vectors
+        self.n_features_in_ = self.embeddings_.shape[1] if given else seen
+        inside = self.labels_ >= 0  # a person may have taken images out of every cluster
+        count = max(result.clusters, int(self.labels_.max()) + 1)
+        sums = np.zeros((count, self.embeddings_.shape[1]), np.float32)
+        np.add.at(sums, self.labels_[inside], self.embeddings_[inside])
+        sizes = np.bincount(self.labels_[inside], minlength=count)
         self.cluster_centers_ = sums / np.maximum(sizes, 1)[:, None]
-        return self
 
-    def _open(self, images: Any, config: Config) -> ImageStore:
+    def fit_predict(self, images: Any, y: Any = None) -> np.ndarray:
+        """Fit, and the cluster of each image, ``(n,)`` int64; -1 for those that cannot be read."""
+        self.fit(images)
+        return one_row_each(self.labels_, self.kept_, self.n_images_, -1)
+
+    @contextmanager
+    def _progress(self) -> Iterator[Progress]:
+        if not self.verbose:
+            yield Progress()
+            return
+        from deepcluster.show.terminal import TerminalProgress
+
+        with TerminalProgress() as progress:
+            yield progress
+
+    def _open(self, images: Any, config: Config, rows: str, progress: Progress) -> ImageStore:
+        """The images; a warning says what `rows` say of those that cannot be read."""
         if isinstance(images, ImageStore):
             return images
-        store = open_images(images, data=config.data, size=config.size)
+        store = open_images(
+            images, data=config.data, size=config.size, progress=progress.callback("decoding")
+        )
         if store.skipped:
             path, reason = store.skipped[0]
             warnings.warn(
                 f"{len(store.skipped)} images were left out, the first, {path}, because: {reason}; "
-                "results are in the order of ids_",
-                stacklevel=3,
+                f"{rows}",
+                stacklevel=4,
             )
         return store
 
-    def transform(self, images: Any) -> np.ndarray:
-        """Embeddings of images, ``(n, d)`` float32, rows of length 1."""
+    def _embed(self, images: Any) -> np.ndarray:
+        """A row for each image that was given; NaN for those that cannot be read."""
         check_is_fitted(self, "model_")
-        store = self._open(images, self.config_)
-        device, dtype = pick_inference(self.config_, self.device)
-        embeddings = self.model_.embed(store, device=device, dtype=dtype)
-        return embeddings.numpy()
+        if self.model_.backbone is None:
+            return normalise(torch.from_numpy(read_vectors(images).rows)).numpy()
+        given = images if isinstance(images, ImageStore) else list_source(images)
+        rows = "their rows are NaN, their clusters -1"
+        with self._progress() as progress:
+            try:
+                store = self._open(given, self.config_, rows, progress)
+            except NoImagesError as error:
+                warnings.warn(f"{error}; all rows are NaN, all clusters -1", stacklevel=3)
+                return np.full((len(given), self.embeddings_.shape[1]), np.nan, np.float32)
+            device, dtype, batch_size = pick_inference(self.config_, self.device)
+            progress.phase("features", len(store))
+            found = self.model_.embed(
+                store,
+                device=device,
+                dtype=dtype,
+                batch_size=batch_size,
+                advance=progress.advance,
+            ).numpy()
+        return store.rows(found, np.nan)
+
+    def transform(self, images: Any) -> np.ndarray:
+        """Embeddings of images, ``(n, d)`` float32, rows of length 1.
+
+        There is a row for each image, in their order; of those that cannot be read it is NaN.
+        """
+        return self._embed(images)
 
     def predict(self, images: Any) -> np.ndarray:
-        """Clusters of images, ``(n,)`` int64."""
-        import torch
+        """Clusters of images, ``(n,)`` int64, in their order; -1 for those that cannot be read."""
+        embeddings = self._embed(images)
+        labels = np.full(len(embeddings), -1, np.int64)
+        good = np.isfinite(embeddings).all(axis=1)
+        if good.any():
+            labels[good] = self.model_.assign(torch.from_numpy(embeddings[good]))[0].numpy()
+        return labels
 
-        embeddings = torch.from_numpy(self.transform(images))
-        return self.model_.assign(embeddings)[0].numpy()
+    def save(self, folder: str | Path) -> Path:
+        """Write a run folder, without pickle: all that ``deepcluster fit`` leaves but checkpoints.
+
+        The commands take it (``deepcluster predict FOLDER …``), and so does :meth:`load`.
+
+        Args:
+            folder: where to; must be empty or not exist.
+
+        Returns:
+            The folder.
+
+        Raises:
+            RunError: the folder cannot be used, or the estimator was loaded from a run in which a
+                person moved or merged: copy that one.
+        """
+        check_is_fitted(self, "model_")
+        if self.model_.corrections is not None:
+            raise RunError(
+                "the estimator was loaded from a run in which a person moved or merged, and does "
+                "not know all that was said there: copy the folder it was loaded from"
+            )
+        run = RunDir.create(folder)
+        parameters = {
+            name: value.item() if isinstance(value, np.generic) else value
+            for name, value in self.get_params(deep=False).items()
+            if not isinstance(value, nn.Module | np.random.RandomState)
+        }
+        if self.settings is not None:
+            parameters["settings"] = dict(self.settings)
+        facts = {"started": self._started, "images": self._fingerprint, "estimator": parameters}
+        write_finished(run, self._store, self._result, facts)
+        return run.path
+
+    @classmethod
+    def load(cls, folder: str | Path, *, backbone: nn.Module | None = None) -> DeepCluster:
+        """A fitted estimator from what :meth:`save` wrote, or from any finished run.
+
+        What a person moved, merged or made by hand in the run since counts in ``labels_`` and in
+        ``predict``.
+
+        Args:
+            folder: a run folder.
+            backbone: the net, where it was a module of your own: its weights are read into it.
+
+        Raises:
+            RunError: it is no finished run, or its net is a module of your own and not given.
+        """
+        run = RunDir.open(folder)
+        result, store = read_result(run, backbone=backbone)
+        info = run.read_info()
+        parameters = info.get("estimator") or _parameters(result.config)
+        if backbone is not None:
+            parameters["backbone"] = backbone
+        found = cls(**parameters)
+        found._started, found._fingerprint = info["started"], info["images"]
+        found._take(result, store)
+        return found
+
+    def report(self, folder: str | Path) -> Path:
+        """Write the report: pages to look at, name and mend the clusters.
+
+        Args:
+            folder: as for :meth:`save`, which is done first unless it was.
+
+        Returns:
+            The first page, ``FOLDER/report/index.html``.
+
+        Raises:
+            RunError: the images are not in memory any more (after pickle or :meth:`load`).
+        """
+        check_is_fitted(self, "model_")
+        run = RunDir(folder)
+        if not ((run.path / "run.json").is_file() and self._is_in(run)):
+            if not len(self._store.pixels):
+                raise RunError(
+                    "an estimator that was pickled or loaded has no images to show: write the "
+                    "report of the folder it was saved in, or fit again"
+                )
+            self.save(folder)
+        write_pictures(run)
+        return write_report(run)
+
+    def _is_in(self, run: RunDir) -> bool:
+        info = run.read_info()
+        return bool((info["started"], info["images"]) == (self._started, self._fingerprint))
+
+    @property
+    def _n_features_out(self) -> int:
+        return int(self.embeddings_.shape[1])
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(super().__getstate__())
+        if "_store" in state:  # all but the images
+            store = state["_store"]
+            state["_store"] = dataclasses.replace(store, pixels=store.pixels[:0].copy())
+        return state
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.two_d_array = False
+        tags.input_tags.three_d_array = True
+        return tags
+
+
+def _parameters(config: Config) -> dict[str, Any]:
+    """Parameters of an estimator that would fit as a run of the command line did."""
+    settings = flatten(dataclasses.asdict(config))
+    parameters = {
+        "n_clusters": settings.pop("clusters"),
+        "random_state": settings.pop("seed"),
+        **{name: settings.pop(name) for name in ("backbone", "epochs", "size")},
+    }
+    for name in ("minutes", "device"):  # the epochs say it; the device is this machine's
+        settings.pop(name)
+    default = flatten(dataclasses.asdict(Config()))
+    changed = {name: value for name, value in settings.items() if value != default[name]}
+    return {**parameters, "settings": changed}

@@ -1,10 +1,12 @@
 """The fit of the command line, as functions to call from Python as well.
 
-The way through :func:`fit_source`: source -> ImageStore -> resolved settings -> loop -> run folder.
+The way through :func:`fit_source`: source -> Listing -> size and net -> ImageStore -> resolved
+settings -> loop -> run folder.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import platform
@@ -12,7 +14,7 @@ import shlex
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -20,23 +22,36 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
-from deepcluster.config import Config, flatten
+from deepcluster.backbones.start import GIVEN, Weights
+from deepcluster.clustering.neighbours import nearest_rows
+from deepcluster.config import SECTIONS, Config, check_settings, flatten, override
 from deepcluster.errors import ConfigError, RunError
+from deepcluster.images.listing import Listing
+from deepcluster.images.sources import list_source
 from deepcluster.images.store import ImageStore, open_images, scan_images
+from deepcluster.images.vectors import pair, read_vectors
+from deepcluster.naming import Remembered, carry_names, load_model
 from deepcluster.progress import Progress, epoch_sentence
 from deepcluster.report import write_report
-from deepcluster.run import RunDir
+from deepcluster.run import NEIGHBOURS, Neighbours, RunDir
 from deepcluster.show.pictures import write_pictures
 from deepcluster.show.tensorboard import TensorBoard
-from deepcluster.training.loop import FitResult, fit
+from deepcluster.training.loop import FitResult, fit, fit_vectors
 from deepcluster.training.plan import (
     LATE,
     MOST_EPOCHS,
     Cost,
+    Pace,
+    as_given,
     guess_epochs,
     scale_source,
+    schedule_frozen,
+    schedule_given,
     schedule_minutes,
+    settle_start,
+    take_weights,
     usual_minutes,
 )
 from deepcluster.version import __version__
@@ -90,19 +105,63 @@ def default_out(name: str) -> Path:
 
 def plan_source(source: Any, config: Config, *, labels: str | None = None) -> Plan:
     """Look at a source and say what a fit of it would do; decodes nothing, writes nothing."""
-    asked = scale_source(source, config, labels=labels)
-    scan = scan_images(source, data=asked.data, size=asked.size, labels=labels)
+    check_settings(config)
+    listing = list_source(source, labels)
+    asked, weights, sentence = settle_start(config)
+    if weights is None:
+        asked = scale_source(listing, asked)
+    else:
+        if weights.path is None:
+            raise ConfigError(
+                f"the weights of {weights.name} are not here, and a dry run downloads nothing: run "
+                "it without --dry-run"
+            )
+        asked = _take_weights(listing, asked, weights)
+    scan = scan_images(listing, data=asked.data, size=asked.size)
     limit = usual_minutes(config, scan.count)
-    resolved, cost = schedule_minutes(
+    resolved, cost = _schedule(
         asked,
+        weights,
         n=scan.count,
         size=scan.size,
         channels=scan.channels,
         store_bytes=scan.bytes_needed if scan.in_memory else 0,
         limit=limit,
     )
-    sentences = notes(asked, resolved, scan.count, cost, limit=limit)
+    sentences = about_start(weights, sentence) + scan.remarks
+    sentences += notes(asked, resolved, scan.count, cost, limit=limit)
     return Plan(scan.name, scan.count, resolved, cost, sentences)
+
+
+def _take_weights(listing: Listing, config: Config, weights: Weights) -> Config:
+    """The settings as the weights want them, for images as large as these."""
+    side = scan_images(listing, data=config.data).side
+    return take_weights(config, weights, side=side)
+
+
+def _schedule(
+    config: Config,
+    weights: Weights | None,
+    *,
+    n: int,
+    size: int,
+    channels: int,
+    store_bytes: int,
+    spent: float = 0.0,
+    limit: float,
+) -> tuple[Config, Cost]:
+    facts = {"n": n, "channels": channels, "store_bytes": store_bytes}
+    if config.backbone == GIVEN:
+        return schedule_given(config, n=n)
+    if config.start == "frozen":
+        assert weights is not None
+        return schedule_frozen(config, weights, **facts)
+    return schedule_minutes(config, **facts, size=size, spent=spent, limit=limit)
+
+
+def about_start(weights: Weights | None, sentence: str) -> list[str]:
+    """What a person should know of where the net begins."""
+    return [text for text in (weights.terms if weights else "", sentence) if text]
 
 
 def fit_source(
@@ -111,26 +170,34 @@ def fit_source(
     *,
     out: str | Path | None = None,
     labels: str | None = None,
+    names_from: str | Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
     report: bool = False,
     tensorboard: bool = False,
+    embeddings: Any = None,
     progress: Progress | None = None,
     command: Sequence[str] = (),
+    given: Collection[str] = (),
 ) -> RunDir:
     """Fit on a source and leave a run folder.
 
     Args:
-        source: whatever ``open_images`` takes.
+        source: whatever ``open_images`` takes; None for `embeddings` without their images.
         config: settings; None is the default recipe.
         out: the run folder; None is :func:`default_out`.
         labels: for measuring only: ``"folders"``, or a CSV file with columns ``path,label``.
+        names_from: an earlier run, whose names and moves go over to the clusters at the end
+            (:func:`deepcluster.naming.carry_names`).
         resume: go on with the fit in `out`, with the settings it was started with.
-        overwrite: replace the run in `out`.
+        overwrite: replace the run in `out`; it is put aside, and deleted once the new one is done.
         report: write the report as well.
         tensorboard: write event files for TensorBoard into ``tensorboard/`` of the run as well.
+        embeddings: features made elsewhere, as ``read_vectors`` takes them; nothing is trained.
         progress: told what happens.
         command: the command line, for run.json.
+        given: names of settings that count as asked for although they are as by default, where a
+            fit is gone on with.
 
     Returns:
         The finished run.
@@ -142,31 +209,121 @@ def fit_source(
     """
     progress = progress or Progress()
     asked = config or Config()
-    started = datetime.now().astimezone()
-    clock, processor = time.perf_counter(), time.process_time()
-    run = None
-    if resume:
-        run, asked = _reopen(out, asked)
-        if run.read_info()["status"] == "done":
-            progress.note(f"{run.path} has ended already: nothing to do")
-            return run
-        labels = labels or run.read_info()["labels"]
-    elif out is not None:
-        RunDir.free(out, overwrite=overwrite)  # refused before the work, made after it
-    given = asked
+    check_settings(asked)
+    sitting = Sitting()
+    with contextlib.ExitStack() as held:
+        run = None
+        if resume:
+            run, asked = _reopen(out, asked, given)
+            held.enter_context(run.locked())
+            if run.read_info()["status"] == "done":
+                return _complete(run, report=report, progress=progress)
+            labels = labels or run.read_info().get("labels")
+            names_from = names_from or run.read_info().get("names_from")
+        elif out is not None:
+            RunDir.free(out, overwrite=overwrite)  # refused before the work, made after it
+        remembered = _remember(names_from, out)
+        work = _look(source, asked, labels, sitting, progress, embeddings, resume=resume)
+        if remembered is not None and work.store.contents is not None:
+            remembered.check(work.store.contents)
+        info = _facts(work, labels, sitting, command)
+        info["names_from"] = None if names_from is None else str(names_from)
+        if run is None:
+            run = _begin(out, work, info, overwrite=overwrite)
+            held.enter_context(run.locked())
+        else:
+            work, info = _continue(run, work, info)
+        board = TensorBoard(progress, run.tensorboard) if tensorboard else None
+        logged = Logged(board or progress, run.log)
+        _train(
+            run,
+            work,
+            info,
+            sitting,
+            resume=resume,
+            report=report,
+            source=source,
+            remembered=remembered,
+            log=logged,
+        )
+        return _complete(run, report=report, progress=logged, board=board)
+
+
+# -- the steps of a fit -----------------------------------------------------------------------
+
+
+class Sitting:
+    """The clock and the processor's time since a fit was begun or gone on with."""
+
+    def __init__(self) -> None:
+        self.started = datetime.now().astimezone()
+        self.clock, self.processor = time.perf_counter(), time.process_time()
+
+    def taken(self, before: Mapping[str, Any]) -> dict[str, float]:
+        """Seconds so far, with those of the sittings before."""
+        spent = {
+            "seconds": time.perf_counter() - self.clock,
+            "processor_seconds": time.process_time() - self.processor,
+        }
+        return {name: round(before.get(name, 0.0) + value, 3) for name, value in spent.items()}
+
+
+@dataclass(frozen=True)
+class Work:
+    """Decoded images and what is to be done with them."""
+
+    store: ImageStore
+    asked: Config  # with size and net, where these follow from the time
+    resolved: Config
+    cost: Cost
+    limit: float  # minutes, where neither they nor epochs were asked for
+    spent: float  # seconds until the images were decoded
+    weights: Weights | None = None  # that the net begins with
+    sentence: str = ""  # about weights that a person could have
+    rows: np.ndarray | None = None  # (n, d) features made elsewhere
+    pictured: bool = True  # whether there are images of them
+
+
+def _look(
+    source: Any,
+    asked: Config,
+    labels: str | None,
+    sitting: Sitting,
+    progress: Progress,
+    embeddings: Any,
+    *,
+    resume: bool,
+) -> Work:
+    """Decode the images and make the plan."""
+    given, vectors, rows = asked, None, None
+    if embeddings is None:
+        asked, weights, sentence = settle_start(asked)
+    else:
+        vectors, weights, sentence = read_vectors(embeddings), None, ""
+        asked = as_given(asked)
+    if weights is not None and weights.path is None:
+        progress.phase(f"downloading {weights.name}", 1)
+        weights = weights.fetch()
     progress.phase("looking at the images", 1)
-    asked = scale_source(source, asked, labels=labels)
-    store = open_images(
-        source,
-        data=asked.data,
-        size=asked.size,
-        labels=labels,
-        progress=progress.callback("decoding"),
-    )
-    spent = time.perf_counter() - clock
+    store = None
+    if source is not None:
+        listing = list_source(source, labels)
+        if weights is None:
+            asked = scale_source(listing, asked)
+        elif not resume:
+            asked = _take_weights(listing, asked, weights)
+        store = open_images(
+            listing, data=asked.data, size=asked.size, progress=progress.callback("decoding")
+        )
+        asked = dataclasses.replace(asked, data=dataclasses.replace(asked.data, range=store.range))
+    if vectors is not None:
+        rows, store = pair(vectors, store)
+    assert store is not None
+    spent = time.perf_counter() - sitting.clock
     limit = usual_minutes(given, len(store))
-    resolved, cost = schedule_minutes(
+    resolved, cost = _schedule(
         asked,
+        weights,
         n=len(store),
         size=store.size,
         channels=store.channels,
@@ -174,18 +331,33 @@ def fit_source(
         spent=spent,
         limit=limit,
     )
-    if run is None:
-        run = RunDir.create(out or default_out(store.name), overwrite=overwrite)
-    board = TensorBoard(progress, run.tensorboard) if tensorboard else None
-    progress = Logged(board or progress, run.log)
-    info: dict[str, Any] = {
+    return Work(
+        store,
+        asked,
+        resolved,
+        cost,
+        limit,
+        spent,
+        weights=weights,
+        sentence=sentence,
+        rows=rows,
+        pictured=source is not None,
+    )
+
+
+def _facts(
+    work: Work, labels: str | None, sitting: Sitting, command: Sequence[str]
+) -> dict[str, Any]:
+    """What run.json says while the fit is at work."""
+    store, resolved = work.store, work.resolved
+    return {
         "status": "running",
         "name": store.name,
         "command": list(command),
         "labels": labels,
-        "started": started.isoformat(timespec="seconds"),
+        "started": sitting.started.isoformat(timespec="seconds"),
         "seed": resolved.seed,
-        "minutes": None if asked.minutes == "auto" else asked.minutes,
+        "minutes": None if work.asked.minutes == "auto" else work.asked.minutes,
         "versions": versions(),
         "hardware": hardware(resolved),
         "images": store.fingerprint(),
@@ -195,94 +367,205 @@ def fit_source(
             "clusters": resolved.clusters,
             "classes": len(store.label_names) if store.labels is not None else 0,
         },
+        "weights": None if work.weights is None else work.weights.facts(),
+        "passed_over": [dataclasses.asdict(one) for one in store.passed_over],
         "notes": left_out(store)
-        + notes(asked, resolved, len(store), cost, limit=limit, spent=spent),
+        + store.remarks
+        + about_start(work.weights, work.sentence)
+        + notes(work.asked, resolved, len(store), work.cost, limit=work.limit, spent=work.spent),
     }
-    if resume:
-        before = run.read_info()
-        if before["images"] != info["images"]:
-            raise RunError(
-                f"{run.path} was fitted on other images than the source holds now: "
-                "give the same source, or start anew in another folder"
-            )
-        info |= {name: before[name] for name in ("started", "command", "minutes")}
-        # what the sittings before took, not lost if this one is killed
-        info |= {name: before.get(name, 0.0) for name in ("seconds", "processor_seconds")}
-        assert isinstance(resolved.epochs, int)
-        left = max(0, resolved.epochs - len(run.read_metrics()))
-        cost = dataclasses.replace(cost, epochs=left)
-    run.write_config(resolved)
-    run.write_skipped(store.skipped)
+
+
+def _begin(out: str | Path | None, work: Work, info: dict[str, Any], *, overwrite: bool) -> RunDir:
+    """Make the run folder; there is none without what a later command needs to go on."""
+
+    def write(run: RunDir) -> None:
+        run.write_info(info)
+        run.write_config(work.resolved)
+        run.write_skipped(work.store.skipped)
+
+    if out is None:
+        return RunDir.create_unique(default_out(work.store.name), write)
+    return RunDir.create(out, overwrite=overwrite, begin=write)
+
+
+def _continue(run: RunDir, work: Work, info: dict[str, Any]) -> tuple[Work, dict[str, Any]]:
+    """Check that the images are those of the run, and take over what its sittings have noted."""
+    before = run.read_info()
+    if before.get("images") != info["images"]:
+        raise RunError(
+            f"{run.path} was fitted on other images than the source holds now: "
+            "give the same source, or start anew in another folder"
+        )
+    info |= {name: before.get(name) for name in ("started", "command", "minutes")}
+    # what the sittings before took, not lost if this one is killed
+    info |= {name: before.get(name, 0.0) for name in ("seconds", "processor_seconds")}
+    assert isinstance(work.resolved.epochs, int)
+    left = max(0, work.resolved.epochs - len(run.read_metrics()))
+    run.write_config(work.resolved)
+    run.write_skipped(work.store.skipped)
     run.write_info(info)
+    return dataclasses.replace(work, cost=dataclasses.replace(work.cost, epochs=left)), info
 
-    def taken() -> dict[str, float]:
-        return {
-            "seconds": round(info.get("seconds", 0.0) + time.perf_counter() - clock, 3),
-            "processor_seconds": round(
-                info.get("processor_seconds", 0.0) + time.process_time() - processor, 3
-            ),
-        }
 
+def _train(
+    run: RunDir,
+    work: Work,
+    info: dict[str, Any],
+    sitting: Sitting,
+    *,
+    resume: bool,
+    report: bool,
+    source: Any,
+    remembered: Remembered | None,
+    log: Logged,
+) -> None:
+    """Fit, and write the result; whatever happens, run.json says how it ended."""
+    pace = None
+    if work.asked.minutes != "auto" and not resume:
+        pace = Pace(work.asked.minutes, rest=work.cost.rest, began=sitting.clock, say=log.note)
     try:
         for sentence in info["notes"]:
-            progress.note(sentence)
-        memory = f"about {cost.memory / 1e9:.1f} GB of memory"
-        progress.note(f"expected: {_span(cost.seconds)}, {memory}")
-        result = fit(store, resolved, run=run, resume=resume, progress=progress)
-        _write_result(run, store, result, progress)
+            log.note(sentence)
+        memory = f"about {work.cost.memory / 1e9:.1f} GB of memory"
+        log.note(f"expected: {_span(work.cost.seconds)}, {memory}")
+        store = work.store
+        if work.rows is None:
+            result = fit(store, work.resolved, run=run, resume=resume, progress=log, pace=pace)
+        else:
+            seen = store if work.pictured else None
+            result = fit_vectors(
+                work.rows, work.resolved, store=seen, truth=store.labels, progress=log
+            )
+        _write_result(run, store, result, log)
+        if remembered is not None:
+            info["carried"] = str(carry_names(remembered, run)).splitlines()
     except BaseException as error:
         stopped = isinstance(error, KeyboardInterrupt)
-        run.write_info({**info, "status": "interrupted" if stopped else "failed", **taken()})
-        if stopped:
-            again = shlex.join(["deepcluster", "fit", *_words(source), "--out", str(run.path)])
-            progress.note(f"stopped and saved. To go on: {again} --resume")
-        else:
-            with run.log.open("a", encoding="utf-8") as log:
-                log.write(traceback.format_exc())
+        with contextlib.suppress(OSError):  # a full disk: the status stays, and so does the run
+            ended = {"status": "interrupted" if stopped else "failed", **sitting.taken(info)}
+            run.write_info({**info, **ended})
+        with contextlib.suppress(OSError):  # of a terminal that is gone, or the log's disk
+            _say_how_to_go_on(run, source, log, stopped=stopped)
         raise
+    taken = sitting.taken(info)
+    said = info["notes"] + afterwards(work.asked, result, taken["seconds"])
+    for sentence in said[len(info["notes"]) :]:
+        log.note(sentence)
     run.write_info(
         {
             **info,
-            "counts": info["counts"] | ({"clusters": result.clusters} if result.choice else {}),
+            "notes": said,
+            "counts": info["counts"] | {"clusters": len(np.unique(result.labels))},
             "choice": result.choice,
             "status": "done",
-            **taken(),
+            **taken,
             "timings": result.timings,
             "scores": result.scores,
+            "unwritten": ["pictures", *(["report"] if report else [])],
         }
     )
-    write_pictures(run)
-    if board is not None:
-        board.close(run)
-    if report:
-        write_report(run, progress=progress.note)
+
+
+def _say_how_to_go_on(run: RunDir, source: Any, log: Logged, *, stopped: bool) -> None:
+    """After a fit that was stopped or failed: what is kept, and what to type."""
+    if stopped:
+        again = shlex.join(["deepcluster", "fit", *_words(source), "--out", str(run.path)])
+        log.note(f"stopped and saved. To go on: {again} --resume")
+    else:
+        with run.log.open("a", encoding="utf-8") as file:
+            file.write(traceback.format_exc())
+    if run.aside.path.exists():
+        log.note(
+            f"the run that was in {run.path} before is whole, in {run.aside.path}, until this one "
+            "has ended; to have it back, rename the folders"
+        )
+
+
+def _complete(
+    run: RunDir, *, report: bool, progress: Progress, board: TensorBoard | None = None
+) -> RunDir:
+    """Write what a finished run still lacks: the pictures, the report."""
+    info = run.read_info()
+    lacking = set(info.pop("unwritten", []))
+    lacking |= set() if run.pictures.is_dir() else {"pictures"}
+    lacking |= {"report"} if report and not (run.report / "index.html").is_file() else set()
+    if not lacking and board is None:
+        progress.note(f"{run.path} has ended already: nothing to do")
+    try:
+        if "pictures" in lacking:
+            write_pictures(run)
+        if board is not None:
+            board.close(run)
+        if "report" in lacking:
+            write_report(run, progress=progress.note)
+    except KeyboardInterrupt:
+        progress.note(
+            f"the clusters are saved in {run.path}; its {' and '.join(sorted(lacking))} may not "
+            "be: write them with `deepcluster report`"
+        )
+        raise
+    run.write_info(info)
+    kept = run.remove_replaced()
+    if kept is not None:
+        progress.note(
+            f"the run that was in {run.path} before is kept in {kept}: a person gave its clusters "
+            "names, or put something into it"
+        )
     return run
 
 
-def _reopen(out: str | Path | None, asked: Config) -> tuple[RunDir, Config]:
-    """The run to go on with and its settings; settings asked for that differ are refused."""
+def _reopen(out: str | Path | None, asked: Config, given: Collection[str]) -> tuple[RunDir, Config]:
+    """The run to go on with and its settings; settings asked for that differ are refused.
+
+    Those of the last step may differ while it is not done, as far as nothing before depends on
+    them.
+    """
     if out is None:
         raise ConfigError("--resume needs --out: the folder of the run to go on with")
     run = RunDir.open(out, finished=False)
-    saved = run.read_config()
+    saved, info = run.read_config(), run.read_info()
     default, wanted, kept = (
         flatten(dataclasses.asdict(config)) for config in (Config(), asked, saved)
     )
-    kept["minutes"] = run.read_info()["minutes"]  # the settings hold the epochs these came to
-    differing = [
-        name
+    minutes = info.get("minutes")  # the settings hold the epochs these came to
+    kept["minutes"] = "auto" if minutes is None else minutes
+    differing = {
+        name: value
         for name, value in wanted.items()
-        if value not in (default[name], kept[name]) and name != "device"
-    ]
-    if differing:
+        if (value != default[name] or name in given)
+        and value not in (kept[name], "auto")
+        and name != "device"
+    }
+    late = {
+        name: value
+        for name, value in differing.items()
+        if name.startswith("final.")
+        and (name != "final.neighbours" or saved.method != "contrastive-clusters")
+    }
+    refused = differing.keys() - (late.keys() if info["status"] != "done" else set())
+    if refused:
         raise ConfigError(
-            f"{run.path} was started with other settings ({', '.join(differing)}): "
+            f"{run.path} was started with other settings ({', '.join(sorted(refused))}): "
             "--resume goes on with its own; leave those flags out, or start anew in another folder"
         )
+    saved = override(saved, late)
     if asked.device not in ("auto", saved.device):
         train = dataclasses.replace(saved.train, precision="auto")
         saved = dataclasses.replace(saved, device=asked.device, train=train)
     return run, saved
+
+
+def _remember(names_from: str | Path | None, out: str | Path | None) -> Remembered | None:
+    """What an earlier run says of its images, read before the work."""
+    if names_from is None:
+        return None
+    if out is not None and Path(out).resolve() == Path(names_from).resolve():
+        raise ConfigError(
+            f"names from {names_from}, which is also where the new run would go: choose another "
+            "folder with --out"
+        )
+    return Remembered.of(RunDir.open(names_from))
 
 
 def _write_result(run: RunDir, store: ImageStore, result: FitResult, progress: Progress) -> None:
@@ -291,7 +574,12 @@ def _write_result(run: RunDir, store: ImageStore, result: FitResult, progress: P
     classes: list[str | None] = [None] * n
     if store.labels is not None:
         classes = [store.label_names[k] if k >= 0 else None for k in store.labels.tolist()]
-    np.save(run.embeddings, result.embeddings, allow_pickle=False)
+    run.write_embeddings(result.embeddings)
+    if store.contents is not None:
+        run.write_contents(store.contents)
+    features = torch.from_numpy(result.embeddings).to(result.config.device)
+    index, distance, recall = nearest_rows(features, NEIGHBOURS)
+    run.write_neighbours(Neighbours(index.cpu().numpy(), distance.cpu().numpy(), recall))
     run.write_items(
         {
             "id": store.ids,
@@ -309,10 +597,97 @@ def _write_result(run: RunDir, store: ImageStore, result: FitResult, progress: P
     if result.tree is not None:
         run.write_tree(result.tree.merges.numpy(), result.tree.heights.numpy(), result.parts)
     result.model.save(run.model)
+    if not len(store.pixels):  # an estimator that was pickled has none
+        return
     tile = min(store.pixels.shape[1], LARGE_TILE if n <= FEW_IMAGES else SMALL_TILE)
     order = np.lexsort((result.distances, result.labels))  # a cluster lies on few sheets
     run.write_thumbnails(store.pixels, tile=tile, order=order)
     progress.advance(n)
+
+
+def write_finished(
+    run: RunDir, store: ImageStore, result: FitResult, facts: dict[str, Any]
+) -> None:
+    """Write the run folder of a fit that was made in memory.
+
+    Args:
+        run: an empty folder.
+        store: the images; without pixels, no thumbnails are written.
+        result: of the fit.
+        facts: when it was ``started``, the fingerprint of the ``images``, and what else goes into
+            run.json.
+    """
+    run.write_config(result.config)
+    run.write_skipped(store.skipped)
+    for line in result.history:
+        run.append_metrics(line)
+    _write_result(run, store, result, Progress())
+    classes = len(store.label_names) if store.labels is not None else 0
+    run.write_info(
+        {
+            "status": "done",
+            "name": store.name,
+            "command": [],
+            "labels": None,
+            "seed": result.config.seed,
+            "minutes": None,
+            "versions": versions(),
+            "hardware": hardware(result.config),
+            "counts": {
+                "images": len(store),
+                "skipped": len(store.skipped),
+                "clusters": result.clusters,
+                "classes": classes,
+            },
+            "notes": left_out(store),
+            "choice": result.choice,
+            "timings": result.timings,
+            "scores": result.scores,
+            **facts,
+        }
+    )
+
+
+def read_result(run: RunDir, *, backbone: nn.Module | None = None) -> tuple[FitResult, ImageStore]:
+    """What a finished run holds, with what a person changed; the images without their pixels.
+
+    Args:
+        run: a finished run.
+        backbone: the net, where it was a module of the user's own.
+    """
+    info, items = run.read_info(), run.read_items()
+    columns = {name: items[name].to_pylist() for name in ("id", "path", "label")}
+    config = run.read_config()
+    model = load_model(run, backbone=backbone)
+    names = sorted({label for label in columns["label"] if label is not None})
+    number = {name: i for i, name in enumerate(names)}
+    assert isinstance(config.size, int)
+    store = ImageStore(
+        name=info["name"],
+        pixels=np.empty((0, config.size, config.size, model.channels), np.uint8),
+        size=config.size,
+        ids=columns["id"],
+        paths=columns["path"],
+        labels=np.array([number.get(x, -1) for x in columns["label"]]) if names else None,
+        label_names=names,
+        skipped=run.read_skipped(),
+        contents=run.read_contents() if run.contents.is_file() else None,
+    )
+    result = FitResult(
+        config=config,
+        model=model,
+        embeddings=np.array(run.read_embeddings()),
+        labels=items["cluster"].to_numpy().astype(np.int64),
+        distances=items["distance"].to_numpy(),
+        confidence=items["confidence"].to_numpy(),
+        places=np.stack([items["x"].to_numpy(), items["y"].to_numpy()], axis=1),
+        history=run.read_metrics(),
+        clusters=info["counts"]["clusters"],
+        choice={int(k): score for k, score in (info.get("choice") or {}).items()},
+        scores=info["scores"],
+        timings=info["timings"],
+    )
+    return result, store
 
 
 def _words(source: Any) -> list[str]:
@@ -353,9 +728,12 @@ def notes(
             f"clusters: the best number from 2 to {resolved.clusters}, chosen at the end; "
             "if you know better, say --clusters K"
         )
+    if resolved.backbone == GIVEN:
+        return [*sentences, f"{_count(n, 'vector')} as given: nothing is trained"]
+    learns = "frozen" if resolved.start == "frozen" else _count(resolved.epochs, "epoch")
     sentences.append(
         f"{_count(n, 'image')} at {resolved.size} pixels, {resolved.backbone}, "
-        f"{_count(resolved.epochs, 'epoch')} on {resolved.device} in {resolved.train.precision}"
+        f"{learns} on {resolved.device} in {resolved.train.precision}"
         + ("" if asked.minutes == "auto" else f", to end after {asked.minutes:g} minutes")
     )
     if asked.minutes != "auto" and (spent or 0) + cost.seconds > 60 * asked.minutes * (1 + LATE):
@@ -364,7 +742,7 @@ def notes(
             f"{asked.minutes:g} minutes are too few for so many images on this machine: {decoded}"
             f"one epoch takes {_span(cost.epoch)}, the rest {_span(cost.rest)}"
         )
-    if asked.minutes == asked.epochs == "auto":
+    if asked.minutes == asked.epochs == "auto" and resolved.start != "frozen":
         batch = resolved.train.batch_size
         assert isinstance(resolved.size, int) and isinstance(batch, int)
         rule = guess_epochs(n, resolved.size, batch)
@@ -373,8 +751,52 @@ def notes(
             f"no --minutes given: training takes at most {_span(60 * limit)}, and size, net and "
             f"epochs suit that where you did not name them{fewer}"
         )
+    idle = without_effect(asked)
+    if idle:
+        sentences.append(f"without effect with the method {resolved.method}: {', '.join(idle)}")
     if resolved.epochs == MOST_EPOCHS and asked.minutes != "auto":
         sentences.append(f"{MOST_EPOCHS} epochs are enough: this will end before its time")
+    return sentences
+
+
+def without_effect(asked: Config) -> list[str]:
+    """Settings that were changed and that the method does not read."""
+    others = {group for groups in SECTIONS.values() for group in groups}
+    others -= set(SECTIONS.get(asked.method, ()))
+    default, wanted = (flatten(dataclasses.asdict(config)) for config in (Config(), asked))
+    idle = [
+        name
+        for name, value in wanted.items()
+        if name.partition(".")[0] in others and value != default[name]
+    ]
+    if asked.final.algorithm == "graph" and asked.final.restarts != Config().final.restarts:
+        idle.append("final.restarts")
+    return idle
+
+
+def afterwards(asked: Config, result: FitResult, seconds: float) -> list[str]:
+    """Plain sentences about what came out otherwise than was asked for.
+
+    Args:
+        asked: settings as asked for.
+        result: of the fit.
+        seconds: that it took.
+    """
+    sentences = []
+    different = len({row.tobytes() for row in result.embeddings})
+    filled = len(np.unique(result.labels))
+    if different < result.clusters or filled < result.clusters:
+        sentences.append(
+            f"the {_count(len(result.labels), 'image')} hold {different} different ones: "
+            f"{result.clusters} clusters were asked for, {filled} have images"
+        )
+    if asked.minutes != "auto" and seconds > 60 * asked.minutes * (1 + LATE):
+        training = result.timings.get("train", 0.0)
+        sentences.append(
+            f"took {_span(seconds)}, not the {asked.minutes:g} minutes asked for: "
+            f"{_count(len(result.history), 'epoch')} took {_span(training)}, the rest "
+            f"{_span(seconds - training)}; was the machine busy?"
+        )
     return sentences
 
 

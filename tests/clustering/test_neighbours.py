@@ -5,6 +5,7 @@ import pytest
 import torch
 from sklearn.neighbors import NearestNeighbors
 
+from deepcluster.clustering import neighbours
 from deepcluster.clustering.neighbours import knn
 
 
@@ -41,3 +42,37 @@ def test_a_row_is_not_its_own_neighbour_even_among_duplicates() -> None:
 def test_neighbours_must_be_fewer_than_rows(k: int) -> None:
     with pytest.raises(ValueError, match="from 1 to n - 1"):
         knn(torch.zeros(5, 2), k)
+
+
+def test_all_rows_are_found_up_to_some_number_and_most_beyond(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    x = torch.nn.functional.normalize(torch.randn(900, 12, generator=seeded()))
+    expected, apart = knn(x, 6)
+    indices, distances, recall = neighbours.nearest_rows(x, 6)
+    assert indices.equal(expected) and recall == 1
+    monkeypatch.setattr(neighbours, "EXACT_UP_TO", 100)
+    monkeypatch.setattr(neighbours, "PROBES", 100)  # all cells: exact again
+    indices, distances, recall = neighbours.nearest_rows(x, 6)
+    assert indices.equal(expected) and recall == 1
+    torch.testing.assert_close(distances, apart)
+    monkeypatch.setattr(neighbours, "PROBES", 5)
+    indices, distances, recall = neighbours.nearest_rows(x, 6)
+    true = (indices[:, :, None] == expected[:, None, :]).any(2).float().mean()
+    assert 0.5 < true < 1 and abs(recall - float(true)) < 0.06
+    assert not (indices == torch.arange(900)[:, None]).any()
+    torch.testing.assert_close(distances, (x[:, None] - x[indices]).norm(dim=2))
+
+
+@pytest.mark.parametrize("n", [1, 2, 5])
+def test_few_rows_have_few_neighbours(n: int) -> None:
+    indices, distances, recall = neighbours.nearest_rows(torch.randn(n, 3), 12)
+    assert indices.shape == distances.shape == (n, n - 1) and recall == 1
+
+
+def test_copies_that_fill_a_cell_find_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(neighbours, "EXACT_UP_TO", 100)
+    x = torch.randn(500, 4, generator=seeded())
+    x[:300] = x[0]
+    indices, distances, _ = neighbours.nearest_rows(x, 12)
+    assert (indices[:300] < 300).all() and (distances[:300] == 0).all()

@@ -20,34 +20,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pictures import picture, reasons, save
 from PIL import Image
 
 from deepcluster.config import DataSettings
 from deepcluster.errors import NoImagesError, SourceError
 from deepcluster.images.named import TORCHVISION
-from deepcluster.images.store import NAMED, ImageStore, auto_size, open_images, scan_images
+from deepcluster.images.store import NAMED, auto_size, open_images, scan_images
 
 GREY = DataSettings(channels="grey")
 RGB = DataSettings(channels="rgb")
-
-
-def picture(seed: int = 0, side: int | tuple[int, int] = 24, channels: int = 3) -> np.ndarray:
-    """A smooth random picture, (h, w, c): photographs are smooth, and JPEG keeps them."""
-    height, width = (side, side) if isinstance(side, int) else side
-    rng = np.random.default_rng(seed)
-    coarse = Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8))
-    return np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC))[..., :channels]
-
-
-def save(path: Path, pixels: np.ndarray | None = None, mode: str | None = None, **how: Any) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image = Image.fromarray(np.squeeze(picture() if pixels is None else pixels))
-    (image.convert(mode) if mode else image).save(path, **how)
-    return path
-
-
-def reasons(store: ImageStore) -> dict[str, str]:
-    return {Path(path).name: reason for path, reason in store.skipped}
 
 
 # -- formats ----------------------------------------------------------------------------------
@@ -516,7 +498,7 @@ def test_parquet_rows_without_an_image(tmp_path: Path) -> None:
     store = open_images(file)
     assert store.ids == ["0.png", "1.png"]
     assert store.skipped == [
-        ("n.png", "empty"),
+        ("n.png", "the row has no bytes, and there is no file n.png in the folder of a.parquet"),
         ("a:3", "empty"),
         ("j.png", "not an image in a format that Pillow reads"),
     ]
@@ -556,13 +538,16 @@ def test_arrays_that_are_no_images() -> None:
     for array, message in (
         (np.zeros((5, 64)), r"shape \(5, 64\) holds no images"),
         (np.zeros((5, 8, 8, 7)), "holds no images"),
-        (np.full((5, 8, 8), 16.0), "from 16 to 16: scale them"),
-        (np.full((5, 8, 8), np.nan), r"floats must lie in \[0, 1\]"),
-        (np.full((5, 8, 8), -1), r"must lie in 0\.\.255"),
+        (np.zeros((48, 64, 3)), r"is one image, not many: give array\[None\], of shape \(1, 48,"),
+        (np.zeros((48, 64, 1)), "is one image"),
         (np.zeros((5, 8, 8), complex), "no type for pixels"),
+        (np.full((5, 8, 8), "a"), "no type for pixels"),
     ):
         with pytest.raises(SourceError, match=message):
             open_images(array)
+    with pytest.raises(NoImagesError, match="none of its values is a number"):
+        open_images(np.full((5, 8, 8), np.nan))
+    assert open_images(np.zeros((5, 4, 4))).pixels.shape == (5, 8, 8, 1)  # so small they are square
 
 
 def test_lists_of_any_size() -> None:

@@ -7,15 +7,18 @@ but a file, or an address of another kind fails the test that did it.
 from __future__ import annotations
 
 import csv
+import shlex
 import shutil
 from collections.abc import Callable, Iterator
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import pytest
 from make_run import HOSTILE, make_run, training
+from PIL import Image
 
 from deepcluster.report import apply_labels, write_report
 from deepcluster.run import RunDir
@@ -40,7 +43,7 @@ OPTIONS = [
     "--disable-sync",
     "--no-first-run",
 ]
-ROUTES = ["", "clusters", "cluster/0", "map", "unusual", "unusual/pairs"]
+ROUTES = ["", "clusters", "cluster/0", "map", "unusual", "unusual/pairs", "curves"]
 
 Open = Callable[..., Any]
 
@@ -153,7 +156,9 @@ def test_first_screen_says_what_how_many_and_how_good(made: RunDir, visit: Open)
     assert sum(shown) == 100
     box = page.locator(".cover").first.bounding_box()
     assert box["y"] + box["height"] < 800
-    playwright.expect(page.locator("svg.chart")).to_have_count(6)  # five curves and the sizes
+    playwright.expect(page.locator("svg.chart")).to_have_count(1)  # the sizes
+    page.click("text=How the training went")
+    playwright.expect(page.locator("svg.chart")).to_have_count(5)
 
 
 def test_scores_stand_beside_those_of_the_pixels(tmp_path: Path, visit: Open) -> None:
@@ -164,7 +169,7 @@ def test_scores_stand_beside_those_of_the_pixels(tmp_path: Path, visit: Open) ->
     run = make_run(tmp_path / "run", n=60, info={"scores": scores})
     write_report(run)
     text = visit(run).inner_text(".overview")
-    for figure in ("90 %", "0.830", "0.400", "0.829", "0.710", "some new", "0.500"):
+    for figure in ("in the right one", "0.830", "0.400", "0.829", "0.710", "some new", "0.500"):
         assert figure in text
     assert "plain k-means on the pixels" in text
 
@@ -233,15 +238,105 @@ def test_outliers_and_pairs(tmp_path: Path, visit: Open) -> None:
 
 
 def test_curves_of_figures_that_not_every_epoch_has(tmp_path: Path, visit: Open) -> None:
-    metrics = [{"epoch": e, "loss": 3 - e / 10} for e in range(9)]
+    metrics = [{"epoch": e, "loss": 3 - e / 10, "seconds": {}} for e in range(9)]
     for e, value in ((2, 0.5), (5, 0.25), (7, 0.125)):
         metrics[e] |= {"changed": value, "nmi": 0.5 if e == 2 else None}
     run = make_run(tmp_path / "run", n=40, metrics=metrics)
     write_report(run)
-    page = visit(run)
+    page = visit(run, "curves")
     titles = page.locator("figure h3").all_inner_texts()
     assert titles == ["Loss", "Movement"]  # a single value makes no curve
     assert page.inner_text("figure:nth-of-type(2) .readings b") == "13 %"
+
+
+def test_an_image_is_shown_large_and_linked(tmp_path: Path, visit: Open, browser: Any) -> None:
+    photos = tmp_path / "my photos #1 100%"
+    (photos / "été").mkdir(parents=True)
+    names = [f"{'été/' if i % 2 else ''}{i:02d} 写真.png" for i in range(12)]
+    for name in names:
+        Image.new("RGB", (300, 200), (200, 30, 30)).save(photos / name)
+    run = make_run(
+        tmp_path / "runs" / "one",
+        n=12,
+        clusters=2,
+        ids=names,
+        paths=[str(photos / name) for name in names],
+    )
+    write_report(run)
+    page = visit(run, f"image/{quote(names[3], safe='')}")
+    shown = page.locator(".large img")
+    playwright.expect(shown).to_have_js_property("naturalWidth", 300)
+    link = page.get_by_role("link", name=str(photos / names[3]))
+    assert link.get_attribute("href").startswith("../../../my%20photos")  # both may move together
+    # Sent to another machine: the pages open, with the small picture.
+    alone = shutil.copytree(run.report, tmp_path / "report")
+    other = browser.new_page()
+    other.goto(f"{(alone / 'index.html').as_uri()}#/image/{quote(names[3], safe='')}")
+    playwright.expect(other.locator(".large .note")).to_contain_text("A small copy")
+    playwright.expect(other.locator(".large .picture")).to_have_count(1)
+    other.close()
+
+
+def test_what_was_passed_over_is_on_the_first_page(tmp_path: Path, visit: Open) -> None:
+    over = [
+        {"kind": ".heic", "count": 9, "cure": "pip install 'deepcluster[heic]'"},
+        {"kind": "<b>.svs</b>", "count": 1200, "cure": ""},
+    ]
+    run = make_run(tmp_path / "run", n=30, info={"passed_over": over})
+    write_report(run)
+    page = visit(run)
+    said = page.inner_text(".left-out")
+    assert "9 × .heic: pip install 'deepcluster[heic]'" in said
+    assert "1,200 files of other kinds: 1,200 × <b>.svs</b>" in said
+    assert "1 file could not be read" in said
+    page.click("text=which")
+    assert "it is no image" in page.inner_text("#skipped")
+
+
+def test_the_first_page_has_no_words_of_the_trade(made: RunDir, visit: Open) -> None:
+    page = visit(made)
+    said = page.evaluate(
+        "document.querySelector('.hero').innerText + document.querySelector('.verdict').innerText"
+    )
+    assert not any(word in said for word in ("resnet", "deepcluster-v2", "ln k", "rank", "epoch"))
+    whole = page.inner_text("main")
+    assert "ln k" not in whole and "effective rank" not in whole.lower()
+    assert whole.count("Zip the folder") == 1 and str(made.report.resolve()) in whole
+    page.click("text=How the training went")
+    assert "ln k" in page.inner_text("main")
+
+
+def test_dialogs_show_typical_images(made: RunDir, visit: Open) -> None:
+    page = visit(made, "cluster/0")
+    page.click("text=Merge into another")
+    shown = page.locator(".choices li").first.locator(".picture")
+    places = shown.evaluate_all("all => all.map((p) => p.style.backgroundPosition)")
+    expected = page.evaluate(
+        """() => {
+            const { changes, members, tileOf } = deepcluster;
+            const first = members.near(0)[0];
+            return [...members.ordered(changes.rowsOf(first), "typical")].slice(0, 5).map((row) => {
+                const { left, top } = tileOf(row);
+                return `${-left * 36}px ${-top * 36}px`;
+            });
+        }"""
+    )
+    assert len(places) == 5 and [p.replace("-0px", "0px") for p in places] == [
+        p.replace("-0px", "0px") for p in expected
+    ]
+
+
+def test_the_command_works_from_anywhere_and_phones_show_counts(made: RunDir, visit: Open) -> None:
+    page = visit(made, width=390)
+    counts = page.locator(".cover-size").all_inner_texts()
+    assert len(counts) == 6 and all(text.endswith(" images") for text in counts)
+    assert page.locator(".cover-size").first.is_visible()
+    with page.expect_download():
+        page.click("#download")
+    said = page.locator("#toast span")
+    playwright.expect(said).to_contain_text("deepcluster apply")
+    command = said.inner_text().split(": ", 1)[1]
+    assert shlex.split(command) == ["deepcluster", "apply", str(made.path.resolve()), "labels.csv"]
 
 
 # -- changing ------------------------------------------------------------------------------------
@@ -411,6 +506,260 @@ def test_map_hovers_zooms_and_colours(run: RunDir, visit: Open) -> None:
     page.wait_for_function(f"() => location.hash === '#/image/{far:06d}'")
 
 
+# -- levels --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> RunDir:
+    """Six clusters of three parts each."""
+    run = make_run(tmp_path / "run", n=240, clusters=6, parts=3)
+    write_report(run)
+    return run
+
+
+def cuts(run: RunDir, k: int) -> list[set[int]]:
+    """The clusters at a level, as docs/run-folder.md has it."""
+    pairs, _, part = run.read_tree()
+    root = np.arange(len(pairs) + 1)
+    for i, j in pairs[: len(root) - k]:
+        root[root == j] = i
+    flat = root[part]
+    return [set(np.flatnonzero(flat == c).tolist()) for c in np.unique(flat)]
+
+
+def shown(page: Any) -> list[set[int]]:
+    """The clusters as the page has them."""
+    rows = page.evaluate(
+        "deepcluster.changes.clusters().map((c) => [...deepcluster.changes.rowsOf(c)])"
+    )
+    return [set(row) for row in rows]
+
+
+def same(a: list[set[int]], b: list[set[int]]) -> bool:
+    return sorted(map(sorted, a)) == sorted(map(sorted, b))
+
+
+def to_level(page: Any, k: int) -> None:
+    page.evaluate("k => deepcluster.changes.setLevel(k)", k)
+
+
+def test_the_slider_goes_through_all_cuts_of_the_tree(tree: RunDir, visit: Open) -> None:
+    page = visit(tree, "clusters")
+    slider = page.get_by_label("Number of clusters")
+    assert [slider.get_attribute(name) for name in ("min", "max")] == ["0", "16"]
+    playwright.expect(page.locator(".level-said")).to_have_text("6 clusters")
+    slider.focus()
+    page.keyboard.press("Home")
+    for k in range(2, 19):
+        playwright.expect(page.locator(".level-said")).to_have_text(f"{k} clusters")
+        playwright.expect(page.locator(".card")).to_have_count(k)
+        assert same(shown(page), cuts(tree, k))
+        page.keyboard.press("ArrowRight")
+    page.get_by_label("Fewer clusters").click()
+    page.get_by_label("Fewer clusters").click()
+    playwright.expect(page.locator(".level-said")).to_have_text("16 clusters")
+    page.locator("main").focus()
+    page.keyboard.press("-")
+    playwright.expect(page.locator(".level-said")).to_have_text("15 clusters")
+    page.keyboard.press("+")
+    playwright.expect(page.locator(".level-said")).to_have_text("16 clusters")
+    page.click("text=Back to the 6 of the fit")
+    playwright.expect(page.locator(".level-said")).to_have_text("6 clusters")
+    assert same(shown(page), [set(map(int, members(tree, c))) for c in range(6)])
+
+
+def test_a_step_changes_one_cluster_and_its_numbers_stay(tree: RunDir, visit: Open) -> None:
+    page = visit(tree, "clusters")
+    before = None
+    for k in range(2, 19):
+        to_level(page, k)
+        now = dict(
+            page.evaluate(
+                "deepcluster.changes.clusters().map((c) => [c, [...deepcluster.changes.rowsOf(c)]])"
+            )
+        )
+        if before is not None:
+            fresh = now.keys() - before.keys()
+            assert len(fresh) == 1 and before.keys() < now.keys()
+            split = [c for c in before if before[c] != now[c]]
+            assert len(split) == 1
+            assert sorted(now[split[0]] + now[fresh.pop()]) == before[split[0]]
+        if k == 6:
+            assert now == {c: [int(i) for i in members(tree, c)] for c in range(6)}
+        before = now
+
+
+def test_names_stay_with_their_images_at_every_level(tree: RunDir, visit: Open) -> None:
+    page = visit(tree, "clusters")
+    for cluster, name in ((0, "cats"), (1, "dogs"), (2, "birds"), (3, "fish")):
+        page.evaluate("([c, name]) => deepcluster.changes.rename(c, name)", [cluster, name])
+    called = {frozenset(map(int, members(tree, c))): n for c, n in enumerate(("cats", "dogs"))}
+    to_level(page, 12)
+    finer = page.evaluate(
+        """deepcluster.changes.clusters().map((c) =>
+            [[...deepcluster.changes.rowsOf(c)], deepcluster.changes.nameOf(c)])"""
+    )
+    for rows, name in finer:  # a part of the cats is cats
+        for whole, known in called.items():
+            if set(rows) <= whole:
+                assert name == known
+    # A name of a part is the part's alone.
+    cat = page.evaluate("deepcluster.changes.clusterOf(0)")
+    page.evaluate("c => deepcluster.changes.rename(c, 'tabby')", cat)
+    tabbies = set(page.evaluate("c => [...deepcluster.changes.rowsOf(c)]", cat))
+    to_level(page, 6)
+    home = page.evaluate("deepcluster.changes.clusterOf(0)")
+    own = page.evaluate("c => deepcluster.changes.nameOf(c)", home)
+    assert own in ("cats", "dogs", "birds", "fish", "")
+    assert page.evaluate("c => deepcluster.changes.othersOf(c)", home) == [
+        {"name": "tabby", "size": len(tabbies)}
+    ]
+    # A coarser cluster has the name that covers most of its named images, and shows the others.
+    names = {c: n for c, n in enumerate(("cats", "dogs", "birds", "fish"))}
+    sizes = {c: len(members(tree, c)) for c in range(6)}
+    to_level(page, 2)
+    for cluster in page.evaluate("deepcluster.changes.clusters()"):
+        rows = set(page.evaluate("c => [...deepcluster.changes.rowsOf(c)]", cluster))
+        inside = {names[c]: sizes[c] for c in names if set(map(int, members(tree, c))) <= rows}
+        best = page.evaluate("c => deepcluster.changes.nameOf(c)", cluster)
+        assert not inside or inside[best] == max(inside.values())
+        others = page.evaluate("c => deepcluster.changes.othersOf(c).map((o) => o.name)", cluster)
+        assert set(others) - {"tabby"} == inside.keys() - {best}
+        if others:
+            assert others[0] in page.inner_text(f'.card[data-cluster="{cluster}"] .other-names')
+    page.reload()
+    page.wait_for_selector("html[data-ready=yes]")
+    assert page.evaluate("deepcluster.changes.level") == 2
+    to_level(page, 12)
+    assert page.evaluate("c => deepcluster.changes.nameOf(c)", cat) == "tabby"
+
+
+def test_a_name_given_to_several_counts_as_one(tree: RunDir, visit: Open) -> None:
+    page = visit(tree, "clusters")
+    to_level(page, 18)
+    mine = np.array(list(map(int, members(tree, 0))))
+    parts = tree.read_tree()[2][mine]
+    numbers, sizes = np.unique(parts, return_counts=True)
+    largest, *others = numbers[np.argsort(-sizes)].tolist()
+    for part, name in ((largest, "large"), (others[0], "small"), (others[1], "small")):
+        page.evaluate(
+            "([row, name]) => deepcluster.changes.rename(deepcluster.changes.clusterOf(row), name)",
+            [int(mine[parts == part][0]), name],
+        )
+    page.evaluate(
+        "row => deepcluster.changes.move([row], deepcluster.NO_CLUSTER)",
+        int(mine[parts == largest][0]),
+    )
+    to_level(page, 6)
+    home = page.evaluate("row => deepcluster.changes.clusterOf(row)", int(mine[-1]))
+    assert page.evaluate("c => deepcluster.changes.nameOf(c)", home) == "small"  # 20 of 39
+    assert page.evaluate("c => deepcluster.changes.othersOf(c)", home) == [
+        {"name": "large", "size": 19}
+    ]
+
+
+def test_moves_and_merges_stay_with_their_images_at_every_level(tree: RunDir, visit: Open) -> None:
+    page = visit(tree, "clusters")
+    here, there = (list(map(int, members(tree, c))) for c in (0, 1))
+    page.evaluate("rows => deepcluster.changes.move(rows, 1)", here[:2])
+    page.evaluate("rows => deepcluster.changes.move(rows, deepcluster.NO_CLUSTER)", here[2:3])
+    page.evaluate("deepcluster.changes.merge(2, 3)")
+    joined = [int(i) for c in (2, 3) for i in members(tree, c)]
+    for k in (2, 3, 5, 6, 9, 14, 18):
+        to_level(page, k)
+        of = page.evaluate(
+            "rows => rows.map((row) => deepcluster.changes.clusterOf(row))",
+            [*here[:3], *joined, *there],
+        )
+        assert of[2] == -1
+        assert len(set(of[3 : 3 + len(joined)])) == 1  # a merge is one at every level
+        assert of[0] == of[1] and of[0] in of[3 + len(joined) :]  # beside images of their new home
+    to_level(page, 6)
+    page.evaluate("deepcluster.changes.undo()")
+    assert len(page.evaluate("deepcluster.changes.clusters()")) == 6
+
+
+def test_a_merge_at_a_fine_level_takes_only_its_images_along(tree: RunDir, visit: Open) -> None:
+    page = visit(tree, "clusters")
+    to_level(page, 18)
+    a, b = (
+        page.evaluate("row => deepcluster.changes.clusterOf(row)", int(members(tree, c)[0]))
+        for c in (0, 1)
+    )
+    moved = set(page.evaluate("c => [...deepcluster.changes.rowsOf(c)]", a))
+    page.evaluate("([a, b]) => deepcluster.changes.merge(a, b)", [a, b])
+    to_level(page, 6)
+    assert same(
+        shown(page),
+        [
+            set(map(int, members(tree, 0))) - moved,
+            set(map(int, members(tree, 1))) | moved,
+            *(set(map(int, members(tree, c))) for c in range(2, 6)),
+        ],
+    )
+
+
+def test_a_cluster_opens_into_its_parts(tree: RunDir, visit: Open) -> None:
+    page = visit(tree, "cluster/0")
+    whole = set(map(int, members(tree, 0)))
+    _, _, part = tree.read_tree()
+    playwright.expect(page.locator(".near").first.locator(".chip")).to_have_count(3)
+    page.locator(".near").first.locator(".chip").first.click()
+    largest = np.bincount(part[sorted(whole)]).max()
+    assert page.inner_text(".shown-of") == f"Shown {largest} of {len(whole)} images"
+    page.click("text=Open into two")
+    page.goto(f"{page.url.partition('#')[0]}#/clusters")
+    playwright.expect(page.locator(".card")).to_have_count(7)
+    opened = shown(page)
+    assert sum(rows <= whole for rows in opened) == 2
+    assert set().union(*(rows for rows in opened if rows <= whole)) == whole
+    page.click("#changes")
+    page.locator(".changes li", has_text="opened").get_by_role("button").click()
+    page.keyboard.press("Escape")
+    playwright.expect(page.locator(".card")).to_have_count(6)
+
+
+@pytest.mark.parametrize("k", [3, 6, 11])
+def test_the_chosen_level_goes_out_and_comes_back(
+    tree: RunDir, visit: Open, tmp_path: Path, k: int
+) -> None:
+    page = visit(tree, "clusters")
+    mine = list(map(int, members(tree, 0)))
+    page.evaluate("rows => deepcluster.changes.move(rows, 4)", mine[:2])
+    page.evaluate("deepcluster.changes.rename(4, 'kept')")
+    page.get_by_label("Number of clusters").focus()
+    to_level(page, k)
+    wanted = shown(page)
+    rows = download(page, tmp_path / "labels.csv")
+    assert {row["run"] for row in rows} == {tree.fingerprint()}
+    apply_labels(tree, tmp_path / "labels.csv")
+    write_report(tree)
+    items = tree.read_items()["cluster"].to_numpy()
+    assert same([set(np.flatnonzero(items == c).tolist()) for c in np.unique(items)], wanted)
+    by = tree.read_items()["by"].to_pylist()
+    assert {i for i, who in enumerate(by) if who == "person"} == set(mine[:2])
+    again = visit(tree, "clusters")
+    playwright.expect(again.locator("#changes")).to_have_text("No changes")
+    assert same(shown(again), wanted)
+    assert (
+        again.evaluate(
+            "row => deepcluster.changes.nameOf(deepcluster.changes.clusterOf(row))", mine[0]
+        )
+        == "kept"
+    )
+    for other in (2, 18):  # and the slider goes on from there, the moved images beside the others
+        to_level(again, other)
+        assert len(shown(again)) == other
+        four = [int(i) for i in members(tree, int(items[mine[0]]))]
+        of = again.evaluate("rows => rows.map((row) => deepcluster.changes.clusterOf(row))", four)
+        assert of[four.index(mine[0])] == of[four.index(mine[1])]
+
+
+def test_a_run_without_a_tree_has_no_slider(made: RunDir, visit: Open) -> None:
+    page = visit(made, "clusters")
+    playwright.expect(page.locator(".level")).to_have_count(0)
+
+
 # -- hard cases ----------------------------------------------------------------------------------
 
 
@@ -466,19 +815,23 @@ def test_one_cluster_and_five_hundred(tmp_path: Path, visit: Open, n: int, clust
         playwright.expect(page.locator("h1")).to_have_count(1)
 
 
-def test_fifty_thousand_images(tmp_path: Path, visit: Open) -> None:
-    n = 50_000
-    run = make_run(tmp_path / "run", n=n, clusters=4, side=8, tile=8, labels=False)
+def test_a_hundred_thousand_images(tmp_path: Path, visit: Open) -> None:
+    n = 100_000
+    rng = np.random.default_rng(0)
+    places = np.where(rng.random((n, 1)) < 0.6, rng.normal(size=(n, 2)), np.nan)
+    run = make_run(
+        tmp_path / "run", n=n, clusters=4, side=8, tile=8, labels=False, parts=25, places=places
+    )
     write_report(run)
     size = sum(path.stat().st_size for path in run.report.rglob("*") if path.is_file())
-    assert size < 40e6
+    assert size < 80e6
     page = visit(run)
     first = page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime")
     assert first < 2000, f"first view after {first:.0f} ms"
     page.evaluate("location.hash = '#/cluster/1'")
     page.wait_for_selector(".tile")
     rows = page.evaluate("deepcluster.changes.rowsOf(1).length")
-    assert rows > 10_000 and page.locator(".tile").count() < 600
+    assert rows > 20_000 and page.locator(".tile").count() < 600
     frames = page.evaluate(
         """async () => {
             const times = [];
@@ -506,3 +859,25 @@ def test_fifty_thousand_images(tmp_path: Path, visit: Open) -> None:
     )
     assert spent < 3000
     assert page.evaluate("deepcluster.changes.rowsOf(1).length") == 0
+    page.evaluate("location.hash = '#/map'")
+    page.wait_for_selector("canvas.map")
+    on_map = int(np.isfinite(places[:, 0]).sum())
+    assert f"Shown {on_map:,} of 100,000 images" in page.inner_text(".lead")
+    page.evaluate("location.hash = '#/clusters'")
+    page.wait_for_selector(".card header")
+    spent = page.evaluate(
+        """async () => {
+            const times = [];
+            for (const level of [5, 20, 60, 100, 30, 3]) {
+                const start = performance.now();
+                deepcluster.changes.setLevel(level);
+                await new Promise(requestAnimationFrame);
+                await new Promise(requestAnimationFrame);
+                times.push(performance.now() - start);
+            }
+            return times;
+        }"""
+    )
+    assert max(spent) < 2000, f"levels take {spent} ms"
+    left = page.evaluate("deepcluster.changes.clusters().length")
+    playwright.expect(page.locator(".card")).to_have_count(left)

@@ -17,12 +17,17 @@ import numpy as np
 import pytest
 from make_run import HOSTILE, make_run, training, write_run
 from PIL import Image
+from scipy.cluster.hierarchy import fcluster, linkage
+from sklearn.cluster import KMeans
 from sklearn.neighbors import NearestNeighbors
 
 from deepcluster.errors import RunError
-from deepcluster.report import apply_labels, layout, neighbours, write_report
-from deepcluster.report.verdict import judge
-from deepcluster.run import RunDir
+from deepcluster.report import apply_labels, levels, unusual, write, write_report
+from deepcluster.report.levels import Tree, describe_levels, read_tree
+from deepcluster.report.separation import find_separation
+from deepcluster.report.verdict import Truth, judge
+from deepcluster.run import Neighbours, RunDir
+from deepcluster.show.pictures import write_pictures
 
 
 def data_of(run: RunDir, name: str) -> dict[str, Any]:
@@ -90,7 +95,7 @@ def test_items_say_what_the_table_says(written: RunDir) -> None:
     assert [items["classes"][c] for c in items["label"]] == table["label"].to_pylist()
     np.testing.assert_array_equal(items["cluster"], table["cluster"].to_numpy())
     np.testing.assert_array_equal(items["confidence"], table["confidence"].to_numpy())
-    assert items["places"].reshape(-1, 2).max() == 65535
+    assert items["places"].reshape(-1, 2).max() == 65534
 
 
 def test_each_tile_is_the_picture_of_its_item(tmp_path: Path) -> None:
@@ -176,77 +181,140 @@ def test_text_can_be_read_on_every_ground() -> None:
             assert contrast >= 4.5, (ink, ground, contrast)
 
 
-# -- neighbours, map, verdict --------------------------------------------------------------------
+# -- neighbours, map, tree -----------------------------------------------------------------------
 
 
-def test_neighbours_are_those_of_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
-    points = np.random.default_rng(0).normal(size=(700, 12)).astype(np.float32)
-    distance, index = NearestNeighbors(n_neighbors=6).fit(points).kneighbors()
-    found = neighbours.find_neighbours(points, 6)
-    np.testing.assert_array_equal(found.index, index)
-    np.testing.assert_allclose(found.distance, distance, rtol=1e-5)
-    assert found.recall == found.kept_variance == 1
-    monkeypatch.setattr(neighbours, "EXACT_UP_TO", 100)
-    monkeypatch.setattr(neighbours, "PROBES", 100)  # all cells: exact again
-    np.testing.assert_array_equal(neighbours.find_neighbours(points, 6).index, index)
-    monkeypatch.setattr(neighbours, "PROBES", 4)
-    some = neighbours.find_neighbours(points, 6)
-    true = np.mean([len(set(a) & set(b)) / 6 for a, b in zip(some.index, index, strict=True)])
-    assert 0.3 < true < 1 and abs(some.recall - true) < 0.05
+def test_an_older_run_gets_its_neighbours_once_and_they_are_those_of_scikit_learn(
+    tmp_path: Path,
+) -> None:
+    run = make_run(tmp_path / "run", n=300, dimensions=12)
+    assert not run.neighbours.exists()
+    write_report(run)
+    distance, index = NearestNeighbors(n_neighbors=12).fit(run.read_embeddings()).kneighbors()
+    known = run.read_neighbours(300)
+    assert known is not None and known.recall == 1
+    np.testing.assert_array_equal(known.index, index)
+    np.testing.assert_allclose(known.distance, distance, rtol=1e-5)
+    written = run.neighbours.stat().st_mtime_ns
+    write_report(run)
+    assert run.neighbours.stat().st_mtime_ns == written
+    np.testing.assert_array_equal(data_of(run, "neighbours")["index"].reshape(300, 12), index)
 
 
-def test_wide_features_are_searched_in_their_principal_components() -> None:
-    rng = np.random.default_rng(0)
-    points = (rng.normal(size=(400, 20)) @ rng.normal(size=(20, 300))).astype(np.float32)
-    index = NearestNeighbors(n_neighbors=5).fit(points).kneighbors(return_distance=False)
-    found = neighbours.find_neighbours(points, 5)
-    assert found.kept_variance == pytest.approx(1)  # the data have 20 directions
-    np.testing.assert_array_equal(found.index, index)
+def test_the_report_reads_the_neighbours_that_the_fit_wrote(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", n=30)
+    index = (np.arange(30)[:, None] + np.arange(1, 4)) % 30
+    run.write_neighbours(Neighbours(index, np.ones((30, 3)), 0.97))
+    write_report(run)
+    np.testing.assert_array_equal(data_of(run, "neighbours")["index"].reshape(30, 3), index)
+    said = data_of(run, "summary")["neighbours"]
+    assert said["k"] == 3 and said["recall"] == pytest.approx(0.97)
 
 
-def test_equal_images_are_pairs_and_never_their_own_neighbours() -> None:
+def test_neighbours_of_fewer_images_are_not_those_of_the_run(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", n=30)
+    run.write_neighbours(Neighbours(np.zeros((20, 3)), np.ones((20, 3)), 1.0))
+    write_report(run)
+    assert data_of(run, "neighbours")["index"].size == 30 * 12
+
+
+def test_equal_images_are_pairs_and_never_their_own_neighbours(tmp_path: Path) -> None:
     points = np.random.default_rng(0).normal(size=(300, 8)).astype(np.float32)
     points[10:30] = points[10]  # more copies than neighbours
     points[50] = points[51] + 1e-4
     points[7] += 50
-    found = neighbours.find_neighbours(points)
+    found = unusual.read_neighbours(RunDir.create(tmp_path / "run"), points)
     assert not (found.index == np.arange(300)[:, None]).any()
-    pairs = neighbours.find_duplicates(found)
+    pairs = unusual.find_duplicates(found)
     named = {tuple(pair) for pair in pairs.pairs.tolist()}
     assert (50, 51) in named and len(named) > 100
     assert all(a == 50 or (10 <= a < 30 and 10 <= b < 30) for a, b in named)
     assert (np.diff(pairs.distance) >= 0).all() and len(named) == pairs.total
-    assert neighbours.find_outliers(found)[0] == 7
+    assert unusual.find_outliers(found)[0] == 7
 
 
-def test_map_keeps_given_places_and_puts_others_beside_what_is_like_them() -> None:
+def test_images_without_a_place_are_not_on_the_map(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    clusters = np.repeat([0, 1, 2], 100)
-    points = (np.eye(3, 6)[clusters] * 20 + rng.normal(size=(300, 6))).astype(np.float32)
-    islands = np.array([[0, 0], [100, 0], [0, 100]], np.float32)
-    given = islands[clusters] + rng.normal(size=(300, 2)).astype(np.float32)
-    hidden = rng.random(300) < 0.6
-    known = np.where(hidden[:, None], np.nan, given)
-    found = layout.lay_out(points, clusters, known)
-    assert found.laid_out == (~hidden).sum()
-    np.testing.assert_array_equal(found.places[~hidden], given.astype(np.float32)[~hidden])
-    assert np.linalg.norm(found.places - islands[clusters], axis=1).max() < 10
+    places = rng.normal(size=(60, 2))
+    places[::3] = np.nan
+    run = make_run(tmp_path / "run", n=60, places=places)
+    write_report(run)
+    assert data_of(run, "summary")["map"] == {"shown": 40}
+    packed = data_of(run, "items")["places"].reshape(60, 2)
+    assert (packed[::3] == 65535).all()
+    shown = np.isfinite(places[:, 0])
+    assert packed[shown].max() == 65534
+    span = np.ptp(places[shown], axis=0).max()
+    np.testing.assert_allclose(
+        np.diff(packed[shown].astype(float), axis=0) / 65534,
+        np.diff(places[shown], axis=0) / span,
+        atol=1e-4,
+    )
 
 
-def test_map_is_laid_out_where_the_run_has_none() -> None:
-    rng = np.random.default_rng(0)
-    clusters = np.repeat([0, 1], 40)
-    points = (clusters[:, None] * 30 + rng.normal(size=(80, 5))).astype(np.float32)
-    found = layout.lay_out(points, clusters, np.full((80, 2), np.nan, np.float32))
-    means = [found.places[clusters == c].mean(axis=0) for c in (0, 1)]
-    spread = max(found.places[clusters == c].std() for c in (0, 1))
-    assert np.linalg.norm(means[0] - means[1]) > 1.5 * spread
+def ward(n: int, parts: int, seed: int = 0) -> Tree:
+    """SciPy's tree of the `parts` finest clusters of some points."""
+    points = np.random.default_rng(seed).normal(size=(n, 3))
+    whole = linkage(points, "ward")
+    part = fcluster(whole, parts, "maxclust") - 1
+    means = np.stack([points[part == p].mean(axis=0) for p in range(parts)])
+    merges = linkage(means, "average")
+    return Tree(part, merges[:, :2].astype(np.int64))
 
 
-def test_sample_takes_its_share_of_each_cluster() -> None:
-    clusters = np.repeat([0, 1, 2], [9000, 990, 10])
-    chosen = layout._sample(clusters, 1000)
-    np.testing.assert_array_equal(np.bincount(clusters[chosen]), [900, 99, 1])
+def as_linkage(tree: Tree) -> np.ndarray:
+    rest = np.arange(len(tree.merges), dtype=float), np.ones(len(tree.merges))
+    return np.column_stack([tree.merges, *rest])
+
+
+def test_the_tree_of_a_run_is_scipys(tmp_path: Path) -> None:
+    """The run folder has it as parts that join parts; its recipe for a cut gives the same."""
+    run = make_run(tmp_path / "run", n=120, clusters=5, parts=3)
+    pairs, _, _ = run.read_tree()
+    tree = read_tree(run, 120)
+    assert tree is not None and read_tree(run, 119) is None
+    for k in range(2, 16):
+        root = np.arange(15)
+        for i, j in pairs[: 15 - k]:
+            root[root == j] = i
+        _, expected = np.unique(root, return_inverse=True)
+        found = fcluster(as_linkage(tree), k, "maxclust")
+        assert len(set(zip(found.tolist(), expected.tolist(), strict=True))) == k
+
+
+def test_numbers_of_the_tree_are_the_runs_at_its_own_level() -> None:
+    tree = ward(200, 20)
+    flat = fcluster(as_linkage(tree), 6, "maxclust") - 1
+    clusters = np.array([40, 3, 2, 11, 0, 7])[flat[tree.part]]
+    found = describe_levels(tree, clusters, np.zeros(200, bool))
+    assert found["exact"] and found["own"] == 6 and found["all"] == list(range(2, 21))
+    numbers = np.array(found["numbers"])
+    for k in found["all"]:
+        alive = levels._cut(tree, k)
+        assert len(alive) == len(set(numbers[alive].tolist())) == k
+        if k <= 6:
+            assert set(numbers[alive].tolist()) <= {40, 3, 2, 11, 0, 7}
+        else:
+            assert set(numbers[alive].tolist()) > {40, 3, 2, 11, 0, 7}
+    sizes = np.bincount(tree.part, minlength=20).tolist()
+    for i, (a, b) in enumerate(tree.merges):
+        sizes.append(sizes[a] + sizes[b])
+        assert numbers[20 + i] == numbers[a if sizes[a] >= sizes[b] else b]
+
+
+def test_a_cut_that_is_not_the_trees_is_no_level_of_it() -> None:
+    tree = ward(200, 20)
+    clusters = np.arange(200) % 5
+    found = describe_levels(tree, clusters, np.zeros(200, bool))
+    assert not found["exact"] and found["own"] == 5
+    person = np.arange(200) < 190  # images that a person moved say nothing of the fit's cut
+    clusters[190:] = (fcluster(as_linkage(tree), 4, "maxclust") - 1)[tree.part[190:]]
+    assert describe_levels(tree, clusters, person)["exact"]
+    many = describe_levels(tree, np.arange(200), np.zeros(200, bool))  # more than there are parts
+    assert many["all"][-1] == 200 and not many["exact"]
+
+
+# -- verdict -------------------------------------------------------------------------------------
 
 
 GOOD = training(12, 5)[-1]
@@ -255,7 +323,6 @@ GOOD = training(12, 5)[-1]
 @pytest.mark.parametrize(
     ("sizes", "change", "scores", "said"),
     [
-        ([90, 5, 5], {}, {}, "One cluster holds 90 % of all images"),
         ([100], {}, {}, "All images are in one cluster"),
         ([40, 30], {}, {}, "3 clusters were asked for, but only 2"),
         ([40, 30, 30], {"effective_rank": 1.4}, {}, "collapsed"),
@@ -275,13 +342,18 @@ def test_a_bad_fit_is_called_bad(
     assert all(then for _, then in verdict.problems)
 
 
+def test_size_alone_is_no_fault() -> None:
+    """Real collections are unequal: 4,153 red cells, 372 white ones, 361 platelets."""
+    assert judge([4153, 372, 361], training(12, 5), {}, asked=3).level == "good"
+
+
 def test_a_good_fit_is_called_good() -> None:
     sizes, metrics = [40, 30, 30], training(12, 5)
     assert judge(sizes, metrics, {}).level == "good"
     scores = {"fit": {"acc": 0.83, "nmi": 0.8}, "pixels": {"acc": 0.5, "nmi": 0.5}}
-    verdict = judge(sizes, metrics, scores)
+    verdict = judge(sizes, metrics, scores, truth=Truth(0.83, False, 3))
     assert verdict.level == "good" and "83 %" in verdict.sentence and "50 %" in verdict.sentence
-    assert judge(sizes, metrics, {"fit": {"acc": 0.3}}).level == "fair"
+    assert judge(sizes, metrics, {}, truth=Truth(0.3, False, 3)).level == "fair"
     assert judge(sizes, [], {}).level == "fair"
 
 
@@ -295,6 +367,107 @@ def test_figures_that_not_every_epoch_has() -> None:
     assert len(other) == 1  # its loss is no guess among k
 
 
+def said_of(run: RunDir) -> dict[str, Any]:
+    write_report(run)
+    verdict = data_of(run, "summary")["verdict"]
+    assert isinstance(verdict, dict)
+    return verdict
+
+
+def make_gaussians(tmp_path: Path, clusters: np.ndarray, **more: Any) -> RunDir:
+    """A giant of 520 points and two crumbs of 40, far apart; with the clusters given."""
+    kind = np.repeat([0, 1, 2], [520, 40, 40])
+    points = np.random.default_rng(0).normal(size=(600, 5)) + 14 * np.eye(3, 5)[kind]
+    return write_run(
+        tmp_path / "run",
+        images=np.zeros((600, 16, 16, 3), np.uint8),
+        embeddings=points,
+        clusters=clusters,
+        **more,
+    )
+
+
+KIND = np.repeat([0, 1, 2], [520, 40, 40])
+
+
+def test_a_giant_and_two_crumbs_are_no_trouble(tmp_path: Path) -> None:
+    run = make_gaussians(tmp_path, KIND, info={"counts": {"clusters": 3}})
+    verdict = said_of(run)
+    assert verdict["level"] == "good" and "stand apart" in verdict["sentence"]
+
+
+def test_a_giant_cut_in_two_is_never_no_trouble(tmp_path: Path) -> None:
+    run = make_gaussians(tmp_path, KIND)
+    points = run.read_embeddings()
+    halves = KMeans(2, n_init=3, random_state=0).fit_predict(points[KIND == 0])
+    cut = np.concatenate([halves, KIND[KIND > 0] + 1])
+    verdict = said_of(make_gaussians(tmp_path / "cut", cut))
+    assert verdict["level"] == "fair"
+    assert "Clusters 0 and 1 run into one another" in verdict["sentence"]
+    assert "fewer" in verdict["problems"][0][1]
+
+
+def test_two_kinds_in_one_cluster_are_seen(tmp_path: Path) -> None:
+    verdict = said_of(make_gaussians(tmp_path, np.minimum(KIND, 1)))
+    assert verdict["level"] == "fair"
+    assert "Cluster 1 falls into two parts with a gap between" in verdict["sentence"]
+
+
+def test_overlap_is_about_one_in_one_kind_and_about_zero_between_two() -> None:
+    rng = np.random.default_rng(1)
+    for dimensions in (2, 5, 20):
+        points = rng.normal(size=(2000, dimensions))
+        halves = KMeans(2, n_init=2, random_state=0).fit_predict(points)
+        near = NearestNeighbors(n_neighbors=12).fit(points).kneighbors(return_distance=False)
+        (found,) = find_separation(points, halves, near).touching
+        assert found[:2] == (0, 1) and 0.7 < found[2] < 1.3
+        points[halves == 1, 0] += 20
+        near = NearestNeighbors(n_neighbors=12).fit(points).kneighbors(return_distance=False)
+        assert find_separation(points, halves, near).touching == []
+        one = find_separation(points, np.zeros(2000, int), near)
+        assert [cluster for cluster, _ in one.mixed] == [0] and one.mixed[0][1] < 0.01
+
+
+@pytest.mark.parametrize("kinds", [1, 3])
+def test_fewer_different_images_than_clusters_are_said(tmp_path: Path, kinds: int) -> None:
+    embeddings = np.eye(8)[np.arange(40) % kinds]
+    run = write_run(
+        tmp_path / "run",
+        images=np.zeros((40, 16, 16, 3), np.uint8),
+        embeddings=embeddings,
+        clusters=np.arange(40) % kinds,
+        labels=["the same"] * 40,
+        info={"counts": {"clusters": 5}},
+    )
+    verdict = said_of(run)
+    assert verdict["level"] == "bad"
+    expected = (
+        "All images are the same" if kinds == 1 else "only 3 different images, for 5 clusters"
+    )
+    assert expected in verdict["sentence"]
+
+
+def test_a_single_class_is_never_ticked_green(tmp_path: Path) -> None:
+    for folder, clusters in (("a", KIND), ("b", np.minimum(KIND, 1))):
+        run = make_gaussians(
+            tmp_path / folder,
+            clusters,
+            labels=["cells"] * 600,
+            info={"scores": {"fit": {"acc": 1.0, "nmi": 0.0}}},
+        )
+        verdict = said_of(run)
+        assert verdict["level"] == "fair" and "of one class" in verdict["sentence"]
+
+
+def test_all_images_taken_out(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", n=12, clusters=2)
+    path = tmp_path / "labels.csv"
+    ids = run.read_items()["id"].to_pylist()
+    path.write_text("id,cluster\n" + "".join(f"{id_},-1\n" for id_ in ids), encoding="utf-8")
+    apply_labels(run, path)
+    assert "taken out" in said_of(run)["sentence"]
+
+
 def test_many_clusters_are_judged_by_their_most_frequent_class(tmp_path: Path) -> None:
     labels = [f"class {i % 3}" for i in range(60)]
     clusters = np.arange(60) % 6  # two pure clusters a class: ACC is one half, and yet all is well
@@ -304,11 +477,37 @@ def test_many_clusters_are_judged_by_their_most_frequent_class(tmp_path: Path) -
         embeddings=np.random.default_rng(0).normal(size=(60, 4)),
         clusters=clusters,
         labels=labels,
-        info={"scores": {"fit": {"acc": 0.5, "nmi": 0.7}}},
+        info={"scores": {"fit": {"acc": 0.5, "nmi": 0.7}}, "counts": {"clusters": 6}},
     )
-    write_report(run)
-    verdict = data_of(run, "summary")["verdict"]
+    verdict = said_of(run)
     assert verdict["level"] == "good" and "100 %" in verdict["sentence"]
+    # A person merges them to three: the clusters are judged as they are now, by the same measure.
+    path = tmp_path / "labels.csv"
+    rows = "".join(f"{i:06d},{i % 3}\n" for i in range(60))
+    path.write_text("id,cluster\n" + rows, encoding="utf-8")
+    apply_labels(run, path)
+    after = said_of(run)
+    assert after["sentence"] == verdict["sentence"] and "class most frequent" in after["sentence"]
+
+
+def test_the_measure_stays_the_same_when_a_person_makes_clusters(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", n=120, clusters=4)
+    before = said_of(run)["sentence"]
+    assert "are in the right one" in before
+    path = tmp_path / "labels.csv"
+    path.write_text("id,cluster,name\n000000,7,a\n000001,8,b\n", encoding="utf-8")
+    apply_labels(run, path)
+    assert "are in the right one" in said_of(run)["sentence"]
+
+
+def test_nearest_clusters_are_those_of_the_nearest_means() -> None:
+    rng = np.random.default_rng(0)
+    points = rng.normal(size=(300, 6)).astype(np.float32)
+    clusters = np.concatenate([[-1, -1], np.arange(20) * 3, rng.integers(20, size=278) * 3])
+    numbers = np.arange(20) * 3
+    means = np.stack([points[clusters == c].mean(axis=0) for c in numbers])
+    expected = NearestNeighbors(n_neighbors=5).fit(means).kneighbors(return_distance=False)
+    np.testing.assert_array_equal(write._nearest_clusters(points, clusters, numbers), expected)
 
 
 # -- labels.csv ----------------------------------------------------------------------------------
@@ -359,6 +558,7 @@ def test_names_moves_and_merges_go_into_the_run(run: RunDir) -> None:
     assert run.read_clusters() == {
         "names": {"0": "Äpfel", "2": 'り"んご, 梨'},
         "merged": {"1": 0},
+        "by_level": [],
     }
     again = apply_labels(run, path)
     assert (again.moved, again.merged, again.renamed) == (0, {}, 0)
@@ -375,6 +575,22 @@ def test_merges_follow_one_another_and_end_when_images_come_back(run: RunDir) ->
     apply_labels(run, labels_csv(run, "id,cluster\n000,0\n"))
     assert run.read_clusters()["merged"] == {"1": 2}
     assert column(run, "by")[0] == "person"
+
+
+def test_another_level_is_nobodys_move_and_nobodys_merge(run: RunDir) -> None:
+    """Clusters 0, 0, 0, 1, 1, 1, 2, 2; `level` says that the tree was cut elsewhere."""
+    rows = [0, 0, 3, 1, 1, 1, 1, 1]
+    text = "".join(f"{i:03d},{c},model,3\n" for i, c in enumerate(rows))
+    done = apply_labels(run, labels_csv(run, "id,cluster,by,level\n" + text))
+    assert (done.moved, done.merged) == (0, {2: 1})
+    assert column(run, "cluster") == rows and set(column(run, "by")) == {"model"}
+    assert run.read_clusters()["by_level"] == [2]
+    done = apply_labels(run, labels_csv(run, "id,cluster\n000,3\n001,3\n"))
+    assert done.merged == {0: 3} and run.read_clusters()["by_level"] == [
+        2
+    ]  # this one is a person's
+    write_report(run)
+    assert data_of(run, "summary")["glued"] == [3]
 
 
 def test_part_of_a_cluster_that_moves_is_no_merge(run: RunDir) -> None:
@@ -428,6 +644,23 @@ def test_a_bad_file_changes_nothing(run: RunDir, text: str, said: str) -> None:
     assert contents(run.path) == before
 
 
+def test_labels_of_another_run_are_refused(run: RunDir, tmp_path: Path) -> None:
+    other = make_run(tmp_path / "other", n=8, clusters=3, ids=column(run, "id"))
+    other.write_info({**other.read_info(), "seed": 1})  # all else is the same
+    assert other.fingerprint() != run.fingerprint()
+    row = f"run,id,cluster\n{other.fingerprint()},000,1\n"
+    before = contents(run.path)
+    with pytest.raises(RunError, match=r"another run.*deepcluster apply .*run --from"):
+        apply_labels(run, labels_csv(run, row))
+    assert contents(run.path) == before
+    assert apply_labels(other, labels_csv(run, row)).moved == 1
+    run.path.rename(tmp_path / "elsewhere")  # a run that was moved is the same run
+    moved = RunDir(tmp_path / "elsewhere")
+    assert apply_labels(moved, labels_csv(run, row.replace(other.fingerprint(), ""))).moved == 1
+    write_report(moved)
+    assert data_of(moved, "summary")["run"] == moved.fingerprint()
+
+
 def test_files_that_cannot_be_read(run: RunDir) -> None:
     with pytest.raises(RunError, match="cannot read"):
         apply_labels(run, run.path.parent / "none.csv")
@@ -446,3 +679,12 @@ def test_hostile_names_go_in_as_they_are(tmp_path: Path) -> None:
     assert done.names == {0: "</script><script>alert(1)"} and set(done.merged) == {1, 2}
     write_report(run)
     assert data_of(run, "summary")["names"] == {"0": "</script><script>alert(1)"}
+
+
+def test_all_images_taken_out_leave_no_grids(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", n=12, clusters=2)
+    assert {path.name for path in write_pictures(run)} >= {"clusters.png", "cluster-001.png"}
+    ids = run.read_items()["id"].to_pylist()
+    text = "id,cluster\n" + "".join(f"{id_},-1\n" for id_ in ids)
+    apply_labels(run, labels_csv(run, text))
+    assert [path.name for path in write_pictures(run)] == ["curves.svg"]

@@ -10,7 +10,7 @@ from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.v2 import functional as TF
 
 from deepcluster.backbones.preprocessing import centre, normalise
-from deepcluster.config import ViewSettings
+from deepcluster.config import Config, ViewSettings, override
 from deepcluster.errors import ConfigError
 from deepcluster.training import views as augment
 from deepcluster.training.views import Views, resolve_views
@@ -425,8 +425,8 @@ def test_what_is_set_stays():
 
 def test_values_out_of_range_are_refused():
     for name, value in (("flip", 1.5), ("crop_scale", 0.0), ("crop_ratio", 0.5), ("hue", 0.6)):
-        with pytest.raises(ConfigError, match=f"views.{name} = {value} is out of range"):
-            resolve_views(ViewSettings(**{name: value}), 32, 3)
+        with pytest.raises(ConfigError, match=f"views.{name} = {value} will not do: give a number"):
+            override(Config(), {f"views.{name}": value})
 
 
 def test_views_need_resolved_settings():

@@ -108,6 +108,31 @@ TORCHVISION = {
 }
 
 
+COARSE = {
+    "aquatic_mammals": "beaver dolphin otter seal whale",
+    "fish": "aquarium_fish flatfish ray shark trout",
+    "flowers": "orchid poppy rose sunflower tulip",
+    "food_containers": "bottle bowl can cup plate",
+    "fruit_and_vegetables": "apple mushroom orange pear sweet_pepper",
+    "household_electrical_devices": "clock keyboard lamp telephone television",
+    "household_furniture": "bed chair couch table wardrobe",
+    "insects": "bee beetle butterfly caterpillar cockroach",
+    "large_carnivores": "bear leopard lion tiger wolf",
+    "large_man-made_outdoor_things": "bridge castle house road skyscraper",
+    "large_natural_outdoor_scenes": "cloud forest mountain plain sea",
+    "large_omnivores_and_herbivores": "camel cattle chimpanzee elephant kangaroo",
+    "medium_mammals": "fox porcupine possum raccoon skunk",
+    "non-insect_invertebrates": "crab lobster snail spider worm",
+    "people": "baby boy girl man woman",
+    "reptiles": "crocodile dinosaur lizard snake turtle",
+    "small_mammals": "hamster mouse rabbit shrew squirrel",
+    "trees": "maple_tree oak_tree palm_tree pine_tree willow_tree",
+    "vehicles_1": "bicycle bus motorcycle pickup_truck train",
+    "vehicles_2": "lawn_mower rocket streetcar tank tractor",
+}
+"""The 20 super-classes of CIFAR-100 (Krizhevsky 2009, section 3.1) and their classes."""
+
+
 def digits() -> NamedSet:
     """The 1,797 handwritten digits of scikit-learn, ``(n, 8, 8)`` uint8."""
     from sklearn.datasets import load_digits
@@ -123,16 +148,23 @@ def from_torchvision(name: str, split: str, root: Path) -> NamedSet:
 
     Args:
         name: a key of :data:`TORCHVISION`.
-        split: one of its splits; an empty one is the first.
+        split: one of its splits; an empty one is the first. Of cifar100 also ``coarse`` and
+            ``test:coarse``, with the super-classes for labels.
         root: the folder of torchvision's data sets.
 
     Raises:
         NamedSetError: there is no such split, or the files are not there and cannot be downloaded.
     """
     named = TORCHVISION[name]
+    coarse = name == "cifar100" and split.split(":")[-1] == "coarse"
+    if coarse:
+        split = split.removesuffix("coarse").removesuffix(":")
     split = split or named.splits[0]
     if split not in named.splits:
-        raise NamedSetError(f"{name} has no split {split!r}: choose from {', '.join(named.splits)}")
+        more = ", and coarse or test:coarse for its 20 super-classes" if name == "cifar100" else ""
+        raise NamedSetError(
+            f"{name} has no split {split!r}: choose from {', '.join(named.splits)}{more}"
+        )
     import torchvision.datasets
 
     make = getattr(torchvision.datasets, named.cls)
@@ -167,4 +199,8 @@ def from_torchvision(name: str, split: str, root: Path) -> NamedSet:
     classes = getattr(dataset, "classes", [str(digit) for digit in range(10)])
     # of imagenette's synonyms the first
     names = [c if isinstance(c, str) else c[0] for c in classes]
+    if coarse:
+        number = {fine: k for k, members in enumerate(COARSE.values()) for fine in members.split()}
+        targets = np.array([number[fine] for fine in names])[np.asarray(targets)]
+        label, names = f"{label}-coarse", list(COARSE)
     return NamedSet(label, images, np.asarray(targets, np.int64), names)

@@ -1,61 +1,43 @@
 """Any source -> an :class:`ImageStore`: stable ids, uint8 squares, labels if there are any.
 
-Images are decoded once, by threads (Pillow gives up the interpreter lock while it decodes, so
-processes gain nothing), and kept as uint8 squares: the centre square of an image, resized with an
-antialiasing bicubic filter, which is what "resize the shorter side, crop the centre" comes to. The
-store lies in memory if it fits, else in an unnamed memory-mapped file that vanishes with it. A file
+The way of the images, in one direction: a source is listed once
+(:func:`~deepcluster.images.sources.list_source`), the plan looks at the listing
+(:func:`scan_images`), then its images are decoded (:func:`open_images`), by threads (Pillow gives
+up the interpreter lock while it decodes, so processes gain nothing), and kept as uint8 squares in
+memory if they fit, else in an unnamed memory-mapped file that vanishes with the store. An image
 that cannot be used is skipped and listed with the reason; ids name images, positions do not, so the
-others keep their ids. What a source can be, and how it is listed and read, is told in
-:mod:`deepcluster.images.sources`; this module decodes and keeps.
-
-How a pixel becomes 8 bits: 16 bits are scaled by their full range (65535 -> 255), floats in arrays
-must lie in [0, 1], transparent pixels are put on white, an EXIF orientation is applied, and of an
-animation the first frame counts.
+others keep their ids. How a pixel becomes 8 bits is told in :mod:`deepcluster.images.decode` and
+:mod:`deepcluster.images.grey`.
 
 Labels are for measuring only; nothing that learns reads them.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
-import io
 import itertools
 import json
 import math
 import os
-import re
 import shutil
 import statistics
-import tempfile
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from deepcluster.config import DataSettings
-from deepcluster.errors import NoImagesError, SourceError, UnusableError
-from deepcluster.images.sources import (
-    MAX_PIXELS,
-    NAMED,
-    NOT_READ,
-    Labels,
-    Raw,
-    Source,
-    cache_folder,
-    reason,
-    resolve,
-    spread,
-    unfit,
-)
+from deepcluster.errors import NoImagesError, SourceError
+from deepcluster.images.decode import Square, Wanted, look, quiet_pillow, square, squares
+from deepcluster.images.grey import Pixels, Range, Sampled, find_range, said
+from deepcluster.images.listing import SAMPLE, Labels, Listing, Look, PassedOver, Raw, add_up
+from deepcluster.images.sinks import FileSink, MemorySink, free_cores, free_memory, pixel_digest
+from deepcluster.images.sources import NAMED, cache_folder, list_source
 
 __all__ = [
     "NAMED",
@@ -64,6 +46,7 @@ __all__ = [
     "Scan",
     "SourceError",
     "auto_size",
+    "list_source",
     "open_images",
     "scan_images",
 ]
@@ -71,8 +54,7 @@ __all__ = [
 CHUNK = 256  # images decoded between two looks at the clock: bounds memory and the progress step
 PIECE = 16  # images a thread takes at a time
 FEW = 8  # images that are decoded to judge whether there is colour
-
-Pixels = npt.NDArray[np.uint8]
+SAMPLE_PIXELS = 2**28  # of images of more than 8 bits, decoded to find their range
 
 
 @dataclass(frozen=True)
@@ -91,6 +73,10 @@ class Scan:
     """Whether the store will lie in memory, not in a memory-mapped file."""
     channels: int = 3
     """Channels it will have, judged by a few images."""
+    remarks: list[str] = field(default_factory=list)
+    """What was passed over and how the images are shown, in sentences."""
+    side: int = 0
+    """Median of the images' shorter sides in pixels; 0 where nobody looked."""
 
     def __str__(self) -> str:
         where = "in memory" if self.in_memory else "in a memory-mapped file"
@@ -120,6 +106,21 @@ class ImageStore:
     """Name of each label."""
     skipped: list[tuple[str, str]] = field(default_factory=list)
     """What was left out: (path or id, reason)."""
+    passed_over: list[PassedOver] = field(default_factory=list)
+    """What lies in the source and is no image of it, by kind."""
+    range: Range | Literal["auto", "full"] = "auto"
+    """The range of grey values that is shown as 0 to 255: "auto" if no image has more than 8 bits,
+    so that none was needed, else that of the settings' ``data.range``."""
+    places: npt.NDArray[np.int64] | None = None
+    """``(n,)``, the place of each image among all that were listed; None: all of them are here."""
+    listed: int | None = None
+    """How many were listed, those that were left out among them; None: as many as are here."""
+    remarks: list[str] = field(default_factory=list)
+    """What was passed over and how the images are shown, in sentences."""
+    digest: str | None = field(default=None, repr=False)
+    """The hash of the pixels, if it was taken while they were decoded."""
+    contents: npt.NDArray[np.uint64] | None = None
+    """``(n,)``, a number that tells each image by what is in it (:mod:`.content`)."""
 
     @property
     def channels(self) -> int:
@@ -140,16 +141,47 @@ class ImageStore:
         """A copy of some images, ``(b, s, s, c)`` uint8, in the order of `indices` ``(b,)``."""
         return np.asarray(self.pixels[indices])
 
-    def fingerprint(self) -> str:
-        """A hash that tells whether another store holds the same images.
+    def only(self, rows: npt.NDArray[np.integer[Any]]) -> ImageStore:
+        """A store of some of the images, in the order of `rows` ``(m,)``."""
+        return dataclasses.replace(
+            self,
+            pixels=self.pixels[rows],
+            ids=[self.ids[i] for i in rows],
+            paths=[self.paths[i] for i in rows],
+            labels=None if self.labels is None else self.labels[rows],
+            contents=None if self.contents is None else self.contents[rows],
+            places=None if self.places is None else self.places[rows],
+            digest=None,
+        )
 
-        It covers the ids, the shape and the pixels of up to 1,024 images spread evenly.
+    def rows(self, values: npt.NDArray[Any], empty: Any) -> npt.NDArray[Any]:
+        """A row for each image that was listed, from `values` ``(n, …)``, a row for each here.
+
+        Args:
+            values: in the order of the images here.
+            empty: what stands in the rows of those that were left out.
         """
+        if self.places is None or self.listed is None:
+            return values
+        return one_row_each(values, self.places, self.listed, empty)
+
+    def fingerprint(self) -> str:
+        """A hash of ids, shape and pixels: whether another store holds the same images."""
         digest = hashlib.blake2b(digest_size=16)
         digest.update(json.dumps([self.ids, list(self.pixels.shape)]).encode())
-        for index in spread(len(self), 1024):
-            digest.update(np.ascontiguousarray(self.pixels[index]).tobytes())
+        digest.update((self.digest or pixel_digest(self.pixels)).encode())
         return digest.hexdigest()
+
+
+def one_row_each(
+    values: npt.NDArray[Any], places: npt.NDArray[np.int64], count: int, empty: Any
+) -> npt.NDArray[Any]:
+    """`values` ``(n, …)`` at their `places` ``(n,)`` among `count` rows, the others `empty`."""
+    if len(values) == count:
+        return values
+    result = np.full((count, *values.shape[1:]), empty, values.dtype)
+    result[places] = values
+    return result
 
 
 def auto_size(median_short_side: int) -> int:
@@ -177,7 +209,7 @@ def scan_images(
     """Look at what a source holds; a few images are opened for their size and colour.
 
     Args:
-        source: as for :func:`open_images`.
+        source: as for :func:`open_images`; a :class:`Listing` is not listed again.
         data: how images are to be kept.
         size: training side in pixels, or auto.
         labels: as for :func:`open_images`; only checked here.
@@ -186,13 +218,15 @@ def scan_images(
         SourceError: the source or its labels cannot be opened.
         NoImagesError: there is no image in it.
     """
-    found = resolve(source, labels)
-    scan = _scan(found, data, size)
+    found = list_source(source, labels)
+    seen = _look(found, data)
+    scan = _scan(found, seen, data, size)
     if data.channels == "rgb":
         return scan
-    with _quiet_pillow():
-        few = [_square(raw, 16, data.channels) for raw in itertools.islice(found.sample(), FEW)]
-    colour = any(square.shape[2] == 3 for square in few if not isinstance(square, str))
+    wanted = Wanted(16, data.channels, _range(data, seen), data.fit)
+    with quiet_pillow():
+        few = [square(raw, wanted) for raw in itertools.islice(found.sample(FEW), FEW)]
+    colour = any(one.pixels.shape[2] == 3 for one in few if isinstance(one, Square))
     return dataclasses.replace(scan, channels=3 if colour else 1)
 
 
@@ -210,22 +244,26 @@ def open_images(
     Args:
         source: one of
 
-            - a folder of images, flat or nested, in any format that Pillow reads; ids are the paths
-              relative to it. Hidden files are ignored, and those that are no images by their name
-              or, without an extension, by their first bytes;
-            - an image file, or a list of image files;
-            - a ``.txt`` file of paths, one a line, relative to it;
-            - a Parquet file in the Hugging Face layout (a struct column ``{bytes, path}``), a list
-              of them, or a folder of shards; its integer column ``label`` becomes the labels;
+            - a folder of images, flat or nested, in any format that Pillow reads (HEIC with
+              ``pip install 'deepcluster[heif]'``); ids are the paths relative to it. Hidden files
+              are ignored; what is no image by its name or, under an unknown name, by its first
+              bytes, is passed over and counted;
+            - an image file, or a list of image files and of folders;
+            - a ``.txt`` file of such paths, one a line, relative to it;
+            - a Parquet file in the Hugging Face layout (a struct column ``{bytes, path}``) or with
+              a column of encoded images, a list of them, or a folder of shards; its column
+              ``label`` becomes the labels;
             - a ``.npy`` or ``.npz`` file of an array of images (``x``, ``images``, …) and perhaps
               labels (``y``, ``labels``, …);
             - a name of :data:`NAMED`, such as ``mnist`` or ``mnist:test``: the train split (of
               stl10 train+unlabeled) is downloaded if it is not in the cache folder yet. A file or
               folder of that name comes first;
             - an array or a tensor ``(n, h, w)``, ``(n, h, w, c)`` or ``(n, c, h, w)`` with c = 1, 3
-              or 4, of 8 or 16 bits or of floats in [0, 1]; a list of arrays or of Pillow images of
-              any size; or a data set with ``__len__`` and ``__getitem__ -> image or (image,
-              target)``, whose targets are ignored, and perhaps ``ids``.
+              or 4, of whole numbers, floats or bool; a list of arrays or of Pillow images of any
+              size; a column of pandas, polars or Arrow; or a data set with ``__len__`` and
+              ``__getitem__ -> image``, ``(image, target)`` or a dict with an image, whose targets
+              are ignored, and perhaps ``ids``;
+            - a :class:`Listing`, from :func:`list_source`.
         data: how images are to be kept.
         size: training side in pixels; auto follows from the images (:func:`auto_size`).
         labels: ``"folders"`` takes an image's folder for its label; the path of a CSV file with the
@@ -239,12 +277,14 @@ def open_images(
         SourceError: the source or its labels cannot be opened.
         NoImagesError: there is no usable image in it.
     """
-    found = resolve(source, labels)
-    scan = _scan(found, data, size)
+    found = list_source(source, labels)
+    seen = _look(found, data)
+    scan = _scan(found, seen, data, size)
     side = round(scan.size * data.margin)
-    sink: _MemorySink | _FileSink
+    wanted = Wanted(side, data.channels, _range(data, seen), data.fit, data.interpolation)
+    sink: MemorySink | FileSink
     if scan.in_memory:
-        sink = _MemorySink(scan.count, side)
+        sink = MemorySink(scan.count, side)
     else:
         folder = Path(cache_dir) if cache_dir is not None else cache_folder() / "pixels"
         folder.mkdir(parents=True, exist_ok=True)
@@ -255,327 +295,189 @@ def open_images(
                 f"{_bytes(free)} are free: free some, choose a smaller size, or set "
                 "DEEPCLUSTER_CACHE to a folder on a larger disk"
             )
-        sink = _FileSink(folder, side)
+        sink = FileSink(folder, side)
     if data.channels == "rgb":
         sink.widen()
 
     kept: list[int] = []
+    contents: list[int] = []
     skipped = list(found.skipped)
+    tally = _Tally()
     start = 0
-    workers = (os.cpu_count() or 1) if data.workers == "auto" else max(1, data.workers)
-    with _quiet_pillow(), ThreadPoolExecutor(workers) as pool:
-        for chunk in _chunks(found.read(), CHUNK):
-            # one channel until the first colour: then nothing needs to look for it any more
-            channels = "rgb" if sink.channels == 3 else data.channels
-            pieces = [chunk[i : i + PIECE] for i in range(0, len(chunk), PIECE)]
-            squares: list[Pixels] = []
-            for i, square in enumerate(
-                result
-                for piece in pool.map(lambda p, c=channels: _squares(p, side, c), pieces)
-                for result in piece
-            ):
-                if isinstance(square, str):
-                    skipped.append((found.paths[start + i] or found.ids[start + i], square))
+    workers = free_cores() if data.workers == "auto" else max(1, data.workers)
+    with quiet_pillow(), ThreadPoolExecutor(workers) as pool:
+        for chunk in _chunks(found.pictures(), CHUNK):
+            if sink.channels == 3:  # nothing needs to look for colour any more
+                wanted = dataclasses.replace(wanted, channels="rgb")
+            raws = [raw for _, raw in chunk]
+            pieces = [raws[i : i + PIECE] for i in range(0, len(raws), PIECE)]
+            good: list[Pixels] = []
+            made = itertools.chain.from_iterable(
+                pool.map(squares, pieces, itertools.repeat(wanted))
+            )
+            for place, one in enumerate(made, start):
+                if isinstance(one, str):
+                    skipped.append((found.paths[place] or found.ids[place], one))
                 else:
-                    kept.append(start + i)
-                    squares.append(square)
-            if any(square.shape[2] > sink.channels for square in squares):
+                    kept.append(place)
+                    good.append(one.pixels)
+                    contents.append(one.content)
+                    tally.add(one)
+            if any(one.shape[2] > sink.channels for one in good):
                 sink.widen()
-            sink.append(squares)
+            sink.append(good)
             start += len(chunk)
             if progress is not None:
                 progress(start, scan.count)
     if not kept:
-        path, reason = skipped[0]
+        path, why = skipped[0]
         raise NoImagesError(
             f"no usable image in {found.name}: none of {scan.count:,} could be used, the first, "
-            f"{path}, because: {reason}"
+            f"{path}, because: {why}"
         )
     known = found.labels is not None and bool((found.labels[kept] >= 0).any())
+    passed_over = found.passed_over
+    if tally.pages:
+        cure = "split the files into one page each"
+        passed_over = add_up([*passed_over, PassedOver("further page of TIFFs", tally.pages, cure)])
+    pixels, digest = sink.finish()
     return ImageStore(
         name=found.name,
-        pixels=sink.finish(),
+        pixels=pixels,
         size=scan.size,
         ids=[found.ids[i] for i in kept],
         paths=[found.paths[i] for i in kept],
         labels=found.labels[kept] if found.labels is not None and known else None,
         label_names=found.label_names if known else [],
         skipped=skipped,
+        passed_over=passed_over,
+        range=_range(data, seen) or data.range,
+        places=np.array(kept, np.int64),
+        listed=len(found),
+        remarks=_remarks(data, seen, passed_over, tally, len(kept)),
+        digest=digest,
+        contents=np.array(contents, np.uint64),
     )
 
 
-# -- where decoded images go ------------------------------------------------------------------
+# -- what is seen and said of the images ------------------------------------------------------
 
 
-class _MemorySink:
-    """Squares in one array; the system hands out its memory page by page as it fills."""
+@dataclass
+class _Tally:
+    """What is counted while images are decoded."""
 
-    def __init__(self, count: int, side: int) -> None:
-        self._pixels = np.empty((count, side, side, 1), np.uint8)
-        self._done = 0
+    pages: int = 0
+    far: int = 0
+    outside: int = 0
+    own_range: int = 0
 
-    @property
-    def channels(self) -> int:
-        return self._pixels.shape[3]
-
-    def append(self, squares: list[Pixels]) -> None:
-        for square in squares:
-            self._pixels[self._done] = square  # a grey square fills three channels alike
-            self._done += 1
-
-    def widen(self) -> None:
-        grey = self._pixels
-        self._pixels = np.empty((*grey.shape[:3], 3), np.uint8)
-        self._pixels[: self._done] = grey[: self._done]
-
-    def finish(self) -> Pixels:
-        return self._pixels[: self._done]
+    def add(self, one: Square) -> None:
+        self.pages += one.pages
+        self.far += one.far_from_square
+        self.outside += one.outside
+        self.own_range += one.own_range
 
 
-class _FileSink:
-    """Squares in a file without a name, which is gone when the last map of it is."""
-
-    def __init__(self, folder: Path, side: int) -> None:
-        self._folder, self._side, self._done = folder, side, 0
-        self.channels = 1
-        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (closed in finish)
-
-    def append(self, squares: list[Pixels]) -> None:
-        shape = (self._side, self._side, self.channels)
-        for square in squares:
-            self._file.write(np.ascontiguousarray(np.broadcast_to(square, shape)).data)
-            self._done += 1
-
-    def widen(self) -> None:
-        grey, done = self._file, self._done
-        self._file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115 (closed in finish)
-        self._done, self.channels = 0, 3
-        with grey:
-            grey.seek(0)
-            for _ in range(done):
-                square = np.frombuffer(grey.read(self._side * self._side), np.uint8)
-                self.append([square.reshape(self._side, self._side, 1)])
-
-    def finish(self) -> Pixels:
-        with self._file:
-            self._file.flush()
-            # copy on write: as writable as an array in memory, and the file stays as it is
-            shape = (self._done, self._side, self._side, self.channels)
-            return np.memmap(self._file, np.uint8, "c", shape=shape)
+def _look(found: Listing, data: DataSettings) -> Look:
+    """What a sample shows; looked at once for each listing."""
+    deep = data.range == "auto"
+    if deep not in found.looks:
+        sizes: list[tuple[int, int]] = []
+        values: list[Sampled] = []
+        with quiet_pillow():
+            for i, raw in enumerate(itertools.islice(found.sample(SAMPLE), SAMPLE)):
+                # of large images a few are enough, and 256 would take minutes
+                often = SAMPLE * math.prod(sizes[-1]) // SAMPLE_PIXELS if sizes else 0
+                one = look(raw, deep=deep and (not values or i % max(1, often) == 0))
+                if one is not None:
+                    sizes.append(one[0])
+                    values += [one[1]] if one[1] is not None else []
+        found.looks[deep] = Look(
+            short_side=round(statistics.median(min(size) for size in sizes)) if sizes else None,
+            far_from_square=statistics.fmean(max(s) > 2 * min(s) for s in sizes) if sizes else 0.0,
+            range=find_range(values) if values else None,
+            depth=_depth(values),
+        )
+    return found.looks[deep]
 
 
-def _scan(found: Source, data: DataSettings, size: int | Literal["auto"]) -> Scan:
+def _depth(values: list[Sampled]) -> str:
+    """What images of more than 8 bits are, in words."""
+    bits = max((one.bits for one in values if one.whole), default=0)
+    words = [f"{bits} bits"] * (bits > 0) + ["floats"] * any(not one.whole for one in values)
+    return " and ".join(words)
+
+
+def _range(data: DataSettings, seen: Look) -> Any:
+    """The range that images are decoded with; None if the sample has none that need one."""
+    return seen.range if data.range == "auto" else data.range
+
+
+def _remarks(
+    data: DataSettings,
+    seen: Look,
+    passed_over: list[PassedOver],
+    tally: _Tally | None = None,
+    count: int = 0,
+) -> list[str]:
+    """What a person should know of how the images are shown and of what is not among them."""
+    sentences = []
+    wanted = [f"{one.count:,} × {one.kind} ({one.cure})" for one in passed_over if one.cure]
+    if wanted:
+        others = sum(one.count for one in passed_over if not one.cure)
+        more = f", and {others:,} other files" if others else ""
+        sentences.append(f"passed over: {', '.join(wanted)}{more}")
+    usual = ("full", (0.0, 255.0), (0.0, 1.0), (0.0, 65535.0))
+    if data.range == "auto" and seen.range is not None and seen.range not in usual[1:]:
+        sentences.append(said(seen.range, seen.depth))
+    if tally is not None and tally.outside:
+        sentences.append(
+            f"{tally.outside:,} of {count:,} images lie for the most part outside the range of "
+            "grey values: give another one with --data.range LOW HIGH"
+        )
+    if tally is not None and tally.own_range:
+        sentences.append(
+            f"{tally.own_range:,} images of more than 8 bits are among others of 8, and each is "
+            "shown by its own range: give one for all with --data.range LOW HIGH"
+        )
+    far = seen.far_from_square if tally is None else tally.far / count
+    if far > 0.1 and data.fit == "crop":
+        number = f"{tally.far:,} of {count:,}" if tally is not None else f"{100 * far:.0f} % of the"
+        sentences.append(
+            f"{number} images are more than twice as long as wide, and lose more than half to the "
+            "square in their middle: --data.fit pad keeps all of them"
+        )
+    return sentences
+
+
+def _scan(found: Listing, seen: Look, data: DataSettings, size: int | Literal["auto"]) -> Scan:
+    median = 0
     if size == "auto":
-        with _quiet_pillow():
-            sides = [side for raw in found.sample() if (side := _short_side(raw))]
-            if not sides:  # only bad ones in the sample: take the first that is good, if any
-                sides = [next((s for raw in found.read() if (s := _short_side(raw))), 1)]
-        size = auto_size(round(statistics.median(sides)))
+        short = seen.short_side
+        if short is None:  # only bad ones in the sample: take the first that is good, if any
+            with quiet_pillow():
+                each = (look(raw, deep=False) for _, raw in found.pictures())
+                short = next((min(one[0]) for one in each if one), 1)
+        size, median = auto_size(short), short
     if size < 1 or round(size * data.margin) < 1:
         raise SourceError(f"size {size} with margin {data.margin} leaves no pixel to train on")
     side = round(size * data.margin)
     needed = len(found.ids) * side * side * (1 if data.channels == "grey" else 3)
-    limit = _free_memory() / 3 if data.memory_gb == "auto" else data.memory_gb * 1e9
-    return Scan(found.name, len(found.ids), size, needed, needed <= limit)
+    limit = free_memory() / 3 if data.memory_gb == "auto" else data.memory_gb * 1e9
+    return Scan(
+        found.name,
+        len(found.ids),
+        size,
+        needed,
+        needed <= limit,
+        remarks=_remarks(data, seen, found.passed_over),
+        side=median,
+    )
 
 
-def _free_memory() -> float:
-    """Bytes this process may still take, minding a container's limit; 4 GB where unknown."""
-    free = math.inf
-    if (meminfo := Path("/proc/meminfo")).is_file():
-        match = re.search(r"MemAvailable:\s+(\d+) kB", meminfo.read_text())
-        free = int(match[1]) * 1024 if match else free
-    elif "SC_PHYS_PAGES" in getattr(os, "sysconf_names", {}):
-        free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2
-    group = Path("/sys/fs/cgroup")
-    for limit, used, cached in (
-        ("memory.max", "memory.current", "inactive_file"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file"),
-    ):
-        try:
-            stat = (group / limit).with_name("memory.stat").read_text()
-            match = re.search(rf"^{cached} (\d+)", stat, re.MULTILINE)
-            reclaimable = int(match[1]) if match else 0
-            room = int((group / limit).read_text()) - int((group / used).read_text()) + reclaimable
-            free = min(free, max(room, 0))
-        except (OSError, ValueError):  # no such file; "max": no limit
-            continue
-    return free if free < math.inf else 4e9
-
-
-# -- one image --------------------------------------------------------------------------------
-
-
-class _quiet_pillow(warnings.catch_warnings):
-    """Pillow's warnings off: what they warn of is checked here, for each file.
-
-    Bombs are skipped by :data:`MAX_PIXELS`; a broken EXIF block or odd palette is of no harm.
-    """
-
-    def __enter__(self) -> None:
-        super().__enter__()
-        warnings.filterwarnings("ignore", module=r"PIL\.")
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-
-
-def _squares(raws: Sequence[Raw], side: int, channels: str) -> list[Pixels | str]:
-    """A square ``(side, side, 1 or 3)`` for each image, or why there is none."""
-    return [_square(raw, side, channels) for raw in raws]
-
-
-def _square(raw: Raw, side: int, channels: str) -> Pixels | str:
-    try:
-        image = _image(raw, side)
-        if channels == "grey" and image.mode in ("RGB", "RGBA"):
-            image = image.convert("L" if image.mode == "RGB" else "LA")
-        short = min(image.size)
-        if image.size != (side, side):
-            left, top = (image.width - short) // 2, (image.height - short) // 2
-            box = (left, top, left + short, top + short)
-            image = image.resize((side, side), Image.Resampling.BICUBIC, box)
-        if image.mode in ("LA", "RGBA"):
-            white = Image.new("RGBA", image.size, "white")
-            image = Image.alpha_composite(white, image.convert("RGBA"))
-            image = image.convert("L" if channels == "grey" else "RGB")
-        pixels = np.asarray(image)
-    except Exception as error:  # a broken file can make Pillow raise almost anything
-        return reason(error)
-    if pixels.ndim == 2:
-        return pixels[..., None]
-    if channels == "auto" and (pixels == pixels[..., :1]).all():
-        return pixels[..., :1]
-    return pixels
-
-
-def _image(raw: Raw, side: int) -> Image.Image:
-    """The image, upright, in mode L, LA, RGB or RGBA."""
-    match raw:
-        case Exception():
-            raise raw
-        case np.ndarray():
-            return _from_array(raw)
-        case Image.Image():
-            return _plain(raw)
-        case _:
-            with _opened(raw) as image:
-                # a JPEG decoder can halve an image on the way; twice the side keeps it faithful
-                image.draft(None, (2 * side, 2 * side))
-                image.load()
-                return _plain(image)
-
-
-@contextlib.contextmanager
-def _opened(raw: Path | bytes) -> Iterator[Image.Image]:
-    """The image with its header read, its pixels not yet."""
-    if isinstance(raw, Path) and raw.exists() and not raw.is_file():
-        raise UnusableError("not a regular file")  # a pipe would be waited for
-    if (raw.stat().st_size if isinstance(raw, Path) else len(raw)) == 0:
-        raise UnusableError("empty")
-    file = raw if isinstance(raw, Path) else io.BytesIO(raw)
-    with Image.open(file, formats=_formats()) as image:
-        if image.width * image.height > MAX_PIXELS:
-            raise UnusableError(
-                f"too large: {image.width:,} × {image.height:,} is more than {MAX_PIXELS:,} pixels"
-            )
-        yield image
-
-
-@cache
-def _formats() -> list[str]:
-    Image.init()
-    first = ["JPEG", "PNG"]  # asked in this order, for each image
-    return first + sorted(set(Image.OPEN) - NOT_READ - set(first))
-
-
-# Operations that turn an image upright, by its EXIF orientation.
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-
-
-def _plain(image: Image.Image) -> Image.Image:
-    """An upright copy in mode L, LA, RGB or RGBA."""
-    try:
-        turn = _TURNS.get(image.getexif().get(0x0112, 1))
-    except Exception:  # a broken EXIF block says nothing
-        turn = None
-    if image.mode.startswith(("I", "F")):
-        image = Image.fromarray(_eight_bits(image))
-    elif "transparency" in image.info or image.mode in ("PA", "RGBa"):
-        image = image.convert("RGBA")
-    elif image.mode == "1":
-        image = image.convert("L")
-    elif image.mode not in ("L", "LA", "RGB", "RGBA"):
-        image = image.convert("RGB")
-    return image.transpose(turn) if turn is not None else image
-
-
-def _eight_bits(image: Image.Image) -> Pixels:
-    """Grey values of a 16-bit, 32-bit or float image, ``(h, w)``, scaled to 0..255.
-
-    I;16 is scaled by its full range. I and F do not say what their range is: values within 0..1
-    (F), 0..255 or 0..65535 are taken for such, others are stretched from their own range.
-    """
-    values = np.nan_to_num(np.asarray(image).astype(np.float64))
-    low, high = float(values.min()), float(values.max())
-    top = 65535.0
-    if image.mode in ("I", "F"):
-        tops = (1.0, 255.0, 65535.0) if image.mode == "F" else (255.0, 65535.0)
-        top = next((t for t in tops if low >= 0 and high <= t), high - low)
-        if low < 0 or high > 65535:
-            values = values - low
-    return np.asarray(np.rint(values * (255 / top)), np.uint8)
-
-
-def _from_array(array: npt.NDArray[Any]) -> Image.Image:
-    """An image from an array ``(h, w)`` or ``(h, w, 1, 3 or 4)``."""
-    if array.size == 0:
-        raise UnusableError(f"an array of shape {array.shape} has no pixel")
-    problem = unfit(array)
-    if problem:
-        raise UnusableError(problem)
-    match array.dtype.kind:
-        case "f":
-            array = np.rint(np.clip(array, 0, 1) * 255)
-        case "b":
-            array = array.astype(np.uint8) * 255
-        case "u" if array.dtype.itemsize == 2:
-            array = np.rint(array / 257)
-        case _:
-            pass
-    if array.ndim == 3 and array.shape[2] == 1:
-        array = array[..., 0]
-    return Image.fromarray(np.ascontiguousarray(array, np.uint8))
-
-
-def _short_side(raw: Raw) -> int | None:
-    """The shorter side in pixels; None if the image cannot be opened."""
-    try:
-        match raw:
-            case Exception():
-                return None
-            case np.ndarray():
-                return int(min(raw.shape[:2]))
-            case Image.Image():
-                return min(raw.size)
-            case _:
-                with _opened(raw) as image:
-                    return min(image.size)
-    except Exception:  # it will be skipped, with the reason, when it is decoded
-        return None
-
-
-# -- small things -----------------------------------------------------------------------------
-
-
-def _chunks(items: Iterator[Raw], size: int) -> Iterator[list[Raw]]:
-    chunk: list[Raw] = []
+def _chunks(items: Iterator[tuple[str, Raw]], size: int) -> Iterator[list[tuple[str, Raw]]]:
+    chunk: list[tuple[str, Raw]] = []
     for item in items:
         chunk.append(item)
         if len(chunk) == size:

@@ -33,9 +33,10 @@ METHODS: dict[str, str] = {
 class Snapshot:
     """The clusters a method sees at the start of an epoch, for its metrics."""
 
-    labels: Tensor  # (n,) int64, on the CPU
+    labels: Tensor  # (m,) int64, on the CPU
     clusters: int  # labels are below this
-    features: Tensor  # (n, d) what was clustered
+    features: Tensor  # (m, d) what was clustered
+    rows: Tensor | None = None  # (m,) int64, on the CPU: images they are of; None: all, in order
 
 
 class Method(Protocol):
@@ -44,6 +45,7 @@ class Method(Protocol):
     Attributes:
         views: random views of each image that :meth:`loss` takes.
         small_views: small crops beside them (multi-crop), behind them in the list.
+        epochs: of the fit, for those that go by it; the loop lowers it where time is short.
     """
 
     views: int

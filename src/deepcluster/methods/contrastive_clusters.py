@@ -18,6 +18,7 @@ with what no cluster is needed for, and lets clusters teach only once they are w
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -30,6 +31,9 @@ from deepcluster.clustering.graph import cluster_graph
 from deepcluster.clustering.kmeans import kmeans
 from deepcluster.config import Config
 from deepcluster.methods import Snapshot
+
+FIGURE_ROWS = 5000  # images, spread evenly, of which an epoch's figures are, or ten a cluster
+MOST_CUTS = 20  # about, in a fit: a cut takes as long as many steps on a GPU
 
 
 class ContrastiveClusters(nn.Module):
@@ -54,16 +58,35 @@ class ContrastiveClusters(nn.Module):
             nn.Linear(2 * d, out),
         )
         self.head = nn.Linear(d, self.k, bias=False)
+        # Banks are rewritten every epoch and lie in every checkpoint: in half precision, and of the
+        # features only those of some images. The last row is for all others.
+        several = min(n, max(FIGURE_ROWS, 10 * self.k))
+        rows = torch.arange(several) * n // several
+        slots = torch.full((n,), len(rows))
+        slots[rows] = torch.arange(len(rows))
         self.bank: Tensor
         self.feature_bank: Tensor
+        self.rows: Tensor
+        self.slots: Tensor
         self.labels: Tensor
-        self.register_buffer("bank", torch.zeros(n, out))
-        self.register_buffer("feature_bank", torch.zeros(n, d))
-        self.register_buffer("labels", torch.zeros(n, dtype=torch.int64))
+        self.register_buffer("bank", torch.zeros(n, out, dtype=torch.float16))
+        self.register_buffer("feature_bank", torch.zeros(len(rows) + 1, d, dtype=torch.float16))
+        self.register_buffer("rows", rows, persistent=False)
+        self.register_buffer("slots", slots, persistent=False)
+        self.register_buffer("labels", torch.zeros(n, dtype=torch.int32))
         self.centers: Tensor
         self.register_buffer("centers", torch.zeros(self.k, d))
-        self.first = max(1, round(self.settings.label_from * self.epochs))
         self.labelling = False
+
+    @property
+    def first(self) -> int:
+        """The epoch in which the clusters begin to teach."""
+        return max(1, round(self.settings.label_from * self.epochs))
+
+    @property
+    def every(self) -> int:
+        """Epochs between two cuts."""
+        return max(self.settings.recluster_every, math.ceil((self.epochs - self.first) / MOST_CUTS))
 
     def start_epoch(
         self,
@@ -74,16 +97,18 @@ class ContrastiveClusters(nn.Module):
     ) -> Snapshot | None:
         """New labels from the bank, once it is time and every few epochs from then on.
 
-        The figures of an epoch are of k-means on the features that the training pass has seen,
-        going on from the last epoch's centres: cheap, there from the second epoch on, and the same
-        measure all along. The final cut of the graph is as a rule better than they say.
+        The figures of an epoch are of k-means on the features that the training pass has seen of
+        some images, going on from the last epoch's centres: cheap, there from the second epoch on,
+        and the same measure all along. The final cut of the graph is as a rule better than they
+        say.
         """
         self.labelling = epoch >= self.first
         if epoch == 0:
             return None  # the bank is empty
-        if self.labelling and (epoch - self.first) % self.settings.recluster_every == 0:
-            self._relabel(F.normalize(self.bank), generator, fresh=epoch == self.first)
-        features = F.normalize(self.feature_bank)
+        fresh = not bool(self.labels.any())  # not epoch == first: the epochs may become fewer
+        if self.labelling and (fresh or (epoch - self.first) % self.every == 0):
+            self._relabel(F.normalize(self.bank.float()), generator, fresh=fresh)
+        features = F.normalize(self.feature_bank[:-1].float())
         result = kmeans(
             features,
             self.k,
@@ -92,17 +117,19 @@ class ContrastiveClusters(nn.Module):
             generator=generator,
         )
         self.centers.copy_(result.centers)
-        return Snapshot(result.labels.cpu(), self.k, features.cpu())
+        return Snapshot(result.labels.cpu(), self.k, features.cpu(), self.rows.cpu())
 
     @torch.no_grad()
     def _relabel(self, bank: Tensor, generator: torch.Generator, *, fresh: bool) -> None:
         prototypes = cluster_graph(bank, self.k, neighbours=self.neighbours, generator=generator)
         found = prototypes.assign(bank)[0]
         if fresh:
-            means = torch.zeros_like(self.head.weight).index_add_(0, found, self.feature_bank)
-            self.head.weight.copy_(F.normalize(means))
+            own, features = found[self.rows], self.feature_bank[:-1].float()
+            means = torch.zeros_like(self.head.weight).index_add_(0, own, features)
+            seen = torch.bincount(own, minlength=self.k)[:, None] > 0
+            self.head.weight.copy_(F.normalize(torch.where(seen, means, self.head.weight)))
         else:
-            found = match_labels(found, self.labels, self.k)
+            found = match_labels(found, self.labels.long(), self.k)
         self.labels.copy_(found)
 
     def order(self, generator: torch.Generator) -> Tensor:
@@ -123,14 +150,15 @@ class ContrastiveClusters(nn.Module):
         features = self.backbone(torch.cat(views))  # (2b, d)
         z = F.normalize(self.projector(features).float())
         features = F.normalize(features.float())
-        self.bank[index] = sum(z.detach().chunk(2))
-        self.feature_bank[index] = sum(features.detach().chunk(2))
+        self.bank[index] = z.detach().unflatten(0, (2, -1)).sum(0).half()
+        both = features.detach().unflatten(0, (2, -1)).sum(0)
+        self.feature_bank[self.slots[index]] = both.half()
         settings = self.settings
         with torch.autocast(z.device.type, enabled=False):  # cosines over 0.1 need the digits
             loss = nt_xent(z, settings.temperature)
             if self.labelling:
                 logits = features @ F.normalize(self.head.weight).T / settings.head_temperature
-                targets = self.labels[index].repeat(2)
+                targets = self.labels[index].long().repeat(2)
                 smoothing = settings.label_smoothing
                 loss = loss + F.cross_entropy(logits, targets, label_smoothing=smoothing)
         return loss

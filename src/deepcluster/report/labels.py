@@ -1,6 +1,7 @@
 """A person's ``labels.csv``, back into the run.
 
-The file has a row an image: ``id, path, cluster, name, by``. It comes out of the report's page, but
+The file has a row an image: ``id, path, cluster, name, by``, and ``run``, which tells the fit it is
+of: the numbers of its clusters mean nothing in another. It comes out of the report's page, but
 may have been through a spreadsheet or be written by hand, so nothing of it is believed unchecked,
 and nothing is written unless all of it can be.
 
@@ -8,12 +9,18 @@ A row that puts an image into another cluster than the run does is a move, by a 
 cluster goes into one other, and no row of it says ``by`` person, the two are merged: new images of
 the one will then count as the other (``clusters.json``). Cluster -1 holds images that a person took
 out of their cluster without giving another.
+
+A column ``level`` says that the slider of the page stood at another number of clusters: images that
+change cluster then, and whose row says ``by`` model, went with a part of the fit's tree, and nobody
+moved them.
 """
 
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
+import shlex
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -57,6 +64,7 @@ class _Row:
     cluster: int
     name: str | None  # None: the file has no such column
     by_person: bool
+    by_level: bool  # the file has another number of clusters of the same tree
 
 
 def apply_labels(run: RunDir, labels_csv: Path) -> AppliedLabels:
@@ -75,29 +83,56 @@ def apply_labels(run: RunDir, labels_csv: Path) -> AppliedLabels:
             nothing was written.
     """
     items = run.read_items()
-    columns = {name: items[name].to_pylist() for name in items.column_names}
     before = items["cluster"].to_numpy()
-    positions = {id_: i for i, id_ in enumerate(columns["id"])}
+    positions = {id_: i for i, id_ in enumerate(items["id"].to_pylist())}
     limit = max(int(before.max(initial=0)) + 1, 0) + len(before)  # a new cluster for each, at most
-    rows = list(_read_rows(labels_csv, positions, limit))
+    rows = list(_read_rows(labels_csv, positions, limit, run))
 
     after = before.copy()
-    person = np.array([by == "person" for by in columns["by"]])
+    by_person, by_level = np.zeros((2, len(before)), bool)
     for row in rows:
         after[row.position] = row.cluster
-        person[row.position] |= row.by_person
-    said_by_person = np.zeros(len(before), bool)
-    said_by_person[[row.position for row in rows if row.by_person]] = True
-    merged = _find_merges(before, after, said_by_person)
-    changed = after != before
+        by_person[row.position] = row.by_person
+        by_level[row.position] = row.by_level
+    old_names = {int(k): str(v) for k, v in run.read_clusters()["names"].items()}
+    names = _names_after(old_names, rows, labels_csv)
+    applied = change_clusters(run, after, by_person, names, by_level)
+    return dataclasses.replace(applied, left_alone=len(before) - len(rows))
+
+
+def change_clusters(
+    run: RunDir,
+    after: np.ndarray,
+    by_person: np.ndarray,
+    names: dict[int, str],
+    by_level: np.ndarray | None = None,
+) -> AppliedLabels:
+    """Write other clusters and names into the run: the one way in which a person changes it.
+
+    Args:
+        run: a finished run.
+        after: ``(n,)``, the cluster of each image from now on.
+        by_person: ``(n,)``, the images of which a person says so one by one. The others that leave
+            their cluster go with all that is left of it (a merge), or count as moved by a person.
+        names: of all clusters that have one.
+        by_level: ``(n,)``, the images that go with a part of the tree, where there are more or
+            fewer clusters from now on.
+    """
+    items = run.read_items()
+    columns = {name: items[name].to_pylist() for name in items.column_names}
+    before = items["cluster"].to_numpy()
+    merged = _find_merges(before, after, by_person)
     target = np.array([merged.get(int(c), int(c)) for c in before])
-    moved = changed & (said_by_person | (after != target))
-    person |= moved
+    level = np.zeros(len(before), bool) if by_level is None else by_level
+    moved = (after != before) & (by_person | ((after != target) & ~level))
+    person = np.array([by == "person" for by in columns["by"]]) | by_person | moved
 
     said = run.read_clusters()
     old_names = {int(k): str(v) for k, v in said["names"].items()}
-    names = _names_after(old_names, rows, labels_csv)
     all_merged = {int(k): int(v) for k, v in said["merged"].items()} | merged
+    # Merges of the tree, for there are fewer clusters now: nobody said that the two are one.
+    by_cut = set(said["by_level"]) - merged.keys()
+    by_cut |= {old for old in merged if level[before == old].all()}
     present = set(np.unique(after).tolist())
     all_merged = {old: _root(all_merged, old) for old in all_merged if old not in present}
     names = {k: v for k, v in names.items() if k not in all_merged}
@@ -109,20 +144,22 @@ def apply_labels(run: RunDir, labels_csv: Path) -> AppliedLabels:
         values = np.array(columns[measure], np.float32)
         values[moved] = np.nan
         columns[measure] = values
-    run.write_items(columns)
+    # In this order: if it is stopped between the two, the same file again does all that is left.
     run.write_clusters(
         {
             "names": {str(k): names[k] for k in sorted(names)},
             "merged": {str(k): all_merged[k] for k in sorted(all_merged)},
+            "by_level": sorted(by_cut & all_merged.keys()),
         }
     )
+    run.write_items(columns)
     touched = (old_names.keys() | names.keys()) - all_merged.keys()
     return AppliedLabels(
         renamed=sum(old_names.get(k) != names.get(k) for k in touched),
         moved=int(moved.sum()),
         taken_out=int((moved & (after == NO_CLUSTER)).sum()),
         merged=merged,
-        left_alone=len(before) - len(rows),
+        left_alone=0,
         names=names,
     )
 
@@ -162,11 +199,19 @@ def _names_after(old: dict[int, str], rows: list[_Row], path: Path) -> dict[int,
     return {cluster: name for cluster, name in names.items() if name}
 
 
-def _read_rows(path: Path, positions: dict[str, int], limit: int) -> Iterator[_Row]:
+def _read_rows(path: Path, positions: dict[str, int], limit: int, run: RunDir) -> Iterator[_Row]:
     """The rows of the file, each checked; the images that the run lacks are reported together."""
     unknown: list[str] = []
     lines: dict[int, int] = {}
+    fingerprint = run.fingerprint()
     for line, fields in _read_table(path):
+        if fields.get("run", fingerprint).strip() not in (fingerprint, ""):
+            raise RunError(
+                f"{path} was made in the report of another run: its clusters are others, and their "
+                "numbers mean other things here. To take names and moves over by the images that "
+                f"both runs know: deepcluster apply {shlex.quote(str(run.path))} --from THAT_RUN; "
+                "nothing was written"
+            )
         id_ = fields["id"]
         if id_ not in positions:
             unknown.append(id_)
@@ -200,6 +245,7 @@ def _read_rows(path: Path, positions: dict[str, int], limit: int) -> Iterator[_R
             int(cluster),
             None if name is None else _checked_name(name, path, line),
             by == "person",
+            bool(fields.get("level", "").strip()),
         )
     if unknown:
         shown = ", ".join(repr(id_) for id_ in unknown[:LISTED])

@@ -12,12 +12,13 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from deepcluster.config import GUESSING
+from deepcluster.report.separation import Separation
 
-GIANT = 0.5  # share of all images in one cluster, from three clusters on
 STUCK = 0.97  # final loss over ln k, the loss of guessing
 CHURN = 0.5  # share of images that the last clustering moved to another cluster
 FLAT = 3.0  # effective rank of the features
 HALF_RIGHT, MOST_RIGHT = 0.5, 0.75  # shares of images in the right cluster
+NAMED = 3  # clusters, or pairs of them, that a sentence names
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,15 @@ class Verdict:
     problems: list[tuple[str, str]] = field(default_factory=list)  # (what is wrong, what to try)
 
 
+@dataclass(frozen=True)
+class Truth:
+    """What the known classes say of the clusters as they stand."""
+
+    right: float  # share of the images in the right cluster
+    majority: bool  # of a class most frequent in theirs; else if each cluster is given one class
+    classes: int
+
+
 def judge(
     sizes: Sequence[int],
     metrics: Sequence[Mapping[str, Any]],
@@ -36,7 +46,9 @@ def judge(
     *,
     method: str = "",
     asked: int | None = None,
-    purity: float | None = None,
+    distinct: int | None = None,
+    truth: Truth | None = None,
+    separation: Separation | None = None,
 ) -> Verdict:
     """Look for the known ways a deep clustering goes wrong.
 
@@ -46,45 +58,57 @@ def judge(
         scores: ``fit`` and ``pixels`` scores, as in run.json.
         method: how the backbone learned.
         asked: clusters that were asked for.
-        purity: share of the images that are of the most frequent class of their cluster. It takes
-            the place of ACC where there are more clusters than classes, so that one cluster a
-            class cannot be asked for.
+        distinct: images that differ from one another.
+        truth: what the labels say, if there are any.
+        separation: how far the clusters stand apart.
     """
     fit, pixels = scores.get("fit") or {}, scores.get("pixels") or {}
     problems = [
-        *_of_sizes(sizes, asked),
+        *_of_sizes(sizes, asked, distinct),
         *_of_training(metrics, method),
         *_against_pixels(fit, pixels),
     ]
     if problems:
         sentence = problems[0][0]
         return Verdict("bad", sentence, problems)
-    known = _of_classes(fit, pixels, purity)
+    if not sizes:
+        return Verdict("fair", "Every image was taken out of its cluster.")
+    borders = _of_borders(separation, len(sizes))
+    known = _of_classes(truth, pixels)
     if known is not None:
-        return known
+        return known if known.level == "good" else Verdict(known.level, known.sentence, borders)
+    if borders:
+        start = "" if truth is None else f"{_ONE_CLASS} "
+        return Verdict("fair", start + borders[0][0], borders)
+    if truth is not None:
+        return Verdict("fair", f"{_ONE_CLASS} Judge by the pictures.")
     if not metrics:
         return Verdict("fair", "Nothing is known of the training; judge by the pictures.")
+    apart = ", and the clusters stand apart" if separation and separation.looked > 1 else ""
     sentence = (
-        "No sign of trouble in training. There are no labels to check against, so judge by the "
-        "pictures: the doubtful members of each cluster show where it ends."
+        f"No sign of trouble in training{apart}. There are no labels to check against, so judge by "
+        "the pictures: the doubtful members of each cluster show where it ends."
     )
     return Verdict("good", sentence)
 
 
-def _of_classes(
-    fit: Mapping[str, float], pixels: Mapping[str, float], purity: float | None
-) -> Verdict | None:
-    """What the labels say, if there are any."""
-    right = _number(fit, "acc") if purity is None else purity
-    if right is None:
+_ONE_CLASS = (
+    "All labelled images are of one class, so the labels cannot say which clusters are right."
+)
+
+
+def _of_classes(truth: Truth | None, pixels: Mapping[str, float]) -> Verdict | None:
+    """What the labels say, if there are any of at least two classes."""
+    if truth is None or truth.classes < 2:
         return None
+    right = truth.right
     if right < HALF_RIGHT:
         start = "The clusters follow the known classes only in part"
     elif right < MOST_RIGHT:
         start = "The clusters follow the known classes for the most part"
     else:
         start = "The clusters match the known classes"
-    if purity is not None:
+    if truth.majority:
         sentence = f"{_percent(right)} of the images are of the class most frequent in theirs."
     else:
         sentence = f"{_percent(right)} of the images are in the right one"
@@ -94,25 +118,60 @@ def _of_classes(
     return Verdict("good" if right >= MOST_RIGHT else "fair", f"{start}: {sentence}")
 
 
-def _of_sizes(sizes: Sequence[int], asked: int | None) -> list[tuple[str, str]]:
+def _of_borders(separation: Separation | None, clusters: int) -> list[tuple[str, str]]:
+    """Clusters that may be one kind cut in two, or two kinds in one."""
+    found = []
+    if separation is not None and separation.touching:
+        pairs = [f"{a} and {b}" for a, b, _ in separation.touching[:NAMED]]
+        more = len(separation.touching) - len(pairs)
+        what = f"Clusters {' · '.join(pairs)}{f' and {more} more pairs' if more else ''}"
+        found.append(
+            (
+                f"{what} run into one another, as the halves of one kind would.",
+                "Look at them side by side: if they are alike, merge them, or choose fewer "
+                "clusters.",
+            )
+        )
+    if separation is not None and separation.mixed:
+        numbers = [str(cluster) for cluster, _ in separation.mixed[:NAMED]]
+        one = len(separation.mixed) == 1
+        more = len(separation.mixed) - len(numbers)
+        what = (
+            f"Cluster{'' if one else 's'} {', '.join(numbers)}{f' and {more} more' if more else ''}"
+        )
+        found.append(
+            (
+                f"{what} {'falls' if one else 'fall'} into two parts with a gap between.",
+                "Look for two kinds in it: if there are, choose more clusters.",
+            )
+        )
+    return found
+
+
+def _of_sizes(
+    sizes: Sequence[int], asked: int | None, distinct: int | None
+) -> list[tuple[str, str]]:
     found = []
     total, clusters = sum(sizes), len(sizes)
-    if clusters == 1 and total > 1:
+    if distinct is not None and distinct < max(clusters, asked or 0):
+        found.append(
+            (
+                f"There are only {distinct} different images, for {max(clusters, asked or 0)} "
+                "clusters."
+                if distinct > 1
+                else "All images are the same.",
+                f"Ask for at most {distinct} clusters (--clusters), or look for what went wrong "
+                "when the images were written.",
+            )
+        )
+    elif clusters == 1 and total > 1:
         found.append(
             (
                 "All images are in one cluster.",
                 "Ask for more clusters (--clusters), or train longer (--epochs).",
             )
         )
-    elif clusters > 2 and max(sizes) / total >= GIANT:
-        found.append(
-            (
-                f"One cluster holds {_percent(max(sizes) / total)} of all images.",
-                "Look at it first: if it is a mix, ask for more clusters (--clusters), or train "
-                "longer (--epochs). If most images really are alike, it may be right.",
-            )
-        )
-    if asked is not None and 1 < clusters < asked:
+    elif asked is not None and 1 < clusters < asked:
         found.append(
             (
                 f"{asked} clusters were asked for, but only {clusters} have images.",

@@ -14,37 +14,44 @@ import hashlib
 import json
 import math
 import os
+import shlex
 import shutil
-from collections import Counter
 from collections.abc import Callable, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import pyarrow as pa
+import scipy.sparse
 from jinja2 import Environment
 
 from deepcluster.config import GUESSING, flatten
 from deepcluster.errors import RunError
-from deepcluster.report.layout import Layout, lay_out
-from deepcluster.report.neighbours import (
+from deepcluster.report.levels import Tree, describe_levels, read_tree
+from deepcluster.report.separation import find_separation
+from deepcluster.report.unusual import (
     Duplicates,
-    Neighbours,
     find_duplicates,
-    find_neighbours,
     find_outliers,
+    read_neighbours,
 )
-from deepcluster.report.verdict import judge
-from deepcluster.run import RunDir, Thumbnails
+from deepcluster.report.verdict import Truth, judge
+from deepcluster.run import Neighbours, RunDir, Thumbnails
 
 COVERED = 24  # clusters that the first screen shows, the largest
 COVERS = 12  # images on the cover of a cluster: those nearest its centre
 COVER_TILE = 64  # largest side of a picture on a cover
 NEAR_CLUSTERS = 5  # other clusters named beside a cluster
 SKIPPED_SHOWN = 200
+NOWHERE = 65535  # place of an image that is not on the map
 
-SCRIPTS = ("core.js", "charts.js", "grid.js", "map.js", "views.js", "start.js")
+SCRIPTS = (
+    *("core.js", "levels.js", "changes.js", "charts.js", "grid.js", "plot.js", "members.js"),
+    *("slider.js", "overview.js", "curves.js", "clusters.js", "cluster.js", "map.js"),
+    *("image.js", "unusual.js", "start.js"),
+)
 PARTS = ("index.html", "style.css", "scripts", "data", "thumbnails")
 
 Say = Callable[[str], None]
@@ -77,13 +84,10 @@ def write_report(run: RunDir, *, progress: Say | None = None) -> Path:
             "by hand or only in part copied; fit again"
         )
     distance = items["distance"].to_numpy()
-    centres = _means(embeddings, clusters)
     say("nearest neighbours")
-    neighbours = find_neighbours(embeddings)
+    neighbours = read_neighbours(run, embeddings)
+    tree = read_tree(run, len(items))
     duplicates = find_duplicates(neighbours)
-    say("map")
-    given = np.stack([items["x"].to_numpy(), items["y"].to_numpy()], 1)
-    layout = lay_out(embeddings, clusters, given)
     say("pages")
     covers = _choose_covers(clusters, distance)
 
@@ -95,14 +99,14 @@ def write_report(run: RunDir, *, progress: Say | None = None) -> Path:
         _link(sheet, part / "thumbnails" / sheet.name)
     cover_layout = _write_covers(part / "data" / "covers.webp", covers, thumbnails)
     data = part / "data"
-    summary = _summary(run, items, centres, neighbours, duplicates, layout, thumbnails)
+    summary = _summary(run, items, embeddings, neighbours, duplicates, tree, thumbnails)
     summary["covers"] = {
         **cover_layout,
         "clusters": list(covers),
         "items": [members.tolist() for members in covers.values()],
     }
     _write_data(data / "summary.js", "summary", summary)
-    _write_data(data / "items.js", "items", _items(items, layout, thumbnails))
+    _write_data(data / "items.js", "items", _items(items, tree, thumbnails))
     _write_data(
         data / "neighbours.js",
         "neighbours",
@@ -124,10 +128,10 @@ def write_report(run: RunDir, *, progress: Say | None = None) -> Path:
 def _summary(
     run: RunDir,
     items: pa.Table,
-    centres: dict[int, np.ndarray],
+    embeddings: np.ndarray,
     neighbours: Neighbours,
     duplicates: Duplicates,
-    layout: Layout,
+    tree: Tree | None,
     thumbnails: Thumbnails,
 ) -> dict[str, Any]:
     """All that the first screen needs, and what is said once for all images."""
@@ -141,26 +145,41 @@ def _summary(
     labels = items["label"]
     # After merges, fewer clusters than were asked for are a person's wish.
     asked = None if said["merged"] else counts.get("clusters")
-    purity = _purity(clusters, labels.to_pylist())
     config = run.read_config()
     verdict = judge(
-        sizes.tolist(), metrics, scores, method=config.method, asked=asked, purity=purity
+        sizes.tolist(),
+        metrics,
+        scores,
+        method=config.method,
+        asked=asked,
+        distinct=_distinct(embeddings),
+        truth=_truth(clusters, labels.to_pylist(), info),
+        separation=find_separation(embeddings, clusters, neighbours.index),
     )
     return {
         "id": _run_id(items["id"].to_pylist(), info),
+        "run": run.fingerprint(),  # goes into labels.csv, so that it meets its own run
         "title": title,
-        "folder": run.path.resolve().name,
+        "place": {
+            "run": str(run.path.resolve()),
+            "report": str(run.report.resolve()),
+            "apply": shlex.join(["deepcluster", "apply", str(run.path.resolve()), "labels.csv"]),
+        },
+        "originals": _originals(items["path"].to_pylist(), run.report),
         "images": len(items),
         "clusters": [
             {
                 "number": int(number),
                 "size": int(size),
-                "near": _nearest_clusters(int(number), centres),
+                "near": numbers[others].tolist(),
             }
-            for number, size in zip(numbers, sizes, strict=True)
+            for number, size, others in zip(
+                numbers, sizes, _nearest_clusters(embeddings, clusters, numbers), strict=True
+            )
         ],
         "names": said["names"],
         "merged": said["merged"],
+        "glued": sorted({v for k, v in said["merged"].items() if int(k) not in said["by_level"]}),
         "labelled": len(labels) - labels.null_count,
         "info": {k: v for k, v in info.items() if k not in ("scores", "schema")},
         "scores": scores,
@@ -173,10 +192,10 @@ def _summary(
         "neighbours": {
             "k": int(neighbours.index.shape[1]),
             "recall": neighbours.recall,
-            "variance": neighbours.kept_variance,
         },
         "duplicates": {"threshold": duplicates.threshold, "total": duplicates.total},
-        "map": {"laidOut": layout.laid_out},
+        "levels": None if tree is None else describe_levels(tree, clusters, _by_person(items)),
+        "map": {"shown": int(np.isfinite(items["x"].to_numpy()).sum())},
         "thumbnails": {
             "tile": thumbnails.tile,
             "columns": thumbnails.columns,
@@ -187,20 +206,15 @@ def _summary(
     }
 
 
-def _items(items: pa.Table, layout: Layout, thumbnails: Thumbnails) -> dict[str, Any]:
+def _items(items: pa.Table, tree: Tree | None, thumbnails: Thumbnails) -> dict[str, Any]:
     """The table of images, a column at a time."""
     ids, paths = items["id"].to_pylist(), items["path"].to_pylist()
-    given = [path for path in paths if path is not None]
-    prefix = os.path.commonprefix(given)  # noqa: RUF071 (by character, then cut at a folder)
-    prefix = prefix[: max(prefix.rfind("/"), prefix.rfind("\\")) + 1]
+    prefix = _prefix(paths)
     rest = [None if path is None else path[len(prefix) :] for path in paths]
     classes = sorted({label for label in items["label"].to_pylist() if label is not None})
     code = {label: i for i, label in enumerate(classes)}
     tile = np.empty(len(ids), np.uint32)
     tile[thumbnails.order] = np.arange(len(ids))
-    low, high = layout.places.min(axis=0), layout.places.max(axis=0)
-    span = max(float((high - low).max()), 1e-9)  # one scale for both axes, each in the middle
-    places = ((layout.places - (low + high) / 2) / span + 0.5) * 65535
     return {
         "ids": ids,
         "prefix": prefix,
@@ -209,24 +223,78 @@ def _items(items: pa.Table, layout: Layout, thumbnails: Thumbnails) -> dict[str,
         "classes": classes,
         "label": _packed([code.get(x, -1) for x in items["label"].to_pylist()], np.int32),
         "cluster": _packed(items["cluster"].to_numpy(), np.int32),
-        "byPerson": _packed([by == "person" for by in items["by"].to_pylist()], np.uint8),
+        "byPerson": _packed(_by_person(items), np.uint8),
+        "part": None if tree is None else _packed(tree.part, np.uint16),
         "distance": _packed(items["distance"].to_numpy(), np.float32),
         "confidence": _packed(items["confidence"].to_numpy(), np.float32),
         "tile": _packed(tile, np.uint32),
-        "places": _packed(np.rint(places), np.uint16),
+        "places": _packed(_places(items), np.uint16),
     }
 
 
-def _purity(clusters: np.ndarray, labels: list[str | None]) -> float | None:
-    """Share of images of their cluster's most frequent class, if clusters outnumber classes."""
-    known = [(c, label) for c, label in zip(clusters.tolist(), labels, strict=True) if label]
-    pairs = Counter(known)
-    best: dict[int, int] = {}
-    for (cluster, _), size in pairs.items():
-        best[cluster] = max(best.get(cluster, 0), size)
-    if not known or len(best) <= len({label for _, label in pairs}):
+def _prefix(paths: list[str | None]) -> str:
+    """The folder that all paths begin with, and its separator."""
+    given = [path for path in paths if path is not None]
+    prefix = os.path.commonprefix(given)  # noqa: RUF071 (by character, then cut at a folder)
+    return prefix[: max(prefix.rfind("/"), prefix.rfind("\\")) + 1]
+
+
+def _originals(paths: list[str | None], report: Path) -> str | None:
+    """Where the pages find the files below :func:`_prefix`, if they are files.
+
+    Relative where the folder of the pages and the files have a folder in common, so that both can
+    move together; else by its full address.
+    """
+    first = next((path for path in paths if path is not None), None)
+    if first is None or not Path(first).is_file():
         return None
-    return sum(best.values()) / len(known)
+    folder, report = Path(_prefix(paths)).absolute(), report.absolute()
+    common = os.path.commonpath([folder, report]) if folder.drive == report.drive else ""
+    if len(Path(common).parts) > 1:
+        return quote(Path(os.path.relpath(folder, report)).as_posix()) + "/"
+    return folder.as_uri().rstrip("/") + "/"
+
+
+def _by_person(items: pa.Table) -> np.ndarray:
+    """Whether a person put the image into its cluster, ``(n,)``."""
+    return np.array([by == "person" for by in items["by"].to_pylist()], bool)
+
+
+def _places(items: pa.Table) -> np.ndarray:
+    """Places on the map, ``(n, 2)`` from 0 to 65534; NOWHERE for images that are not on it."""
+    given = np.stack([items["x"].to_numpy(), items["y"].to_numpy()], 1).astype(np.float64)
+    known = np.isfinite(given).all(axis=1)
+    places = np.full(given.shape, NOWHERE)
+    if known.any():
+        low, high = given[known].min(axis=0), given[known].max(axis=0)
+        span = max(float((high - low).max()), 1e-9)  # one scale for both axes, each in the middle
+        places[known] = np.rint(((given[known] - (low + high) / 2) / span + 0.5) * (NOWHERE - 1))
+    return places
+
+
+def _truth(clusters: np.ndarray, labels: list[str | None], info: Mapping[str, Any]) -> Truth | None:
+    """What the labels say of the clusters as they stand.
+
+    One cluster a class cannot be asked for where the fit gave more clusters than there are classes:
+    then it is the majority of each that counts. The fit decides, so that the measure stays the same
+    when a person merges clusters or makes new ones.
+    """
+    from deepcluster import metrics
+
+    _, code = np.unique([label or "" for label in labels], return_inverse=True)
+    known = (clusters >= 0) & np.array([bool(label) for label in labels])
+    if not known.any():
+        return None
+    counts = info.get("counts", {})
+    several = len(set(code[known].tolist()))
+    majority = int(counts.get("clusters", len(np.unique(clusters[known])))) > several
+    measure = metrics.purity if majority else metrics.acc
+    return Truth(measure(clusters[known], code[known]), majority, several)
+
+
+def _distinct(embeddings: np.ndarray) -> int:
+    """Images that differ from one another, as far as the net can tell."""
+    return len({row.tobytes() for row in np.round(embeddings, 4)})
 
 
 def _run_id(ids: list[str], info: Mapping[str, Any]) -> str:
@@ -252,19 +320,24 @@ def _read_embeddings(run: RunDir, n: int) -> np.ndarray:
     return embeddings
 
 
-def _means(embeddings: np.ndarray, clusters: np.ndarray) -> dict[int, np.ndarray]:
-    """Mean feature of each cluster, ``(d,)``."""
-    return {
-        c: np.asarray(embeddings[clusters == c], np.float64).mean(axis=0)
-        for c in np.unique(clusters).tolist()
-        if c >= 0
-    }
-
-
-def _nearest_clusters(cluster: int, centres: dict[int, np.ndarray]) -> list[int]:
-    """The other clusters, that of the nearest mean first, at most NEAR_CLUSTERS."""
-    far = {c: float(np.linalg.norm(m - centres[cluster])) for c, m in centres.items()}
-    return sorted((c for c in far if c != cluster), key=far.__getitem__)[:NEAR_CLUSTERS]
+def _nearest_clusters(
+    embeddings: np.ndarray, clusters: np.ndarray, numbers: np.ndarray
+) -> np.ndarray:
+    """The other clusters of each, the nearest mean first, ``(k, at most NEAR_CLUSTERS)``."""
+    inside = np.flatnonzero(clusters >= 0)
+    place = np.searchsorted(numbers, clusters[inside])
+    members = scipy.sparse.csr_matrix(
+        (np.ones(len(inside)), (place, inside)), (len(numbers), len(clusters))
+    )
+    means = (members @ embeddings) / np.bincount(place, minlength=len(numbers))[:, None]
+    half = np.square(means).sum(axis=1) / 2
+    kept = min(NEAR_CLUSTERS, len(numbers) - 1)
+    near = np.empty((len(numbers), max(kept, 0)), np.int64)
+    for start in range(0, len(numbers), 1024):
+        closeness = means[start : start + 1024] @ means.T - half
+        closeness[np.arange(len(closeness)), start + np.arange(len(closeness))] = -np.inf
+        near[start : start + 1024] = np.argsort(-closeness, axis=1, kind="stable")[:, :kept]
+    return near
 
 
 # -- covers -------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ def write_pictures(run: RunDir) -> list[Path]:
     """Write ``pictures/`` of a run: ``curves.svg``, ``clusters.png`` and a grid for each cluster.
 
     Returns:
-        The files written.
+        The files written; no grids where a person took every image out of its cluster.
     """
     run.pictures.mkdir(exist_ok=True)
     written = [run.pictures / "curves.svg"]
@@ -49,6 +49,8 @@ def write_pictures(run: RunDir) -> list[Path]:
         )
         written.append(path)
         rows.append((f"{cluster}: {len(members):,} images", [pick(i) for i in best[:ROW_LENGTH]]))
+    if not rows:
+        return written
     overview = run.pictures / "clusters.png"
     shown = rows[:MOST_ROWS]
     sheet = _grid([images for _, images in shown], tile, left=LABEL)

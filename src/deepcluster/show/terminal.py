@@ -17,6 +17,7 @@ from rich.progress import (
 )
 
 from deepcluster.progress import Progress, epoch_sentence
+from deepcluster.show.exact import escaped
 
 QUIET_LINES_EVERY = 10.0  # seconds between epoch lines where there is no terminal
 
@@ -29,7 +30,9 @@ class TerminalProgress(Progress):
     """
 
     def __init__(self, *, quiet: bool = False) -> None:
-        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self.console = Console(
+            stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False
+        )
         self.quiet = quiet
         self.bars = Bars(
             TextColumn("{task.description:<22}"),
@@ -74,4 +77,4 @@ class TerminalProgress(Progress):
 
     def note(self, text: str) -> None:
         """A sentence."""
-        self.console.print(text, markup=False)
+        self.console.print(escaped(text, but="\n"))

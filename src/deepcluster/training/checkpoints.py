@@ -10,7 +10,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from deepcluster.run import RunDir
+from deepcluster.errors import DamagedError, RunError
+from deepcluster.run import RunDir, reading, replacing
 
 
 def save_checkpoint(
@@ -20,7 +21,7 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     previous: Tensor | None,
 ) -> None:
-    """Write all that :func:`load_checkpoint` needs; keep the last two. safetensors, no pickle."""
+    """Write all that :func:`load_newest` needs; keep the last two. safetensors, no pickle."""
     tensors = {f"method.{name}": value for name, value in method.state_dict().items()}
     for number, state in optimizer.state_dict()["state"].items():
         for name, value in state.items():
@@ -31,25 +32,34 @@ def save_checkpoint(
     tensors = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
     run.checkpoints.mkdir(exist_ok=True)
     path = run.checkpoints / f"epoch-{epoch:05d}.safetensors"
-    part = path.with_suffix(".part")
-    save_file(tensors, part, metadata={"epoch": json.dumps(epoch)})
-    part.replace(path)
+    with replacing(path) as part:
+        save_file(tensors, part, metadata={"epoch": json.dumps(epoch)})
     for old in sorted(run.checkpoints.glob("epoch-*.safetensors"))[:-2]:
         old.unlink()
 
 
-def last_checkpoint(run: RunDir) -> Path:
-    """The newest checkpoint of a run.
+def load_newest(
+    run: RunDir, method: nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[int, Tensor | None]:
+    """Put the state of the newest checkpoint that is whole into `method` and `optimizer`.
+
+    Returns:
+        epochs that are done, and the clusters of the last one.
 
     Raises:
-        FileNotFoundError: there is none.
+        RunError: there is none.
     """
-    found = sorted(run.checkpoints.glob("epoch-*.safetensors"))
-    if not found:
-        raise FileNotFoundError(
-            f"{run.checkpoints} holds no checkpoint: start again with --overwrite"
-        )
-    return found[-1]
+    found = sorted(run.checkpoints.glob("epoch-*.safetensors"), reverse=True)
+    broken: list[str] = []
+    for path in found:
+        try:
+            return load_checkpoint(path, method, optimizer)
+        except RunError as error:
+            broken.append(str(error))
+    why = f": {broken[0]}" if broken else ""
+    raise RunError(
+        f"{run.checkpoints} holds no checkpoint to go on from{why}; start again with --overwrite"
+    )
 
 
 def load_checkpoint(
@@ -59,13 +69,26 @@ def load_checkpoint(
 
     Returns:
         epochs that are done, and the clusters of the last one.
+
+    Raises:
+        RunError: it is damaged, or of another net or method; nothing was put anywhere.
     """
-    with safe_open(path, framework="pt") as file:
-        epoch = json.loads(file.metadata()["epoch"])
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    method.load_state_dict(
-        {k.removeprefix("method."): v for k, v in tensors.items() if k.startswith("method.")}
-    )
+    with reading(path):
+        with safe_open(path, framework="pt") as file:
+            epoch = json.loads(file.metadata()["epoch"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if type(epoch) is not int or path.stem != f"epoch-{epoch:05d}":
+            raise DamagedError(f"it says it is of epoch {str(epoch)[:20]}")
+        if not all(t.isfinite().all() for t in tensors.values() if t.is_floating_point()):
+            raise DamagedError("a number in it is not finite")
+    weights = {k.removeprefix("method."): v for k, v in tensors.items() if k.startswith("method.")}
+    wanted = {name: value.shape for name, value in method.state_dict().items()}
+    if wanted != {name: value.shape for name, value in weights.items()}:
+        differing = sorted(wanted.keys() ^ weights.keys()) or sorted(
+            name for name in wanted if wanted[name] != weights[name].shape
+        )
+        raise RunError(f"{path} is of another net or method: {differing[0]} is not the same")
+    method.load_state_dict(weights)
     state: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
         if name.startswith("optimizer."):

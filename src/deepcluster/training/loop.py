@@ -1,6 +1,8 @@
 """The one loop: images in, a fitted model and its clusters out.
 
-Read :func:`fit` from top to bottom. All chance in epoch `e` comes from generators seeded by the
+Read :func:`fit` from top to bottom. A frozen net goes through no epoch: its features are
+found, and kept for the next fit, and what is done with features (:func:`conclude`) is the same for
+all. All chance in epoch `e` comes from generators seeded by the
 fit's seed and `e`, so a fit that resumes after epoch `e` needs no random state and gives the same
 bits as one that was never stopped. Labels, where the store has any, are read by :func:`score`
 alone.
@@ -8,6 +10,7 @@ alone.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from dataclasses import dataclass, field
@@ -18,9 +21,10 @@ import torch
 from torch import Tensor, nn
 
 from deepcluster import metrics
-from deepcluster.backbones.features import FittedModel, extract
+from deepcluster.backbones.features import FittedModel, extract, kept_features
 from deepcluster.backbones.nets import build_backbone, prepare_backbone
-from deepcluster.backbones.preprocessing import Preprocessing, to_device
+from deepcluster.backbones.preprocessing import Batches, Preprocessing, to_device
+from deepcluster.backbones.start import find_weights
 from deepcluster.clustering.choose import choose_clusters
 from deepcluster.clustering.graph import cluster_tree, tree_of
 from deepcluster.clustering.kmeans import kmeans
@@ -29,19 +33,21 @@ from deepcluster.clustering.plane import layout
 from deepcluster.clustering.prototypes import Prototypes
 from deepcluster.clustering.tree import Tree
 from deepcluster.config import Config
+from deepcluster.errors import ConfigError
 from deepcluster.methods import Snapshot, load_method
 from deepcluster.progress import Progress
 from deepcluster.run import RunDir
-from deepcluster.training.checkpoints import last_checkpoint, load_checkpoint, save_checkpoint
+from deepcluster.training.checkpoints import load_newest, save_checkpoint
 from deepcluster.training.optimizers import build_optimizer
-from deepcluster.training.plan import PIXEL_SIDE
-from deepcluster.training.views import Views, small_views
+from deepcluster.training.plan import PIXEL_SIDE, Pace
+from deepcluster.training.step import Step
 
 if TYPE_CHECKING:
     from deepcluster.images.store import ImageStore
 
 ORDER, VIEWS, DROPOUT = range(3)  # uses of chance in an epoch, each with a seed of its own
 RANK_ROWS = 10_000  # rows, spread evenly, whose effective rank is measured each epoch
+MOST_CHECKPOINTS = 100  # in a fit: on a GPU an epoch may take little longer than writing one
 PIXEL_ROWS = 1000  # images a cluster on which the yardstick, k-means on the pixels, is fitted
 MOST_IN_TREE = 3000  # clusters: its table grows with their square
 MOST_GRAPH_CLUSTERS = 1000  # beyond, clusters are as small as the graph's patches: k-means it is
@@ -89,17 +95,18 @@ def fit(
     run: RunDir | None = None,
     resume: bool = False,
     progress: Progress | None = None,
+    pace: Pace | None = None,
 ) -> FitResult:
     """Train on the images and cluster them.
 
     Args:
         store: the images.
         config: settings, as :func:`deepcluster.training.plan.resolve` gives them.
-        backbone: a net to train in place of ``config.backbone``: ``(b, c, size, size)`` ->
-            ``(b, d)``.
+        backbone: a net in place of ``config.backbone``: ``(b, c, size, size)`` -> ``(b, d)``.
         run: where metrics and checkpoints go; None keeps nothing on disk.
         resume: go on from the run's last checkpoint.
         progress: told what happens.
+        pace: asked after each epoch how many there shall be; the result's settings say it.
 
     Returns:
         Clusters, features, the fitted model and what was measured.
@@ -113,24 +120,17 @@ def fit(
     assert isinstance(config.train.lr, float)
     assert isinstance(config.clusters, int)
 
+    known = backbone is None
     with seeded(config.seed):
-        if backbone is None:
-            assert isinstance(config.size, int)
-            backbone = build_backbone(
-                config.backbone,
-                channels=store.channels,
-                size=config.size,
-                pretrained=config.pretrained,
-                sobel=config.sobel,
-            )
-        else:
-            backbone = prepare_backbone(backbone, channels=store.channels, size=store.size)
-        method: Any = load_method(config.method)(config, backbone, len(store))
+        begun = begin(store, config, backbone)
+        assert begun.backbone is not None
+        if config.start == "frozen":
+            return _frozen(store, config, begun, clock, progress)
+        method: Any = load_method(config.method)(config, begun.backbone, len(store))
     method.to(device, memory_format=torch.channels_last)
     optimizer = build_optimizer(method.groups(), config.train)
-    preprocessing = Preprocessing.measure(store)
-    views = [Views(config.views, preprocessing.size)] * method.views
-    views += [small_views(config.views, preprocessing.size)] * method.small_views
+    preprocessing = begun.preprocessing
+    step = Step(method, optimizer, config, preprocessing, Batches(store, device), record=known)
 
     def extract_all() -> Tensor:
         progress.phase("features", len(store))
@@ -145,16 +145,18 @@ def fit(
 
     first, previous, history = 0, None, []
     if resume and run is not None:
-        first, previous = load_checkpoint(last_checkpoint(run), method, optimizer)
+        first, previous = load_newest(run, method, optimizer)
         run.truncate_metrics(first)
         history = run.read_metrics()
     elif run is not None:
         save_checkpoint(run, 0, method, optimizer, None)
+    every = max(config.train.checkpoint_every, math.ceil(config.epochs / MOST_CHECKPOINTS))
     clock.lap("set-up")
 
     for epoch in range(first, config.epochs):
+        if epoch >= config.epochs:  # fewer than when the loop began
+            break
         generator = torch.Generator().manual_seed(mix(config.seed, epoch, ORDER))
-        view_generator = torch.Generator(device).manual_seed(mix(config.seed, epoch, VIEWS))
         watch = Clock()
         method.eval()
         snapshot: Snapshot | None = method.start_epoch(epoch, extract_all, optimizer, generator)
@@ -168,26 +170,14 @@ def fit(
             # as few batches as there must be, of sizes that differ by one at most: none is left out
             batches = order.tensor_split(math.ceil(len(order) / config.train.batch_size))
             progress.phase(f"epoch {epoch + 1}/{config.epochs}", len(order))
-            losses = torch.zeros((), device=device)
-            for step, index in enumerate(batches):
-                rate = schedule((epoch + (step + 0.5) / len(batches)) / config.epochs, config)
+            step.begin(mix(config.seed, epoch, VIEWS))
+            for number, index in enumerate(batches):
+                rate = schedule((epoch + (number + 0.5) / len(batches)) / config.epochs, config)
                 for group in optimizer.param_groups:
                     group["lr"] = group["initial_lr"] * rate
-                images = to_device(store.batch(index.numpy()), device)
-                batch = [
-                    preprocessing.normalise(view(images, view_generator)).contiguous(
-                        memory_format=torch.channels_last
-                    )
-                    for view in views
-                ]
-                with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                    loss = method.loss(batch, index.to(device))
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                optimizer.step()
-                losses += loss.detach()
+                step(index)
                 progress.advance(len(index))
-            mean_loss = float(losses) / len(batches)
+            mean_loss = float(step.total) / len(batches)
         if not math.isfinite(mean_loss):
             raise FloatingPointError(
                 f"the loss became {mean_loss} in epoch {epoch + 1}: "
@@ -199,21 +189,161 @@ def fit(
         if snapshot is not None:
             line |= describe(snapshot, previous, store.labels)
             previous = snapshot.labels.clone()  # the method may write over its own
-            snapshot = None  # its features are as large as the images are many
+            snapshot = None  # its features may be as many as the images
         watch.lap("measure")
         line["seconds"] = {name: round(value, 3) for name, value in watch.seconds.items()}
+        if pace is not None:
+            fewer = pace(epoch + 1, config.epochs, sum(watch.seconds.values()))
+            if fewer < config.epochs:
+                config = dataclasses.replace(config, epochs=fewer)
+                method.epochs = line["epochs"] = fewer
+                if run is not None:
+                    run.write_config(config)
         history.append(line)
         if run is not None:
             run.append_metrics(line)
-            every = config.train.checkpoint_every
             if (epoch + 1) % every == 0 or epoch + 1 == config.epochs:
                 save_checkpoint(run, epoch + 1, method, optimizer, previous)
         progress.epoch(line)
     clock.lap("train")
 
+    assert isinstance(config.epochs, int)
     method.eval()
     embeddings = normalise(extract_all())
     clock.lap("features")
+    return conclude(
+        embeddings,
+        config,
+        begun,
+        clock=clock,
+        progress=progress,
+        store=store,
+        history=history,
+    )
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A net before its first epoch.
+
+    Attributes:
+        backbone: the net; None where the features come from elsewhere.
+        name: as :func:`deepcluster.backbones.nets.build_backbone` takes it.
+        channels: of its images.
+        preprocessing: what lies between pixels and net.
+        license: of the weights it begins with.
+    """
+
+    backbone: nn.Module | None
+    name: str
+    channels: int
+    preprocessing: Preprocessing
+    license: str = ""
+
+
+def begin(store: ImageStore, config: Config, backbone: nn.Module | None) -> Begun:
+    """The net of the settings with the weights it begins with, or one of the user's own."""
+    assert isinstance(config.size, int)
+    if backbone is not None:
+        own, channels = Preprocessing.of_module(backbone, config.size), store.channels
+        if config.start != "scratch" and own is not None:
+            preprocessing, channels = own, len(own.mean)
+        else:
+            preprocessing = Preprocessing.measure(store)
+        backbone = prepare_backbone(backbone, channels=channels, size=config.size)
+        return Begun(backbone, config.backbone, channels, preprocessing)
+    if config.start == "scratch":
+        built = build_backbone(
+            config.backbone, channels=store.channels, size=config.size, sobel=config.sobel
+        )
+        return Begun(built, config.backbone, store.channels, Preprocessing.measure(store))
+    weights = find_weights(config.backbone, config.weights)
+    if weights is None:
+        raise ConfigError(f"there are no weights for {config.backbone!r}: say --start scratch")
+    weights = weights.fetch()
+    return Begun(
+        weights.build(config.size),
+        weights.architecture,
+        weights.channels,
+        weights.preprocessing(config.size),
+        weights.license,
+    )
+
+
+def _frozen(
+    store: ImageStore, config: Config, begun: Begun, clock: Clock, progress: Progress
+) -> FitResult:
+    """Clusters of a net as it came."""
+    assert begun.backbone is not None
+    assert isinstance(config.train.batch_size, int)
+    device = torch.device(config.device)
+    begun.backbone.to(device)
+    clock.lap("set-up")
+    progress.phase("features", len(store))
+    embeddings = kept_features(
+        begun.backbone,
+        store,
+        begun.preprocessing,
+        device=device,
+        dtype=getattr(torch, config.train.precision),
+        batch_size=config.train.batch_size,
+        advance=progress.advance,
+    )
+    clock.lap("features")
+    return conclude(embeddings, config, begun, clock=clock, progress=progress, store=store)
+
+
+def fit_vectors(
+    rows: np.ndarray,
+    config: Config,
+    *,
+    store: ImageStore | None = None,
+    truth: np.ndarray | None = None,
+    progress: Progress | None = None,
+) -> FitResult:
+    """Clusters of features made elsewhere.
+
+    Args:
+        rows: ``(n, d)`` float32; their lengths do not count.
+        config: settings, as :func:`deepcluster.training.plan.schedule_given` gives them.
+        store: the images they are of, if there are any.
+        truth: ``(n,)`` labels, for measuring only.
+        progress: told what happens.
+    """
+    begun = Begun(None, config.backbone, 1, Preprocessing(1, (0.0,), (1.0,)))
+    embeddings = normalise(torch.from_numpy(rows))
+    clock, progress = Clock(), progress or Progress()
+    return conclude(
+        embeddings, config, begun, clock=clock, progress=progress, store=store, truth=truth
+    )
+
+
+def conclude(
+    embeddings: Tensor,
+    config: Config,
+    begun: Begun,
+    *,
+    clock: Clock,
+    progress: Progress,
+    store: ImageStore | None = None,
+    truth: np.ndarray | None = None,
+    history: list[dict[str, Any]] | None = None,
+) -> FitResult:
+    """What is done with the features of all images: clusters, map, scores.
+
+    Args:
+        embeddings: ``(n, d)``, rows of length 1.
+        config: resolved settings.
+        begun: the net they are of.
+        clock: goes on.
+        progress: told what happens.
+        store: the images, if there are any.
+        truth: ``(n,)`` labels, for measuring only, where the images have none.
+        history: the lines of the epochs.
+    """
+    if store is not None:
+        truth = store.labels
+    assert isinstance(config.epochs, int)
     generator = torch.Generator().manual_seed(mix(config.seed, config.epochs, ORDER))
     progress.phase("clusters", 1)
     pca, prototypes, tree, choice = final_clusters(embeddings, config, generator)
@@ -221,13 +351,14 @@ def fit(
     if choice:
         progress.note(f"{clusters} clusters, chosen among 2 to {max(choice)}")
     model = FittedModel(
-        backbone=method.backbone,
-        name=config.backbone,
-        channels=store.channels,
+        backbone=begun.backbone,
+        name=begun.name,
+        channels=begun.channels,
         sobel=config.sobel,
-        preprocessing=preprocessing,
+        preprocessing=begun.preprocessing,
         pca=pca,
         prototypes=prototypes,
+        license=begun.license,
     )
     labels, distances, confidence = model.assign(embeddings)
     parts = model.parts_of(embeddings)
@@ -237,15 +368,15 @@ def fit(
     places = layout(model.reduce(embeddings), generator=generator)
     progress.advance(1)
     clock.lap("map")
-    scores = {"fit": score(labels.numpy(), store.labels)}
+    scores = {"fit": score(labels.numpy(), truth)}
     if clusters > 1 and len(labels) > metrics.GRAPH_NEIGHBOURS:
         scores["fit"]["modularity"] = metrics.modularity(
             embeddings.numpy(), labels.numpy(), np.random.default_rng(config.seed)
         )
     clock.lap("measure")
-    if store.labels is not None:
+    if store is not None and truth is not None:
         progress.phase("k-means on the pixels, to compare", 1)
-        scores["pixels"] = score(pixel_clusters(store, clusters, generator), store.labels)
+        scores["pixels"] = score(pixel_clusters(store, clusters, generator), truth)
         progress.advance(1)
         clock.lap("compare")
     return FitResult(
@@ -258,7 +389,7 @@ def fit(
         tree=tree,
         parts=parts.numpy(),
         places=np.asarray(places),
-        history=history,
+        history=history or [],
         clusters=clusters,
         choice=choice,
         scores=scores,
@@ -303,6 +434,8 @@ def describe(
 ) -> dict[str, Any]:
     """An epoch's figures about its clusters; those of `truth` only where there are labels."""
     labels = snapshot.labels.numpy()
+    if truth is not None and snapshot.rows is not None:
+        truth = truth[snapshot.rows.numpy()]
     line: dict[str, Any] = {
         "clusters": snapshot.clusters,
         "ln_k": math.log(snapshot.clusters),

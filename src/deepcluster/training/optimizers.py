@@ -4,8 +4,7 @@ Muon is momentum whose every matrix is made near-orthogonal before the step (Jor
 "Muon: an optimizer for hidden layers in neural networks"). torch has it from 2.9 on, for matrices
 only; here convolution kernels count as matrices ``(out, in·h·w)`` and everything that Muon is not
 meant for (first layer, last layer, biases, norms) is stepped by AdamW in the same optimizer, so
-that there is one state to save. Orthogonalisation is in float32: the matrices of small nets are too
-small for bfloat16 to be faster.
+that there is one state to save.
 """
 
 from __future__ import annotations
@@ -22,73 +21,107 @@ ADAM_SHARE = 0.1  # AdamW's learning rate over Muon's, where one optimizer is bo
 QUINTIC = (3.4445, -4.7750, 2.0315)  # coefficients of the iteration, from the authors
 
 
-def orthogonalise(matrix: Tensor, steps: int = 5) -> Tensor:
-    """Move all singular values of a matrix near 1 (to about 0.7 to 1.2), keeping its vectors.
+def orthogonalise(matrices: Tensor, steps: int = 5, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Move all singular values of matrices near 1 (to about 0.7 to 1.2), keeping their vectors.
 
     Args:
-        matrix: ``(rows, columns)``.
+        matrices: ``(…, rows, columns)`` float32.
         steps: Newton–Schulz iterations.
+        dtype: their arithmetic.
     """
     a, b, c = QUINTIC
-    tall = matrix.shape[0] > matrix.shape[1]
-    x: Tensor = matrix.T if tall else matrix
-    x = x / (x.norm() + 1e-7)
+    tall = matrices.shape[-2] > matrices.shape[-1]
+    x: Tensor = matrices.mT if tall else matrices
+    x = (x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)).to(dtype)
     for _ in range(steps):
-        gram = x @ x.T
+        gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return x.T if tall else x
+    return (x.mT if tall else x).to(matrices.dtype)
 
 
 class Muon(torch.optim.Optimizer):
     """Muon for groups with ``matrices=True``, AdamW for the others.
 
+    Weights that are stepped alike are stepped together, whatever groups they are in: on a GPU few
+    large operations take less time than many small ones.
+
     Args:
         groups: parameter groups, each with ``params``, ``lr``, ``weight_decay`` and ``matrices``.
         momentum: of Muon (Nesterov), and first beta of AdamW.
         steps: Newton–Schulz iterations.
+        dtype: their arithmetic.
     """
 
     def __init__(
-        self, groups: list[dict[str, Any]], *, momentum: float = 0.9, steps: int = 5
+        self,
+        groups: list[dict[str, Any]],
+        *,
+        momentum: float = 0.9,
+        steps: int = 5,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__(groups, {"momentum": momentum, "steps": steps, "weight_decay": 0.0})
+        self.dtype = dtype
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """One step from the gradients; `closure` is not used."""
+        alike: dict[tuple[Any, ...], tuple[dict[str, Any], list[Tensor]]] = {}
         for group in self.param_groups:
+            facts = tuple(v for k, v in sorted(group.items()) if k != "params")
             for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                change = self._matrix_step if group["matrices"] else self._adam_step
-                change(parameter, parameter.grad, group)
+                if parameter.grad is not None:
+                    shape = parameter.shape if group["matrices"] else None
+                    alike.setdefault((shape, *facts), (group, []))[1].append(parameter)
+        for group, parameters in alike.values():
+            torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+            change = self._matrix_step if group["matrices"] else self._adam_step
+            gradients = [p.grad for p in parameters if p.grad is not None]
+            change(parameters, gradients, group)
 
-    def _matrix_step(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
-        state = self.state[parameter]
-        if not state:
-            state["momentum"] = torch.zeros_like(parameter)
-        momentum = state["momentum"].mul_(group["momentum"]).add_(gradient)
-        look_ahead = gradient + group["momentum"] * momentum
-        update = orthogonalise(look_ahead.flatten(1), group["steps"])
-        rows, columns = update.shape
+    def _matrix_step(
+        self, parameters: list[Tensor], gradients: list[Tensor], group: dict[str, Any]
+    ) -> None:
+        """One step of weights of one shape, ``(rows, …)``."""
+        states = [self.state[parameter] for parameter in parameters]
+        for state, parameter in zip(states, parameters, strict=True):
+            if not state:
+                state["momentum"] = torch.zeros_like(parameter)
+        momenta = [state["momentum"] for state in states]
+        torch._foreach_mul_(momenta, group["momentum"])
+        torch._foreach_add_(momenta, gradients)
+        look_ahead = torch._foreach_add(gradients, momenta, alpha=group["momentum"])
+        matrices = torch.stack(look_ahead).flatten(2)  # (weights, rows, columns)
+        updates = orthogonalise(matrices, group["steps"], self.dtype)
+        rows, columns = matrices.shape[1:]
         scale = max(1.0, rows / columns) ** 0.5
-        parameter.add_(update.view(parameter.shape), alpha=-group["lr"] * scale)
+        updates = updates.view(len(parameters), *parameters[0].shape)
+        torch._foreach_add_(parameters, list(updates), alpha=-group["lr"] * scale)
 
-    def _adam_step(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
-        state = self.state[parameter]
-        if not state:
-            state["step"] = torch.zeros(())
-            state["mean"] = torch.zeros_like(parameter)
-            state["square"] = torch.zeros_like(parameter)
+    def _adam_step(
+        self, parameters: list[Tensor], gradients: list[Tensor], group: dict[str, Any]
+    ) -> None:
+        for parameter in parameters:
+            if not self.state[parameter]:
+                self.state[parameter] = {
+                    "step": torch.zeros(()),
+                    "mean": torch.zeros_like(parameter),
+                    "square": torch.zeros_like(parameter),
+                }
+        states = [self.state[parameter] for parameter in parameters]
+        means = [state["mean"] for state in states]
+        squares = [state["square"] for state in states]
         beta1, beta2 = group["momentum"], 0.999
-        state["step"] += 1
-        state["mean"].lerp_(gradient, 1 - beta1)
-        state["square"].lerp_(gradient * gradient, 1 - beta2)
-        step = float(state["step"])
-        mean = state["mean"] / (1 - beta1**step)
-        root = (state["square"] / (1 - beta2**step)).sqrt_().add_(1e-8)
-        parameter.addcdiv_(mean, root, value=-group["lr"])
+        for state in states:
+            state["step"] += 1
+        steps = [float(state["step"]) for state in states]  # a head drawn anew counts from 1
+        torch._foreach_lerp_(means, gradients, 1 - beta1)
+        torch._foreach_lerp_(squares, torch._foreach_mul(gradients, gradients), 1 - beta2)
+        change = torch._foreach_div(means, [1 - beta1**step for step in steps])
+        roots = torch._foreach_div(squares, [1 - beta2**step for step in steps])
+        torch._foreach_sqrt_(roots)
+        torch._foreach_add_(roots, 1e-8)
+        torch._foreach_addcdiv_(parameters, change, roots, value=-group["lr"])
 
 
 def build_optimizer(wanted: list[dict[str, Any]], train: TrainSettings) -> torch.optim.Optimizer:
@@ -126,7 +159,7 @@ def build_optimizer(wanted: list[dict[str, Any]], train: TrainSettings) -> torch
     elif train.optimizer == "adamw":
         optimizer = torch.optim.AdamW(groups, lr=train.lr)
     else:
-        optimizer = Muon(groups, momentum=train.momentum)
+        optimizer = Muon(groups, momentum=train.momentum, dtype=getattr(torch, train.precision))
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]
     return optimizer

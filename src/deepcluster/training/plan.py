@@ -13,38 +13,46 @@ import dataclasses
 import math
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
+import numpy as np
 import torch
 
+from deepcluster.backbones.features import find_pace
 from deepcluster.backbones.nets import auto_backbone, build_backbone
-from deepcluster.config import Config
+from deepcluster.backbones.preprocessing import Batches, Preprocessing
+from deepcluster.backbones.start import GIVEN, GOOD, Weights, find_weights
+from deepcluster.config import Config, check_settings
 from deepcluster.device import fast_bfloat16, pick_device
 from deepcluster.errors import ConfigError
-from deepcluster.images.sources import Labels
-from deepcluster.images.store import scan_images
+from deepcluster.images.listing import Listing
+from deepcluster.images.store import ImageStore, scan_images
 from deepcluster.methods import load_method
 from deepcluster.training.optimizers import build_optimizer
-from deepcluster.training.views import Views, resolve_views, small_views
+from deepcluster.training.step import Step
+from deepcluster.training.views import resolve_views
 
 FEWEST_STEPS = 400
+MANY_FOR_A_GPU = 20_000  # images of which a step on a GPU takes more: there are steps enough
 IMAGES_A_MINUTE = 500  # where no time is given: so many minutes of training, but
 LEAST_MINUTES, AN_HOUR = 1.0, 60.0  # not fewer than these, nor more
 # Below so many epochs, smaller images learn more in the same time; of the smallest, a smaller net.
 ENOUGH_FOR_SIDE, ENOUGH_FOR_NET = 16, 12
 MOST_EPOCHS = 1000
-MOST_MINUTES = 100_000
 SIZES = (64, 48, 32)  # smaller sides that images may get, to keep to the time
 LATE = 0.1  # of the minutes that were given: by so much a fit may be expected to end after them
 TRIAL_SIDE = 32  # pixels; steps are timed at this side where several are to be compared
+TRIAL_PIXELS = 2**22  # of a batch: of larger ones a part is timed, of half as many pixels
+SLOW_STEP = 2.0  # seconds; a step that takes so long need not be timed twice
 TRIAL_SHARE, TRIAL_MOST = 0.02, 10.0  # of the time that was given, and seconds: spent on timing
 
 # What a trial of a few steps cannot time, as it was measured on two cores of an AMD EPYC with
 # AVX512-BF16 (torch 2.14); seconds unless said otherwise. A machine of half the speed is late by
 # half of these, while the steps themselves are always timed where they will run.
 AFTERWARDS = 8e-4  # an image, once a fit: graph, map, pictures, report on one core (two: half)
-EACH_EPOCH, EACH_IMAGE = 0.07, 3.3e-5  # beside the steps of an epoch: cuts, figures, checkpoint
+# An epoch, and an image in it, beside the steps: cuts, figures, checkpoint. (On a GPU: an H200.)
+BESIDE = {"cpu": (0.07, 3.3e-5), "cuda": (0.45, 2e-6)}
 STEP_EXTRAS = 1.05  # times a timed step: reading the images
 CHOOSING = 0.3  # for each number of clusters that is looked at
 LIBRARIES = 1_200_000_000  # bytes: torch, tables of the neighbour graph, idle between blocks
@@ -54,18 +62,12 @@ DEFAULT_LR = {"sgd": 0.05, "adamw": 2e-3, "muon": 0.02}
 
 
 def check_time(config: Config) -> None:
-    """Refuse minutes that cannot be.
+    """Refuse minutes beside epochs.
 
     Raises:
-        ConfigError: they are not above 0, above MOST_MINUTES, or epochs are given as well.
+        ConfigError: both are given.
     """
-    if config.minutes == "auto":
-        return
-    if not 0 < config.minutes <= MOST_MINUTES:
-        raise ConfigError(
-            f"minutes = {config.minutes:g}: give a number above 0, up to {MOST_MINUTES}"
-        )
-    if config.epochs != "auto":
+    if "auto" not in (config.minutes, config.epochs):
         raise ConfigError(
             f"minutes = {config.minutes:g} and epochs = {config.epochs} (given, or of the recipe) "
             "say the same thing twice: leave one of them out"
@@ -78,6 +80,11 @@ def most_clusters(n: int) -> int:
     30, or one for 10 images where there are fewer than 300; never fewer than 2.
     """
     return min(max(2, n // 10), 30, n)
+
+
+def usual_batch(n: int, device_type: str) -> int:
+    """Images in a step; twice as many on a GPU, which has little to do otherwise."""
+    return 512 if device_type == "cuda" and n >= MANY_FOR_A_GPU else 256
 
 
 def guess_epochs(n: int, size: int, batch_size: int) -> int:
@@ -113,18 +120,19 @@ def resolve(config: Config, *, n: int, size: int, channels: int) -> Config:
     Raises:
         ConfigError: settings that cannot hold together.
     """
+    check_settings(config)
     load_method(config.method)
     check_time(config)
-    reassign = config.deepcluster.reassign
-    least = {"seed": (config.seed, 0), "epochs": (config.epochs, 1)}
-    least |= {"size": (config.size, 1), "train.batch_size": (config.train.batch_size, 1)}
-    for name, (value, smallest) in least.items():
-        if value != "auto" and value < smallest:
-            raise ConfigError(f"{name} = {value}: give a number from {smallest}")
-    if not 0 < reassign <= 1:
-        raise ConfigError(f"deepcluster.reassign = {reassign}: give a share above 0, up to 1")
-    if config.train.lr != "auto" and not 0 < config.train.lr < math.inf:
-        raise ConfigError(f"train.lr = {config.train.lr}: give a number above 0")
+    frozen = config.start == "frozen"
+    if frozen and config.epochs not in ("auto", 0):
+        raise ConfigError(
+            f"epochs = {config.epochs}: a frozen net learns nothing; leave epochs out, or say "
+            "--start adapt"
+        )
+    if not frozen and config.epochs == 0:
+        raise ConfigError("epochs = 0: give a number from 1")
+    if config.start == "scratch" and config.data.margin < 1:
+        raise ConfigError(f"data.margin = {config.data.margin:g}: give a number from 1 to 4")
     device = pick_device(config.device)
     clusters = most_clusters(n) if config.clusters == "auto" else config.clusters
     if not 1 <= clusters <= n:
@@ -139,7 +147,12 @@ def resolve(config: Config, *, n: int, size: int, channels: int) -> Config:
     precision = train.precision
     if precision == "auto":
         precision = "bfloat16" if fast_bfloat16(device) else "float32"
-    batch_size = min(n, 256 if train.batch_size == "auto" else train.batch_size)
+    batch_size = min(
+        n, usual_batch(n, device.type) if train.batch_size == "auto" else train.batch_size
+    )
+    epochs = config.epochs
+    if epochs == "auto":
+        epochs = 0 if frozen else guess_epochs(n, size, batch_size)
     lr = DEFAULT_LR[train.optimizer] if train.lr == "auto" else train.lr
     pseudo_clusters = deepcluster.pseudo_clusters
     if pseudo_clusters == "auto":
@@ -151,7 +164,7 @@ def resolve(config: Config, *, n: int, size: int, channels: int) -> Config:
             config.final,
             choose=clusters > 2 and (config.final.choose or config.clusters == "auto"),
         ),
-        epochs=guess_epochs(n, size, batch_size) if config.epochs == "auto" else config.epochs,
+        epochs=epochs,
         device=str(device),
         size=size,
         backbone=backbone,
@@ -192,9 +205,175 @@ class Cost:
         return self.rest + self.epochs * self.epoch
 
 
-def beside_steps(n: int) -> float:
+class Pace:
+    """Looks at the clock between epochs: fewer of them, where a fit would end too late.
+
+    The schedule is shortened, never lengthened, and not for a first epoch that is slow: three must
+    be done, or half the time be gone. What it comes to is in the settings of the result.
+
+    Args:
+        minutes: that the fit was given.
+        rest: seconds of what comes after the last epoch.
+        began: ``time.perf_counter()`` at the fit's beginning.
+        say: told in a sentence.
+    """
+
+    def __init__(
+        self, minutes: float, *, rest: float, began: float, say: Callable[[str], None]
+    ) -> None:
+        self.seconds, self.rest, self.began, self.say = 60 * minutes, rest, began, say
+        self.epochs: list[float] = []  # seconds of each
+
+    def __call__(self, done: int, epochs: int, seconds: float) -> int:
+        """Epochs there shall be in all, once `done` of `epochs` are; the last took `seconds`."""
+        self.epochs.append(seconds)
+        gone = time.perf_counter() - self.began
+        each = statistics.median(self.epochs[-5:])
+        late = gone + (epochs - done) * each + self.rest - self.seconds
+        early = len(self.epochs) < 3 and gone < self.seconds / 2
+        if early or done >= epochs or late <= LATE * self.seconds:
+            return epochs
+        room = self.seconds - gone - self.rest
+        left = min(round(room / each), int((room + LATE * self.seconds) / each))
+        fewer = min(epochs, done + max(0, left))
+        if fewer < epochs:
+            self.say(
+                f"{epochs} epochs would end {late:.0f} s after the {self.seconds / 60:g} minutes, "
+                f"since one takes {each:.2g} s now: there will be {fewer}"
+            )
+        return fewer
+
+
+def beside_steps(n: int, device_type: str) -> float:
     """Seconds of an epoch of `n` images beside its steps."""
-    return EACH_EPOCH + n * EACH_IMAGE
+    epoch, image = BESIDE["cuda" if device_type == "cuda" else "cpu"]
+    return epoch + n * image
+
+
+def settle_start(config: Config) -> tuple[Config, Weights | None, str]:
+    """Where the net begins.
+
+    Args:
+        config: settings as asked for.
+
+    Returns:
+        The settings, with scratch in place of auto where no weights are at hand; the weights, which
+        may still be at the hub; and a sentence about those that a person could have.
+
+    Raises:
+        ConfigError: weights that are asked for do not exist, or are given to no purpose.
+    """
+    if config.start == "scratch":
+        if config.weights or config.backbone.startswith("local-dir:"):
+            raise ConfigError(
+                "--start scratch takes no weights: leave --weights and local-dir: out, or say "
+                "--start frozen or --start adapt"
+            )
+        return config, None, ""
+    weights = find_weights(config.backbone, config.weights)
+    name, megabytes = next(iter(GOOD.items()))
+    if config.start != "auto":
+        if weights is None:
+            raise ConfigError(
+                f"--start {config.start} needs a net that has weights, and {config.backbone!r} has "
+                f"none here: say --backbone {name} ({megabytes} MB, Apache-2.0, downloaded once), "
+                "--backbone local-dir:FOLDER, or --weights FILE.safetensors --backbone NAME"
+            )
+        return config, weights, ""
+    given = config.weights or config.backbone != "auto"
+    at_hand = weights is not None and weights.path is not None
+    if at_hand and (given or config.method == Config().method):
+        return dataclasses.replace(config, start="frozen"), weights, ""
+    sentence = ""
+    if weights is not None:
+        sentence = (
+            f"from scratch: the weights of {weights.name} are not here; --start frozen downloads "
+            f"them from huggingface.co/{weights.hub} (licence {weights.license or 'unknown'})"
+        )
+    elif config.backbone == "auto":
+        sentence = (
+            f"from scratch: no pretrained weights are here. --start frozen --backbone {name} "
+            f"downloads {megabytes} MB (Apache-2.0), needs no training and is as a rule better on "
+            "photographs"
+        )
+    return dataclasses.replace(config, start="scratch"), None, sentence
+
+
+def take_weights(config: Config, weights: Weights, *, side: int) -> Config:
+    """Settings as weights that were made elsewhere want them.
+
+    Args:
+        config: settings as asked for.
+        weights: where the net begins.
+        side: median of the images' shorter sides in pixels; smaller images are kept as small.
+    """
+    size = weights.best_size() if config.size == "auto" else config.size
+    whole = weights.preprocessing(size).side
+    kept = min(whole, side) if side else whole
+    data = dataclasses.replace(
+        config.data,
+        margin=kept / size,
+        channels="grey" if weights.channels == 1 else config.data.channels,
+        interpolation=weights.interpolation,  # type: ignore[arg-type]
+    )
+    backbone = weights.name if config.backbone == "auto" else config.backbone
+    return dataclasses.replace(config, size=size, backbone=backbone, data=data)
+
+
+def schedule_frozen(
+    config: Config, weights: Weights, *, n: int, channels: int, store_bytes: int
+) -> tuple[Config, Cost]:
+    """Resolve the settings of a frozen net: arithmetic and batch by a timed trial.
+
+    Args:
+        config: from :func:`take_weights`.
+        weights: at hand.
+        n: number of images.
+        channels: of the images, 1 or 3.
+        store_bytes: bytes of the decoded images that stay in memory.
+    """
+    assert isinstance(config.size, int)
+    resolved = resolve(config, n=n, size=config.size, channels=channels)
+    net = weights.build(config.size)
+    device = torch.device(resolved.device)
+    pace = find_pace(
+        net,
+        channels=weights.channels,
+        size=config.size,
+        device=device,
+        dtype=config.train.precision,
+    )
+    batch = pace.batch_size if config.train.batch_size == "auto" else config.train.batch_size
+    train = dataclasses.replace(
+        resolved.train,
+        precision="bfloat16" if pace.dtype == torch.bfloat16 else "float32",
+        batch_size=batch,
+    )
+    features = n * int(net.num_features) * 4  # type: ignore[arg-type]
+    parameters = sum(p.numel() for p in net.parameters()) * 4
+    assert isinstance(resolved.clusters, int)
+    choosing = CHOOSING * resolved.clusters if resolved.final.choose else 0.0
+    cost = Cost(
+        memory=store_bytes + 3 * features + 2 * parameters + LIBRARIES,
+        epoch=0.0,
+        rest=n * (pace.seconds + AFTERWARDS / min(2, torch.get_num_threads())) + choosing,
+        epochs=0,
+    )
+    return dataclasses.replace(resolved, train=train), cost
+
+
+def as_given(config: Config) -> Config:
+    """The settings of a fit that begins with features made elsewhere."""
+    return dataclasses.replace(config, start="frozen", backbone=GIVEN, weights="", minutes="auto")
+
+
+def schedule_given(config: Config, *, n: int) -> tuple[Config, Cost]:
+    """Resolve the settings of a fit of `n` features made elsewhere."""
+    resolved = resolve(config, n=n, size=1 if config.size == "auto" else config.size, channels=1)
+    assert isinstance(resolved.clusters, int)
+    choosing = CHOOSING * resolved.clusters if resolved.final.choose else 0.0
+    rest = n * AFTERWARDS / min(2, torch.get_num_threads()) + choosing
+    return resolved, Cost(memory=LIBRARIES, epoch=0.0, rest=rest, epochs=0)
 
 
 def _scale_is_open(config: Config) -> bool:
@@ -204,7 +383,7 @@ def _scale_is_open(config: Config) -> bool:
         ConfigError: minutes that cannot be.
     """
     check_time(config)
-    return config.epochs == "auto" and config.backbone == "auto"
+    return config.epochs == "auto" and config.backbone == "auto" and config.start != "frozen"
 
 
 def choose_scale(config: Config, *, n: int, size: int, channels: int) -> Config:
@@ -241,7 +420,7 @@ def choose_scale(config: Config, *, n: int, size: int, channels: int) -> Config:
         batch = resolved.train.batch_size
         assert isinstance(batch, int)
         cost = estimate(resolved, n=n, channels=channels, store_bytes=0, patience=2.0)
-        room, fixed = 60 * minutes - cost.rest, beside_steps(n)
+        room, fixed = 60 * minutes - cost.rest, beside_steps(n, device.type)
         for option in options:
             if option[1] == net:
                 enough = ENOUGH_FOR_NET if option[0] == sizes[-1] else ENOUGH_FOR_SIDE
@@ -253,11 +432,11 @@ def choose_scale(config: Config, *, n: int, size: int, channels: int) -> Config:
     return dataclasses.replace(config, size=side, backbone=net)
 
 
-def scale_source(source: Any, config: Config, *, labels: Labels | None = None) -> Config:
-    """:func:`choose_scale` for a source that is not decoded yet."""
+def scale_source(listing: Listing, config: Config) -> Config:
+    """:func:`choose_scale` for a source that is listed, but not decoded yet."""
     if not _scale_is_open(config):  # no need to look at the images
         return config
-    scan = scan_images(source, data=config.data, size=config.size, labels=labels)
+    scan = scan_images(listing, data=config.data, size=config.size)
     return choose_scale(config, n=scan.count, size=scan.size, channels=scan.channels)
 
 
@@ -326,10 +505,11 @@ def estimate(
     assert isinstance(config.clusters, int)
     assert isinstance(config.train.batch_size, int)
     device = torch.device(config.device)
-    dtype = getattr(torch, config.train.precision)
-    generator = torch.Generator(device).manual_seed(0)
     side = round(config.size * config.data.margin)
     batch = config.train.batch_size
+    if batch * side**2 > TRIAL_PIXELS:  # a part of a batch tells as much in less time and memory
+        batch = min(batch, max(2, TRIAL_PIXELS // (2 * side**2)))
+    part = batch / config.train.batch_size
     with torch.random.fork_rng(devices=[]):
         backbone = build_backbone(
             config.backbone, channels=channels, size=config.size, sobel=config.sobel
@@ -341,24 +521,20 @@ def estimate(
         method = load_method(config.method)(probe, backbone, batch)
         method.to(device, memory_format=torch.channels_last)  # type: ignore[attr-defined]
     optimizer = build_optimizer(method.groups(), config.train)
-    views = [Views(config.views, config.size)] * method.views
-    views += [small_views(config.views, config.size)] * method.small_views
-    images = torch.randint(
-        256, (batch, channels, side, side), dtype=torch.uint8, device=device, generator=generator
+    pixels = np.random.default_rng(0).integers(
+        256, size=(batch, side, side, channels), dtype=np.uint8
     )
-    index = torch.arange(batch, device=device)
+    names = [str(i) for i in range(batch)]
+    store = ImageStore(name="", pixels=pixels, size=config.size, ids=names, paths=[None] * batch)
+    preprocessing = Preprocessing(config.size, (0.5,) * channels, (0.25,) * channels)
+    one_step = Step(method, optimizer, config, preprocessing, Batches(store, device))
+    one_step.begin(0)
+    index = torch.arange(batch)
 
     def step() -> float:
         start = time.perf_counter()
-        made = [
-            view(images, generator).contiguous(memory_format=torch.channels_last) for view in views
-        ]
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            loss = method.loss(made, index)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        float(loss.detach())  # waits for the device
+        one_step(index)
+        float(one_step.total)  # waits for the device
         return time.perf_counter() - start
 
     held: dict[int, int] = {}  # storages that wait for the backward pass, and their bytes
@@ -366,12 +542,14 @@ def estimate(
     def note(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         held[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        return tensor.detach()  # with what made it, it would hold itself in memory for good
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         step()  # the first one builds kernels
+    if device.type == "cuda":
+        step()  # the second one records
     timed = [step()]
-    while len(timed) < 2 or sum(timed) < patience:
+    while sum(timed) < patience or (len(timed) < 2 and timed[0] < SLOW_STEP):
         timed.append(step())
     seconds_an_image = STEP_EXTRAS * statistics.median(timed) / batch
     choosing = CHOOSING * config.clusters if config.final.choose else 0.0
@@ -379,12 +557,12 @@ def estimate(
     forward = seconds_an_image / (3 * method.views)
     features = n * int(backbone.num_features) * 4  # type: ignore[arg-type]
     parameters = sum(p.numel() for p in method.parameters()) * 4  # type: ignore[attr-defined]
-    activations = 2 * sum(held.values())  # and as much for gradients and the views
+    activations = round(2 * sum(held.values()) / part)  # and as much for gradients and the views
     yardstick = 2 * n * min(config.size, PIXEL_SIDE) ** 2 * channels * 4  # k-means on the pixels
     return Cost(
         # features: the banks', as extracted, after PCA, and while they are clustered
         memory=store_bytes + 5 * features + 6 * parameters + activations + yardstick + LIBRARIES,
-        epoch=n * passes * seconds_an_image + beside_steps(n),
+        epoch=n * passes * seconds_an_image + beside_steps(n, device.type),
         rest=n * (forward + AFTERWARDS / min(2, torch.get_num_threads())) + choosing,
         epochs=config.epochs,
     )

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from deepcluster.backbones.preprocessing import centre
+from deepcluster.backbones.preprocessing import centre, filled
 from deepcluster.config import ViewSettings
 from deepcluster.errors import ConfigError
 
@@ -51,19 +51,9 @@ FIELD = (4, 4)
 ATTEMPTS = 10
 """Draws of a crop before the largest central one is taken, as in torchvision."""
 
-_RANGES: dict[str, tuple[float, float]] = {
-    "crop_scale": (0.01, 1.0),
-    "crop_scale_max": (0.01, 4.0),
-    "crop_ratio": (1.0, 100.0),
-    **dict.fromkeys(("flip", "jitter", "grey", "blur", "solarise"), (0.0, 1.0)),
-    **dict.fromkeys(("brightness", "contrast", "saturation"), (0.0, math.inf)),
-    "hue": (0.0, 0.5),
-    "blur_sigma": (SMALLEST_SIGMA, 100.0),
-    "rotation": (0.0, 180.0),
-    **dict.fromkeys(("shift", "shear", "elastic"), (0.0, 1.0)),
-}
+_NAMES = tuple(f.name for f in dataclasses.fields(ViewSettings) if f.name != "preset")
 
-_OFF = dict.fromkeys(_RANGES, 0.0) | {"crop_scale": 1.0, "crop_scale_max": 1.0, "crop_ratio": 1.0}
+_OFF = dict.fromkeys(_NAMES, 0.0) | {"crop_scale": 1.0, "crop_scale_max": 1.0, "crop_ratio": 1.0}
 _CROP = {"crop_ratio": 4 / 3}
 _COLOUR = {
     "jitter": 0.8,
@@ -105,9 +95,6 @@ def resolve_views(settings: ViewSettings, size: int, channels: int) -> ViewSetti
         settings: what the user set.
         size: side of the views in pixels.
         channels: 1 or 3.
-
-    Raises:
-        ConfigError: a value out of its range.
     """
     preset = settings.preset
     if preset == "auto":
@@ -121,13 +108,10 @@ def resolve_views(settings: ViewSettings, size: int, channels: int) -> ViewSetti
     values["blur_sigma"] = max(SMALLEST_SIGMA, round(2.0 * size / 224, 2))
     if channels == 1:
         values |= {"saturation": 0.0, "hue": 0.0, "grey": 0.0}
-    for name, (low, high) in _RANGES.items():
+    for name in _NAMES:
         given = getattr(settings, name)
-        if given == "auto":
-            continue
-        if not low <= given <= high:
-            raise ConfigError(f"views.{name} = {given} is out of range: {low:g} to {high:g}")
-        values[name] = given
+        if given != "auto":
+            values[name] = given
     return dataclasses.replace(settings, preset=preset, **values)
 
 
@@ -142,7 +126,7 @@ class Views:
     def __init__(self, settings: ViewSettings, size: int) -> None:
         self.size = size
         self.values: dict[str, float] = {}
-        for name in _RANGES:
+        for name in _NAMES:
             value = getattr(settings, name)
             if value == "auto":
                 raise ConfigError(f"views.{name} is still auto: pass settings to resolve_views")
@@ -296,7 +280,7 @@ def sample_boxes(
     last_h = min(height, round(width * ratio))
     top, left = _place(draws[2], height - h), _place(draws[3], width - w)
     boxes = torch.stack([top, left, h, w], -1)  # (attempts, n, 4)
-    last = boxes.new_tensor([(height - last_h) // 2, (width - last_w) // 2, last_h, last_w])
+    last = filled(boxes, [(height - last_h) // 2, (width - last_w) // 2, last_h, last_w])
     boxes = torch.cat([boxes, last.expand(1, n, 4)])
     fits = torch.cat([fits, fits.new_ones(1, n)])
     first = fits.int().argmax(0)  # (n,) argmax gives the first of equal values
@@ -343,7 +327,7 @@ def crop(
     n, _, height, width = x.shape
     inside = angle is None and shear is None and shift is None and field is None
     if boxes is None:
-        boxes = x.new_tensor([0, 0, height, width]).expand(n, 4)
+        boxes = filled(x, [0, 0, height, width]).expand(n, 4)
     top, left, h, w = boxes.to(x.dtype)[:, :, None, None].unbind(1)  # each (n, 1, 1)
     # Centres of the result's pixels, from -1 to 1 across the view.
     line = (2 * torch.arange(size, device=x.device, dtype=x.dtype) + 1) / size - 1

@@ -1,5 +1,5 @@
-// What all views share: the data as they come in, what a person changed, and small tools for the
-// page. Whatever comes from the run is put in as text, never as HTML.
+// What all pages share: the data as they come in, and small tools for the page. Whatever comes
+// from the run is put in as text, never as HTML.
 "use strict";
 
 const deepcluster = (() => {
@@ -57,15 +57,13 @@ const deepcluster = (() => {
         columns[name] = unpack(items[name]);
       }
       const rowOf = new Map(items.ids.map((id, row) => [id, row]));
-      const pathOf = (row) => {
-        const rest = items.paths[row];
-        return rest === null ? "" : items.prefix + (rest === 0 ? items.ids[row] : rest);
-      };
+      const restOf = (row) => (items.paths[row] === 0 ? items.ids[row] : items.paths[row]);
+      const pathOf = (row) => (restOf(row) === null ? "" : items.prefix + restOf(row));
       table = {
-        ...columns, n: items.ids.length, ids: items.ids, classes: items.classes, rowOf, pathOf,
+        ...columns, part: items.part ? unpack(items.part) : null, n: items.ids.length, ids: items.ids, classes: items.classes, rowOf, restOf, pathOf,
         rated: columns.confidence.some((value) => !Number.isNaN(value)),
       };
-      changes.start();
+      deepcluster.changes.start();
       return table;
     });
     return tableLoading;
@@ -76,258 +74,6 @@ const deepcluster = (() => {
     const whole = table.pathOf(row) || table.ids[row];
     return whole.slice(Math.max(whole.lastIndexOf("/"), whole.lastIndexOf("\\")) + 1) || whole;
   }
-
-  // -- what a person changed -------------------------------------------------------------------
-
-  const changes = (() => {
-    const names = new Map(); // cluster -> name
-    const merged = new Map(); // cluster -> the one it is now part of
-    const moved = new Map(); // row -> cluster
-    const history = []; // what to put back, newest last
-    const listeners = new Set();
-    let current = null; // the cluster of each row, after all changes
-    let groups = null; // cluster -> its rows
-    let revision = 0;
-    let downloaded = 0;
-    let kept = true; // whether the browser keeps what is changed
-    const key = () => `deepcluster:${received.summary.id}`;
-    const seedName = (cluster) => received.summary.names[cluster] ?? "";
-
-    /** The cluster that `cluster` has become part of. */
-    function root(cluster) {
-      const seen = new Set();
-      for (;;) {
-        seen.add(cluster);
-        const next = merged.get(cluster) ?? received.summary.merged[cluster];
-        if (next === undefined || seen.has(next)) return cluster;
-        cluster = next;
-      }
-    }
-
-    function refresh() {
-      if (!table) return;
-      const roots = new Map();
-      const rootOf = (cluster) => {
-        if (!roots.has(cluster)) roots.set(cluster, root(cluster));
-        return roots.get(cluster);
-      };
-      current = new Int32Array(table.n);
-      const sizes = new Map();
-      for (let row = 0; row < table.n; row++) {
-        // Only a cluster that lost its images in an earlier merge may point elsewhere.
-        const cluster = moved.size && moved.has(row) ? moved.get(row) : table.cluster[row];
-        const now = rootOf(cluster);
-        current[row] = now;
-        sizes.set(now, (sizes.get(now) ?? 0) + 1);
-      }
-      groups = new Map();
-      for (const cluster of [...sizes.keys()].sort((a, b) => a - b)) {
-        groups.set(cluster, new Int32Array(sizes.get(cluster)));
-        sizes.set(cluster, 0);
-      }
-      for (let row = 0; row < table.n; row++) {
-        const cluster = current[row];
-        const place = sizes.get(cluster);
-        groups.get(cluster)[place] = row;
-        sizes.set(cluster, place + 1);
-      }
-    }
-
-    // Kept by id: the order of the images means nothing outside this page.
-    function toText() {
-      const byCluster = {};
-      for (const [row, cluster] of moved) (byCluster[cluster] ??= []).push(table.ids[row]);
-      return JSON.stringify({
-        names: Object.fromEntries(names), merged: Object.fromEntries(merged), moved: byCluster,
-        revision, downloaded,
-      });
-    }
-
-    function fromText(text) {
-      names.clear();
-      merged.clear();
-      moved.clear();
-      let saved = {};
-      try {
-        saved = JSON.parse(text ?? "{}") ?? {};
-      } catch {
-        // What another program wrote under our key is not ours to mend.
-      }
-      for (const [cluster, name] of Object.entries(saved.names ?? {})) {
-        if (String(name) !== seedName(cluster)) names.set(Number(cluster), String(name));
-      }
-      for (const [from, into] of Object.entries(saved.merged ?? {})) {
-        merged.set(Number(from), Number(into));
-      }
-      for (const [cluster, ids] of Object.entries(saved.moved ?? {})) {
-        for (const id of ids) {
-          const row = table.rowOf.get(id);
-          if (row !== undefined) moved.set(row, Number(cluster));
-        }
-      }
-      // The run may have taken some of it over since (`deepcluster apply`): that is done with.
-      for (const [row, cluster] of moved) {
-        if (root(cluster) === table.cluster[row] && table.byPerson[row]) moved.delete(row);
-      }
-      const inUse = new Set(table.cluster);
-      for (const cluster of moved.values()) inUse.add(cluster);
-      for (const from of merged.keys()) if (!inUse.has(from)) merged.delete(from);
-      revision = Number(saved.revision) || 0;
-      downloaded = Number(saved.downloaded) || 0;
-    }
-
-    function keep() {
-      try {
-        if (names.size + merged.size + moved.size) localStorage.setItem(key(), toText());
-        else localStorage.removeItem(key());
-        kept = true;
-      } catch {
-        kept = false; // private mode, or full: the page says so
-      }
-    }
-
-    function changed() {
-      refresh();
-      for (const listener of listeners) listener();
-    }
-
-    /** Set values in the maps as one step that can be undone. */
-    function step(description, writes) {
-      const before = writes.map(([map, at]) => [map, at, map.get(at)]);
-      for (const [map, at, value] of writes) {
-        if (value === undefined) map.delete(at);
-        else map.set(at, value);
-      }
-      history.push({ description, before });
-      if (history.length > 100) history.shift();
-      revision++;
-      keep();
-      changed();
-      return description;
-    }
-
-    return {
-      start() {
-        try {
-          fromText(localStorage.getItem(key()));
-        } catch {
-          kept = false;
-          fromText(null);
-        }
-        refresh();
-        keep();
-        window.addEventListener("storage", (event) => {
-          if (event.key !== key()) return;
-          fromText(event.newValue);
-          history.length = 0;
-          changed();
-        });
-      },
-      /** Call `listener` after each change; returns what ends that. */
-      onChange(listener) {
-        listeners.add(listener);
-        return () => listeners.delete(listener);
-      },
-      rename(cluster, name) {
-        const clean = name.replace(/\s+/gu, " ").trim().slice(0, 200);
-        if (clean === this.nameOf(cluster)) return null;
-        return step(
-          clean ? `Cluster ${cluster} is now “${clean}”` : `Cluster ${cluster} has no name now`,
-          [[names, cluster, clean === seedName(cluster) ? undefined : clean]],
-        );
-      },
-      move(rows, cluster) {
-        const going = [...rows].filter((row) => current[row] !== cluster);
-        if (!going.length) return null;
-        const writes = going.map((row) => {
-          const home = root(table.cluster[row]) === cluster;
-          return [moved, row, home ? undefined : cluster];
-        });
-        const what = going.length === 1 ? "1 image" : `${count(going.length)} images`;
-        return step(
-          cluster === NO_CLUSTER ? `${what} taken out` : `${what} moved to ${this.titleOf(cluster)}`,
-          writes,
-        );
-      },
-      merge(from, into) {
-        const writes = [[merged, from, into]];
-        const name = this.nameOf(from);
-        if (name && !this.nameOf(into)) writes.push([names, into, name]);
-        return step(`${this.titleOf(from)} merged into ${this.titleOf(into)}`, writes);
-      },
-      undo() {
-        const last = history.pop();
-        if (!last) return null;
-        for (const [map, at, value] of last.before) {
-          if (value === undefined) map.delete(at);
-          else map.set(at, value);
-        }
-        revision++;
-        keep();
-        changed();
-        return `Undone: ${last.description}`;
-      },
-      discard() {
-        const writes = [];
-        for (const map of [names, merged, moved]) {
-          for (const at of map.keys()) writes.push([map, at, undefined]);
-        }
-        return step("All changes of this browser dropped", writes);
-      },
-      dropMerge: (from) => step(`Merge of cluster ${from} dropped`, [[merged, from, undefined]]),
-      dropName: (cluster) => step(`Name of cluster ${cluster} dropped`, [[names, cluster, undefined]]),
-      dropMoves: (cluster) => step(
-        "Moves dropped",
-        [...moved].filter(([, to]) => to === cluster).map(([row]) => [moved, row, undefined]),
-      ),
-      nameOf: (cluster) => names.get(cluster) ?? seedName(cluster),
-      titleOf(cluster) {
-        if (cluster === NO_CLUSTER) return "Taken out";
-        return this.nameOf(cluster) || `Cluster ${cluster}`;
-      },
-      /** A number that no cluster has or had. */
-      unused() {
-        let top = -1;
-        for (const cluster of table.cluster) top = Math.max(top, cluster);
-        for (const cluster of moved.values()) top = Math.max(top, cluster);
-        const { merged: before, names: named } = received.summary;
-        for (const cluster of [...Object.keys(before), ...Object.keys(named)]) {
-          top = Math.max(top, Number(cluster));
-        }
-        return top + 1;
-      },
-      clusterOf: (row) => current[row],
-      byPerson: (row) => moved.has(row) || Boolean(table.byPerson[row]),
-      /** Numbers of the clusters that have images, NO_CLUSTER left out. */
-      clusters: () => [...groups.keys()].filter((cluster) => cluster !== NO_CLUSTER),
-      rowsOf: (cluster) => groups.get(cluster) ?? new Int32Array(0),
-      root,
-      names, merged, moved,
-      get any() { return names.size + merged.size + moved.size > 0; },
-      get count() { return names.size + merged.size + moved.size; },
-      get pending() { return this.any && revision !== downloaded; },
-      get kept() { return kept; },
-      get canUndo() { return history.length > 0; },
-      toCsv() {
-        const quote = (text) => (/[",\r\n]|^\s|\s$/u.test(text) ? `"${text.replaceAll('"', '""')}"` : text);
-        const lines = ["id,path,cluster,name,by"];
-        for (let row = 0; row < table.n; row++) {
-          const cluster = current[row];
-          const name = cluster === NO_CLUSTER ? "" : this.nameOf(cluster);
-          const by = this.byPerson(row) ? "person" : "model";
-          lines.push(
-            [quote(table.ids[row]), quote(table.pathOf(row)), cluster, quote(name), by].join(","),
-          );
-        }
-        return lines.join("\r\n") + "\r\n";
-      },
-      markDownloaded() {
-        downloaded = revision;
-        keep();
-        for (const listener of listeners) listener();
-      },
-    };
-  })();
 
   // -- shares ----------------------------------------------------------------------------------
 
@@ -346,6 +92,7 @@ const deepcluster = (() => {
 
   /** Share of each cluster (and of the images taken out) as a text, by number. */
   function clusterShares() {
+    const { changes } = deepcluster;
     const numbers = changes.clusters();
     if (changes.rowsOf(NO_CLUSTER).length) numbers.push(NO_CLUSTER);
     const texts = shares(numbers.map((cluster) => changes.rowsOf(cluster).length));
@@ -458,6 +205,7 @@ const deepcluster = (() => {
   function toast(message, { undo = true } = {}) {
     if (!message) return;
     const box = document.getElementById("toast");
+    const { changes } = deepcluster;
     const children = [h("span", {}, message)];
     if (undo && changes.canUndo) {
       children.push(h("button", { type: "button", onclick: () => toast(changes.undo(), { undo: false }) }, "Undo"));
@@ -469,9 +217,9 @@ const deepcluster = (() => {
   }
 
   return {
-    NO_CLUSTER, receive, load, loadTable, unpack, changes, shares, clusterShares, classMix, count,
+    NO_CLUSTER, receive, load, loadTable, unpack, shares, clusterShares, classMix, count,
     images, percent, duration, h, tileOf, showTile, picture, imageLink, clusterLink, nameOf,
-    colourOf, css, toast,
+    colourOf, css, toast, views: {},
     get summary() { return received.summary; },
     get table() { return table; },
   };

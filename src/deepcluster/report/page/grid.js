@@ -296,6 +296,7 @@ deepcluster.grid = (() => {
       const order = [...top, ...rest.filter((cluster) => !top.includes(cluster))];
       const find = h("input", { type: "search", placeholder: "Name or number", "aria-label": "Find a cluster" });
       const list = h("ul", { class: "choices" });
+      const looks = new Map(); // cluster -> its typical images
       const dialog = h(
         "dialog", { class: "choose", "aria-label": title }, h("h2", {}, title), find, list,
         h("div", { class: "dialog-end" }, h("button", { type: "button", onclick: () => dialog.close() }, "Cancel")),
@@ -311,9 +312,10 @@ deepcluster.grid = (() => {
         ));
         const rows = found.slice(0, 100).map((cluster) => {
           const members = changes.rowsOf(cluster);
+          if (!looks.has(cluster)) looks.set(cluster, deepcluster.members.first(members, "typical", 5));
           return h("li", {}, h(
             "button", { type: "button", onclick: () => take(cluster) },
-            h("span", { class: "strip" }, ...[...members.slice(0, 3)].map((row) => deepcluster.picture(row, 32, { link: false }))),
+            deepcluster.members.strip(looks.get(cluster), 36),
             h("span", { class: "choice-name", dir: "auto" }, changes.titleOf(cluster)),
             h("small", {}, images(members.length)),
           ));

@@ -9,7 +9,7 @@
 
   const PAGES = {
     "": views.overview, clusters: views.clusters, cluster: views.cluster, map: views.map, image: views.image,
-    unusual: views.unusual,
+    unusual: views.unusual, curves: views.curves,
   };
 
   function route() {
@@ -88,7 +88,7 @@
     link.remove();
     setTimeout(() => URL.revokeObjectURL(address), 60000);
     changes.markDownloaded();
-    toast(`Now write it back into the run: deepcluster apply ${summary.folder} labels.csv`, { undo: false });
+    toast(`Saved. To write it into the run, type where labels.csv went: ${summary.place.apply}`, { undo: false });
   }
 
   // -- dialog of changes -----------------------------------------------------------------------
@@ -101,12 +101,14 @@
     const line = (text, drop) => h("li", {}, h("span", { dir: "auto" }, text), h("button", { type: "button", class: "quiet", onclick: drop }, "Drop"));
     function fill() {
       const byTarget = new Map();
-      for (const [, cluster] of changes.moved) byTarget.set(cluster, (byTarget.get(cluster) ?? 0) + 1);
+      for (const [, group] of changes.moved) byTarget.set(group, (byTarget.get(group) ?? 0) + 1);
       list.replaceChildren(
-        ...[...changes.names].map(([cluster, name]) => line(name ? `Cluster ${cluster} is named “${name}”` : `Cluster ${cluster} has no name`, () => changes.dropName(cluster))),
-        ...[...changes.merged].map(([from, into]) => line(`Cluster ${from} is merged into ${changes.titleOf(into)}`, () => changes.dropMerge(from))),
-        ...[...byTarget].map(([cluster, n]) => line(
-          cluster === NO_CLUSTER ? `${images(n)} taken out` : `${images(n)} moved to ${changes.titleOf(cluster)}`, () => changes.dropMoves(cluster),
+        changes.atOwnLevel ? "" : line(`Shown at ${count(changes.level)} clusters; the fit gave ${count(summary.levels.own)}`, () => changes.setLevel(summary.levels.own)),
+        ...[...changes.opened.keys()].map((group) => line(`Cluster ${changes.labelOf(group)} is opened into two`, () => changes.dropOpened(group))),
+        ...[...changes.names].map(([group, name]) => line(name ? `Cluster ${changes.labelOf(group)} is named “${name}”` : `Cluster ${changes.labelOf(group)} has no name`, () => changes.dropName(group))),
+        ...[...changes.merged].map(([from, into]) => line(`Cluster ${changes.labelOf(from)} is merged into ${changes.titleOfGroup(into)}`, () => changes.dropMerge(from))),
+        ...[...byTarget].map(([group, n]) => line(
+          group === NO_CLUSTER ? `${images(n)} taken out` : `${images(n)} moved to ${changes.titleOfGroup(group)}`, () => changes.dropMoves(group),
         )),
       );
       body.replaceChildren(
@@ -116,7 +118,7 @@
           : "Nothing yet. Name a cluster, merge two, or move images: it will be kept in this browser until you download it."),
         changes.kept ? "" : h("p", { class: "verdict bad" }, "This browser does not keep changes for pages from the disk. Download labels.csv before you close the page."),
         list,
-        h("pre", {}, `deepcluster apply ${summary.folder} labels.csv`),
+        h("pre", {}, summary.place.apply),
         h(
           "div", { class: "dialog-end" },
           changes.canUndo ? h("button", { type: "button", onclick: () => toast(changes.undo(), { undo: false }) }, "Undo the last") : "",
@@ -154,7 +156,7 @@
     // Let the first screen appear before the rest is read.
     await new Promise((resolve) => { requestAnimationFrame(() => setTimeout(resolve)); });
     await deepcluster.loadTable();
-    if (changes.any) refresh();
+    if (changes.any || changes.hasLevels) refresh();
     else updateBar();
     document.documentElement.dataset.ready = "yes";
   });

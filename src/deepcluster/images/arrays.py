@@ -1,0 +1,282 @@
+"""Images that are arrays, tensors, columns of a table, or the items of a data set."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+import zipfile
+from collections.abc import Mapping
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from numpy.lib import format as npy
+from PIL import Image
+
+from deepcluster.errors import SourceError, UnusableError
+from deepcluster.images.labels import encode
+from deepcluster.images.listing import Listing, Raw, spread
+
+_IMAGE_KEYS = ("images", "image", "x", "x_train", "train_images", "data", "arr_0")
+_LABEL_KEYS = ("labels", "label", "y", "y_train", "train_labels", "targets", "arr_1")
+# What data sets call the image in an item that is a dict, and tables in a column.
+_ITEM_KEYS = [
+    "image",
+    "img",
+    "pixel_values",
+    "jpg",
+    "jpeg",
+    "png",
+    "webp",
+    "tif",
+    "tiff",
+    "picture",
+    "photo",
+    "pixels",
+    "images",
+    "x",
+    "data",
+    "bytes",
+]
+_PATH_KEYS = ("path", "file", "filename", "file_name", "image_path")
+
+
+# -- files of arrays --------------------------------------------------------------------------
+
+
+def from_npy(path: Path) -> Listing:
+    """The images (and labels) in a .npy or .npz file. Nothing is unpickled.
+
+    Raises:
+        SourceError: it holds none that can be told, or cannot be read.
+    """
+    try:
+        if path.suffix.lower() == ".npy":
+            return from_stack(path.stem, np.load(path, mmap_mode="r", allow_pickle=False))
+        return _from_npz(path)
+    except SourceError:
+        raise
+    except Exception as error:  # of a damaged file: zlib's, tokenize's, zipfile's, …
+        raise SourceError(
+            f"{path} cannot be read: {error or type(error).__name__}; expected arrays of numbers "
+            "that np.load reads without pickle"
+        ) from error
+
+
+def _from_npz(path: Path) -> Listing:
+    """Of the arrays in the file only those that are wanted are unpacked."""
+    with zipfile.ZipFile(path) as archive:
+        members = _members(archive)
+    lower = {key.lower(): key for key in members}
+    stacks = [
+        key
+        for key, (shape, dtype) in members.items()
+        if len(shape) in (3, 4) and not dtype.hasobject
+    ]
+    named = [lower[key] for key in _IMAGE_KEYS if lower.get(key) in stacks]
+    if not named and len(stacks) != 1:
+        if members and all(dtype.hasobject for _, dtype in members.values()):
+            raise ValueError("it holds Python objects, not numbers")
+        raise SourceError(
+            f"{path} has no array of images that can be told by its name: found "
+            + (", ".join(f"{key} {shape}" for key, (shape, _) in members.items()) or "nothing")
+            + f"; expected one of {', '.join(_IMAGE_KEYS)} of shape (n, h, w[, c])"
+        )
+    with np.load(path, allow_pickle=False) as loaded:
+        images = loaded[(named or stacks)[0]]
+        found = from_stack(path.stem, images)
+        for key in _LABEL_KEYS:
+            shape, dtype = members.get(lower.get(key, ""), ((), np.dtype(object)))
+            if not dtype.hasobject and shape and math.prod(shape) == len(images):
+                found.labels, found.label_names = encode(loaded[lower[key]].ravel())
+                break
+    return found
+
+
+def _members(archive: zipfile.ZipFile) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
+    """Shape and type of each array in the file, by its name; members that are none are left."""
+    members = {}
+    for info in archive.infolist():
+        with archive.open(info) as file:
+            try:
+                version = npy.read_magic(file)
+            except ValueError:  # no array: whatever lies there is not unpacked
+                continue
+            read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+            shape, _, dtype = read(file)
+        if not dtype.hasobject and math.prod(shape) * dtype.itemsize > info.file_size:
+            raise ValueError(f"{info.filename} holds fewer numbers than its shape {shape} says")
+        members[info.filename.removesuffix(".npy")] = (shape, dtype)
+    return members
+
+
+# -- arrays -----------------------------------------------------------------------------------
+
+
+def from_stack(name: str, stack: npt.NDArray[Any], *, channels_first: bool = False) -> Listing:
+    """Images of one size in an array ``(n, h, w)``, ``(n, h, w, c)`` or ``(n, c, h, w)``.
+
+    Raises:
+        SourceError: its shape or type is not that of images.
+    """
+    shape = stack.shape
+    if stack.ndim == 3 and shape[2] in (1, 3, 4) and shape[1] > 4 and len(stack):
+        raise SourceError(
+            f"an array of shape {shape} is one image, not many: give array[None], of shape "
+            f"{(1, *shape)}, or a list of images"
+        )
+    first = stack.ndim == 4 and shape[1] in (1, 3, 4)
+    last = stack.ndim == 4 and shape[3] in (1, 3, 4)
+    if not (stack.ndim == 3 or first or last):
+        raise SourceError(
+            f"an array of shape {shape} holds no images: expected (n, h, w), (n, h, w, c) or "
+            "(n, c, h, w) with c = 1, 3 or 4"
+        )
+    if stack.dtype.kind not in "buif":
+        raise SourceError(
+            f"{name} of shape {shape}: {stack.dtype} is no type for pixels: give whole numbers, "
+            "floats or bool"
+        )
+    if first and (channels_first or not last):
+        stack = np.moveaxis(stack, 1, 3)
+    return Listing(
+        name,
+        [str(i) for i in range(len(stack))],
+        [None] * len(stack),
+        lambda: iter(enumerate(stack)),
+        lambda most: (stack[i] for i in spread(len(stack), most)),
+    )
+
+
+def tensor_values(tensor: Any) -> npt.NDArray[Any]:
+    """The values of a torch tensor, wherever it lies."""
+    tensor = tensor.detach().cpu()
+    # numpy has no bfloat16
+    return np.asarray((tensor.float() if tensor.is_floating_point() else tensor).numpy())
+
+
+# -- tables -----------------------------------------------------------------------------------
+
+
+def table_column(source: Any) -> list[Any] | None:
+    """The values of a column of pandas, polars or Arrow in their own order; None if it is none.
+
+    Of a table, the column of images is taken. ``column[i]`` of pandas is the value whose *index
+    label* is i, which is another one once the rows have been sorted or selected.
+
+    Raises:
+        SourceError: no column of a table is called as images are.
+    """
+    if isinstance(source, Mapping | list | tuple | str | np.ndarray):
+        return None
+    columns = getattr(source, "column_names", None) if hasattr(source, "to_pylist") else None
+    if columns is None and (hasattr(source, "iloc") or hasattr(source, "to_dicts")):
+        columns = getattr(source, "columns", None)
+    if columns is not None:
+        names = [str(name) for name in columns]
+        lower = {name.lower(): name for name in reversed(names)}
+        wanted = [lower[key] for key in (*_ITEM_KEYS, *_PATH_KEYS) if key in lower]
+        if not wanted and len(names) != 1:
+            raise SourceError(
+                f"a table with the columns {', '.join(names)} has none called "
+                f"{', '.join(_ITEM_KEYS[:3])} or path: give the column of images, table[name]"
+            )
+        source = source[(wanted or names)[0]]
+    for method in ("to_pylist", "to_list", "tolist"):
+        if hasattr(source, method) and (columns is not None or _is_column(source)):
+            return list(getattr(source, method)())
+    return None
+
+
+def _is_column(source: Any) -> bool:
+    return type(source).__module__.partition(".")[0] in ("pandas", "polars", "pyarrow") or hasattr(
+        source, "iloc"
+    )
+
+
+# -- data sets --------------------------------------------------------------------------------
+
+
+def from_items(items: Any) -> Listing:
+    """A list of images or a data set; what it does in ``__getitem__`` happens in this thread.
+
+    Raises:
+        SourceError: it has another number of ids than of images.
+    """
+    count = len(items)
+    ids = [str(i) for i in getattr(items, "ids", range(count))]
+    name = "images" if isinstance(items, list | tuple) else type(items).__name__.lower()
+    if len(ids) != count:
+        raise SourceError(f"{name} has {count} images and {len(ids)} ids")
+    return Listing(
+        name,
+        ids,
+        [None] * count,
+        lambda: ((i, _item(items, i)) for i in range(count)),
+        lambda most: (_item(items, i) for i in spread(count, most)),
+    )
+
+
+def _item(items: Any, index: int) -> Raw:
+    """One image of a list or data set, without its target."""
+    torch = sys.modules.get("torch")
+    try:
+        item = _picture(items[index])
+        if isinstance(item, Image.Image):
+            item.load()  # here: threads must not read one file at the same time
+            return item
+        if isinstance(item, str | os.PathLike):
+            return Path(item)
+        if isinstance(item, bytes | bytearray | memoryview):
+            return bytes(item)
+        if isinstance(item, BytesIO):
+            return item.getvalue()
+        channels_first = torch is not None and isinstance(item, torch.Tensor)
+        array = tensor_values(item) if channels_first else np.asarray(item)
+    except Exception as error:  # a data set that decodes can raise whatever Pillow does
+        return error
+    first = array.ndim == 3 and array.shape[0] in (1, 3, 4)
+    last = array.ndim == 3 and array.shape[2] in (1, 3, 4)
+    if array.ndim != 2 and not first and not last:
+        return UnusableError(
+            f"an array of shape {array.shape} is no image: expected (h, w), (h, w, c) or (c, h, w)"
+        )
+    return np.moveaxis(array, 0, 2) if first and (channels_first or not last) else array
+
+
+def _picture(item: Any) -> Any:
+    """The image in an item, which may be a dict of it and of others, or (image, target, …)."""
+    if isinstance(item, tuple | list):
+        if not item:
+            raise UnusableError("an empty item")
+        for likely in (_is_image, lambda part: isinstance(part, tuple | list | Mapping)):
+            for part in item:
+                if likely(part):
+                    return _picture(part)
+        return item[0]
+    if isinstance(item, Mapping):
+        lower = {str(key).lower(): key for key in reversed(list(item))}
+        key = next((lower[key] for key in _ITEM_KEYS if key in lower), None)
+        if key is not None and (item[key] is not None or lower.get("path") is None):
+            return _picture(item[key])
+        named = next((lower[key] for key in _PATH_KEYS if key in lower), None)
+        if named is not None and item[named] is not None:
+            return item[named]
+        others = [value for value in item.values() if _is_image(value)]
+        if len(others) == 1:
+            return others[0]
+        raise UnusableError(
+            f"a dict of {', '.join(map(str, item))} has no image that can be told: call it image"
+        )
+    if item is None:
+        raise UnusableError("empty")
+    return item
+
+
+def _is_image(part: Any) -> bool:
+    return (
+        isinstance(part, Image.Image | bytes | bytearray | BytesIO) or getattr(part, "ndim", 0) >= 2
+    )

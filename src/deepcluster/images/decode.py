@@ -1,0 +1,482 @@
+"""One image, whatever it is read from -> a uint8 square.
+
+The centre square of an image, resized with an antialiasing bicubic filter, which is what "resize
+the shorter side, crop the centre" comes to; or the whole image, padded to a square with its mean
+colour. Transparent pixels are put on white, an EXIF orientation is applied, of an animation the
+first frame counts. More than 8 bits are brought to 8 by the range of the source
+(:mod:`deepcluster.images.grey`).
+
+Pillow hands out 16-bit colour by its high bytes alone. The low ones are had by telling its decoder
+that the file's bytes lie the other way round, and decoding it again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from io import BytesIO
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageStat
+
+from deepcluster.errors import UnusableError
+from deepcluster.images.content import content_of
+from deepcluster.images.grey import (
+    BLOCK,
+    Pixels,
+    Range,
+    Sampled,
+    find_range,
+    full_range,
+    mostly_outside,
+    sample_values,
+    shown,
+)
+from deepcluster.images.listing import MAX_PIXELS, Raw, reason
+
+# Pillow only recognises these and cannot read them, or (EPS) hands them to another program.
+NOT_READ = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
+
+# Formats that no text begins like, of which files are read under any other name as well.
+SIGNED = ("JPEG", "PNG", "GIF", "TIFF", "WEBP", "JPEG2000", "AVIF")
+
+GIANT = 2**25  # pixels; images with more are decoded one at a time
+_ONE_GIANT = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """How images are wanted."""
+
+    side: int
+    channels: str = "auto"
+    range: Range | str | None = None
+    """(low, high), "full", or None: each image's own, where the sample had none of its kind."""
+    fit: Literal["crop", "pad"] = "crop"
+    interpolation: str = "bicubic"
+
+
+@dataclass(frozen=True)
+class Square:
+    """An image as it is kept, and what is to be said of it."""
+
+    pixels: Pixels  # (side, side, 1 or 3)
+    pages: int = 0  # of a TIFF beyond the first
+    far_from_square: bool = False  # more than twice as long as wide
+    outside: bool = False  # most of its grey values lie beyond the range
+    own_range: bool = False  # there was no range, so it got its own
+    content: int = 0  # tells the image by what is in it
+
+
+Strips = Callable[[], Iterator[npt.NDArray[Any]]]
+
+
+@dataclass(frozen=True)
+class _Deep:
+    """An image of more than 8 bits: a way to its values, strip by strip from the top."""
+
+    strips: Strips  # (rows, w) or (rows, w, 3)
+    shape: tuple[int, ...]
+    whole: bool
+    bits: int
+    alpha: Pixels | None = None
+    array: bool = False  # of a type that is wider than its numbers, as arrays often are
+
+    def sampled(self) -> Sampled | None:
+        return sample_values(self.strips(), self.shape, array=self.array)
+
+
+class quiet_pillow(warnings.catch_warnings):
+    """Pillow's warnings off: what they warn of is checked here, for each file.
+
+    Bombs are skipped by :data:`MAX_PIXELS`; a broken EXIF block or odd palette is of no harm.
+    """
+
+    def __enter__(self) -> None:
+        """Turn them off."""
+        super().__enter__()
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+
+
+def squares(raws: Sequence[Raw], wanted: Wanted) -> list[Square | str]:
+    """A square for each image, or why there is none."""
+    return [square(raw, wanted) for raw in raws]
+
+
+def square(raw: Raw, wanted: Wanted) -> Square | str:
+    """A square of an image, or why there is none."""
+    try:
+        made = _square(raw, wanted)
+        assert not isinstance(raw, Exception)  # it was raised
+        return dataclasses.replace(made, content=content_of(raw))
+    except Exception as error:  # a broken file can make Pillow raise almost anything
+        return reason(error)
+
+
+def look(raw: Raw, *, deep: bool) -> tuple[tuple[int, int], Sampled | None] | None:
+    """Width and height of an image and, with `deep`, its values if they have more than 8 bits.
+
+    None if it cannot be opened: it will be skipped, with the reason, when it is decoded.
+    """
+    try:
+        match raw:
+            case Exception():
+                return None
+            case np.ndarray():
+                found = _deep_array(raw)
+                return (raw.shape[1], raw.shape[0]), found.sampled() if deep and found else None
+            case Image.Image():
+                found = _deep_image(raw)
+                return raw.size, found.sampled() if deep and found else None
+            case _:
+                with opened(raw) as image:
+                    found = _deep_file(image, raw) if deep else None
+                    return image.size, found.sampled() if found else None
+    except Exception:
+        return None
+
+
+def _square(raw: Raw, wanted: Wanted) -> Square:
+    match raw:
+        case Exception():
+            raise raw
+        case np.ndarray():
+            found = _deep_array(raw)
+            return _finish(found or _from_array(raw), None, wanted)
+        case Image.Image():
+            return _finish(_deep_image(raw) or _plain(raw), _turn(raw), wanted)
+        case _:
+            try:
+                return _from_file(raw, wanted)
+            except Exception:
+                slim = _without_text(raw)
+                if slim is None:
+                    raise
+                return _from_file(slim, wanted)
+
+
+def _from_file(raw: Path | bytes, wanted: Wanted) -> Square:
+    with opened(raw) as image, contextlib.ExitStack() as stack:
+        if image.width * image.height > GIANT:
+            stack.enter_context(_ONE_GIANT)
+        # a JPEG decoder can halve an image on the way; twice the side keeps it faithful
+        image.draft(None, (2 * wanted.side, 2 * wanted.side))
+        found = _deep_file(image, raw)
+        image.load()
+        return _finish(found or _plain(image), _turn(image), wanted, _further_pages(image))
+
+
+def _finish(
+    found: _Deep | Image.Image, turn: Image.Transpose | None, wanted: Wanted, pages: int = 0
+) -> Square:
+    outside = own = False
+    if isinstance(found, _Deep):
+        scale, own = _scale(found, wanted.range)
+        pixels = shown(found.strips(), found.shape, scale)
+        at_an_end = np.count_nonzero((pixels == 0) | (pixels == 255))
+        if not own and at_an_end > pixels.size / 2:
+            outside = mostly_outside(found.strips(), scale)
+        if found.alpha is not None:
+            pixels = np.dstack([pixels, found.alpha])
+        image = Image.fromarray(pixels)
+    else:
+        image = found
+    if turn is not None:
+        image = image.transpose(turn)
+    far = max(image.size) > 2 * min(image.size)
+    return Square(_fit(image, wanted), pages, far, outside, own)
+
+
+def _scale(found: _Deep, given: Range | str | None) -> tuple[Range, bool]:
+    """The range of an image, and whether it is its own."""
+    if given == "full":
+        return full_range(found.whole), False
+    if given is not None:
+        return cast(Range, given), False
+    sampled = found.sampled()
+    if sampled is None:
+        raise UnusableError("none of its values is a number")
+    return cast(Range, find_range([sampled])), True
+
+
+def _fit(image: Image.Image, wanted: Wanted) -> Pixels:
+    """The square of an upright image in mode L, LA, RGB or RGBA."""
+    side, channels = wanted.side, wanted.channels
+    if channels == "grey" and image.mode in ("RGB", "RGBA"):
+        image = image.convert("L" if image.mode == "RGB" else "LA")
+    if wanted.fit == "pad" and image.width != image.height:
+        image = _padded(image, side, Image.Resampling[wanted.interpolation.upper()])
+    elif image.size != (side, side):
+        short = min(image.size)
+        left, top = (image.width - short) // 2, (image.height - short) // 2
+        box = (left, top, left + short, top + short)
+        image = image.resize((side, side), Image.Resampling[wanted.interpolation.upper()], box)
+    if image.mode in ("LA", "RGBA"):
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image.convert("RGBA"))
+        image = image.convert("L" if channels == "grey" else "RGB")
+    pixels = np.asarray(image)
+    if pixels.ndim == 2:
+        return pixels[..., None]
+    if channels == "auto" and (pixels == pixels[..., :1]).all():
+        return pixels[..., :1]
+    return pixels
+
+
+def _padded(image: Image.Image, side: int, filter: Image.Resampling) -> Image.Image:
+    """The whole image in a square of its mean colour."""
+    long = max(image.size)
+    size = (max(1, round(image.width * side / long)), max(1, round(image.height * side / long)))
+    small = image.resize(size, filter)
+    mean = tuple(round(value) for value in ImageStat.Stat(small).mean)
+    canvas = Image.new(image.mode, (side, side), mean if len(mean) > 1 else mean[0])
+    canvas.paste(small, ((side - size[0]) // 2, (side - size[1]) // 2))
+    return canvas
+
+
+# -- files ------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def opened(raw: Path | bytes) -> Iterator[Image.Image]:
+    """The image with its header read, its pixels not yet."""
+    if isinstance(raw, Path) and raw.exists() and not raw.is_file():
+        raise UnusableError("not a regular file")  # a pipe would be waited for
+    if (raw.stat().st_size if isinstance(raw, Path) else len(raw)) == 0:
+        raise UnusableError("empty")
+    try:
+        image = _open(raw)
+    except Exception:
+        slim = _without_text(raw)
+        if slim is None:
+            raise
+        image = _open(slim)
+    with image:
+        if image.width * image.height > MAX_PIXELS:
+            raise UnusableError(
+                f"too large: {image.width:,} × {image.height:,} is more than {MAX_PIXELS:,} pixels"
+            )
+        yield image
+
+
+def _open(raw: Path | bytes) -> Image.Image:
+    return Image.open(raw if isinstance(raw, Path) else BytesIO(raw), formats=formats())
+
+
+@cache
+def formats() -> list[str]:
+    """Formats that are read, in the order in which they are tried for each image."""
+    know_formats()
+    first = ["JPEG", "PNG"]
+    return first + sorted(set(Image.OPEN) - NOT_READ - set(first))
+
+
+@cache
+def know_formats() -> bool:
+    """Load Pillow's formats and, where it is installed, HEIF; says whether it is."""
+    Image.init()
+    try:
+        import pillow_heif
+    except ImportError:
+        return False
+    pillow_heif.register_heif_opener()
+    return True
+
+
+def begins_as_image(head: bytes) -> bool:
+    """Whether 16 bytes begin as images of the common formats do."""
+    know_formats()
+    accepts = (Image.OPEN[name][1] for name in SIGNED if name in Image.OPEN)
+    return len(head) == 16 and any(
+        accept is not None and accept(head) is True for accept in accepts
+    )
+
+
+def _without_text(raw: Path | bytes) -> bytes | None:
+    """A PNG without its texts and colour profile; None if it is no PNG, or has none.
+
+    Pillow refuses pictures with much of these (a program's settings, a printer's profile), and with
+    damaged ones.
+    """
+    start = b"\x89PNG\r\n\x1a\n"
+    if isinstance(raw, Path):
+        if not raw.is_file():
+            return None
+        with raw.open("rb") as file:
+            if file.read(len(start)) != start:
+                return None
+            data = start + file.read()
+    else:
+        data = bytes(raw)
+    if not data.startswith(start):
+        return None
+    kept, place, dropped = [start], len(start), False
+    while place < len(data):
+        end = place + 12 + int.from_bytes(data[place : place + 4], "big")
+        if data[place + 4 : place + 8] in (b"tEXt", b"zTXt", b"iTXt", b"iCCP"):
+            dropped = True
+        else:
+            kept.append(data[place:end])
+        place = end
+    return b"".join(kept) if dropped else None
+
+
+# Operations that turn an image upright, by its EXIF orientation.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    try:
+        return _TURNS.get(image.getexif().get(0x0112, 1))
+    except Exception:  # a broken EXIF block says nothing
+        return None
+
+
+def _further_pages(image: Image.Image) -> int:
+    """Pages of a TIFF beyond the first (of an animation the first frame stands for all)."""
+    try:
+        return max(0, getattr(image, "n_frames", 1) - 1) if image.format == "TIFF" else 0
+    except Exception:  # a damaged list of pages: the first has been read
+        return 0
+
+
+def _plain(image: Image.Image) -> Image.Image:
+    """The image in mode L, LA, RGB or RGBA."""
+    if "transparency" in image.info or image.mode in ("PA", "RGBa"):
+        return image.convert("RGBA")
+    if image.mode == "1":
+        return image.convert("L")
+    if image.mode not in ("L", "LA", "RGB", "RGBA"):
+        return image.convert("RGB")
+    return image
+
+
+# -- more than 8 bits -------------------------------------------------------------------------
+
+
+def _deep_file(image: Image.Image, raw: Path | bytes) -> _Deep | None:
+    """An opened file of more than 8 bits, which is loaded then; None if it has but 8."""
+    layout = _deep_layout(image)  # not known any more once it is loaded
+    if layout is None:
+        return _deep_image(image)
+    image.load()
+    return _deep_colour(image, raw, layout)
+
+
+def _deep_image(image: Image.Image) -> _Deep | None:
+    """A grey image of 16 or 32 bits or of floats; None if it is none."""
+    if not image.mode.startswith(("I", "F")):
+        return None
+    image.load()
+    width, height = image.size
+    rows = max(1, BLOCK // width)
+
+    def strips() -> Iterator[npt.NDArray[Any]]:
+        for top in range(0, height, rows):
+            yield np.asarray(image.crop((0, top, width, min(height, top + rows))))
+
+    whole = image.mode != "F"
+    return _Deep(strips, (height, width), whole, 16 if ";16" in image.mode else 32)
+
+
+def _deep_layout(image: Image.Image) -> str | None:
+    """How the bytes of a 16-bit colour file lie, in Pillow's words; None if it is none."""
+    tiles = getattr(image, "tile", None)
+    if not tiles:
+        return None
+    args = tiles[0][3]
+    layout = args if isinstance(args, str) else args[0] if args else None
+    if isinstance(layout, str) and layout.partition(";")[0] in ("RGB", "RGBA", "LA"):
+        return layout if layout.endswith((";16B", ";16L", ";16N")) else None
+    return None
+
+
+def _deep_colour(image: Image.Image, raw: Path | bytes, layout: str) -> _Deep:
+    """A loaded colour file of 16 bits, whose bytes lie in that way."""
+    grey = layout.startswith("LA")
+    with opened(raw) as other:
+        order = layout[-1] if layout[-1] != "N" else sys.byteorder[0].upper()  # N is the machine's
+        swapped = "RGBA" if grey else layout[:-1] + ("L" if order == "B" else "B")
+        if grey:  # two bytes each of grey and alpha: as four channels of one
+            other._mode = "RGBA"
+        tiles: list[Any] = other.tile  # type: ignore[attr-defined]
+        other.tile = [  # type: ignore[attr-defined]
+            tile._replace(args=swapped if isinstance(tile.args, str) else (swapped, *tile.args[1:]))
+            for tile in tiles
+        ]
+        other.load()
+        width, height = other.size
+        rows = max(1, BLOCK // (3 * width))
+        low = other.copy()
+    boxes = [(0, top, width, min(height, top + rows)) for top in range(0, height, rows)]
+
+    def strips() -> Iterator[npt.NDArray[Any]]:
+        for box in boxes:
+            second = np.asarray(low.crop(box))
+            if grey:
+                yield (second[..., 0].astype(np.uint16) << 8) | second[..., 1]
+            else:
+                first = np.asarray(image.crop(box))
+                yield (first[..., :3].astype(np.uint16) << 8) | second[..., :3]
+
+    alpha = None
+    if grey:
+        alpha = np.asarray(low)[..., 2]
+    elif layout.startswith("RGBA"):
+        alpha = np.asarray(image)[..., 3]
+    shape = (height, width) if grey else (height, width, 3)
+    return _Deep(strips, shape, True, 16, alpha)
+
+
+def _deep_array(array: npt.NDArray[Any]) -> _Deep | None:
+    """An array ``(h, w)`` or ``(h, w, 1, 3 or 4)`` of more than 8 bits; None if it has but 8."""
+    kind, bits = array.dtype.kind, 8 * array.dtype.itemsize
+    if kind not in "buif":
+        raise UnusableError(
+            f"{array.dtype} is no type for pixels: give whole numbers, floats or bool"
+        )
+    if array.size == 0:
+        raise UnusableError(f"an array of shape {array.shape} has no pixel")
+    if kind == "b" or (kind == "u" and bits == 8):
+        return None
+    alpha = None
+    if array.ndim == 3 and array.shape[2] == 4:
+        top = 1.0 if kind == "f" else 65535.0 if bits == 16 else 255.0
+        alpha = shown(iter([array[..., 3]]), array.shape[:2], (0.0, top))
+        array = array[..., :3]
+    elif array.ndim == 3 and array.shape[2] == 1:
+        array = array[..., 0]
+    rows = max(1, BLOCK // max(1, array[0].size))
+
+    def strips() -> Iterator[npt.NDArray[Any]]:
+        return (array[top : top + rows] for top in range(0, len(array), rows))
+
+    wider = kind == "i" or (kind == "u" and bits > 16)
+    return _Deep(strips, array.shape, kind != "f", bits, alpha, wider)
+
+
+def _from_array(array: npt.NDArray[Any]) -> Image.Image:
+    """An image from an array of 8 bits or of bool."""
+    if array.dtype.kind == "b":
+        array = array.astype(np.uint8) * 255
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[..., 0]
+    return Image.fromarray(np.ascontiguousarray(array))

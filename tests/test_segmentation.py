@@ -1,0 +1,98 @@
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.metrics import adjusted_rand_score
+
+from deepcluster.config import SegmentSettings
+from deepcluster.errors import ConfigError, RunError, SourceError
+from deepcluster.segmentation import _vote, segment, segment_files
+
+
+def regions(seed: int, side: int = 48) -> tuple[np.ndarray, np.ndarray]:
+    """A disc and a block on a ground, with noise; and which pixel is of which."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:side, :side] / side
+    truth = np.zeros((side, side), int)
+    truth[np.hypot(x - 0.3, y - 0.3) < 0.2] = 1
+    truth[(x > 0.55) & (y > 0.5)] = 2
+    colours = np.array([[60, 90, 160], [220, 170, 60], [60, 170, 80]])[truth]
+    return np.clip(colours + rng.normal(0, 12, colours.shape), 0, 255).astype(np.uint8), truth
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_known_regions_are_found(seed: int) -> None:
+    pixels, truth = regions(seed)
+    labels = segment(pixels, SegmentSettings(seed=seed))
+    assert labels.shape == truth.shape and labels.dtype == np.int32
+    assert adjusted_rand_score(truth.ravel(), labels.ravel()) >= 0.9
+    sizes = np.bincount(labels.ravel())
+    assert len(sizes) >= 3 and (np.diff(sizes) <= 0).all()
+
+
+def test_the_same_seed_gives_the_same_labels_at_the_size_of_the_picture() -> None:
+    pixels, _ = regions(0)
+    large = Image.fromarray(pixels).resize((200, 120))
+    settings = SegmentSettings(side=40, iterations=20)
+    labels = segment(large, settings)
+    assert labels.shape == (120, 200)
+    assert (labels == segment(large, settings)).all()
+
+
+def test_superpixels_vote() -> None:
+    import torch
+
+    labels = torch.tensor([4, 4, 7, 7, 7, 2])
+    parts = torch.tensor([0, 0, 0, 1, 1, 1])
+    assert _vote(labels, parts).tolist() == [4, 4, 4, 7, 7, 7]
+
+
+def test_superpixels_without_their_library_say_what_to_install(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "skimage.segmentation", None)
+    with pytest.raises(ConfigError, match="superpixels"):
+        segment(regions(0)[0], SegmentSettings(superpixels="slic", iterations=1))
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 30), (30, 1), (3, 3)])
+def test_tiny_pictures(shape: tuple[int, int]) -> None:
+    assert segment(np.zeros(shape, np.uint8), SegmentSettings(iterations=3)).shape == shape
+
+
+def test_an_array_that_is_no_picture_is_refused() -> None:
+    with pytest.raises(SourceError, match="float64"):
+        segment(np.zeros((4, 4)))
+
+
+def test_files(tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        Image.fromarray(regions(0)[0]).save(tmp_path / folder / "one.png")
+    files = [tmp_path / "a/one.png", tmp_path / "b/one.png"]
+    out = tmp_path / "out"
+    done = segment_files(files, out, SegmentSettings(iterations=5))
+    assert sorted(path.name for path in out.iterdir()) == [
+        "areas.csv",
+        "one-2.labels.png",
+        "one-2.overlay.png",
+        "one.labels.png",
+        "one.overlay.png",
+    ]
+    labels = np.asarray(Image.open(out / "one.labels.png"))
+    assert int(labels.max()) + 1 == done[0].labels
+    with (out / "areas.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["image"] == str(files[0])]
+    assert [int(row["pixels"]) for row in rows] == np.bincount(labels.ravel()).tolist()
+    assert sum(float(row["share"]) for row in rows) == pytest.approx(1, abs=1e-4)
+    with pytest.raises(RunError, match="new or empty"):
+        segment_files(files, out)
+
+
+def test_a_file_that_is_no_image_is_found_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "no.png").write_text("no")
+    with pytest.raises(SourceError, match=r"no\.png"):
+        segment_files([tmp_path / "no.png"], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
