@@ -456,12 +456,8 @@ class RunDir:
         return self.path / "tensorboard"
 
     @property
-<<<<<<< HEAD
-    def _tree(self) -> Path:
-=======
     def tree(self) -> Path:
         """How the clusters split and merge; runs of older versions lack it."""
->>>>>>> main
         return self.path / "tree.npz"
 
     @property
@@ -842,37 +838,6 @@ class RunDir:
     def has_changes(self) -> bool:
         """Whether a person has named, moved or merged anything since the fit."""
         return self._clusters.is_file()
-
-    def write_tree(self, merges: np.ndarray, heights: np.ndarray, part: np.ndarray) -> None:
-        """Write tree.npz: how the parts of the clusters merge.
-
-        Args:
-            merges: ``(p - 1, 2)`` pairs i < j of p parts, in order: all that belongs with j joins
-                what belongs with i.
-            heights: ``(p - 1,)``, of each merge, rising.
-            part: ``(n,)``, the part of each image, in the order of the items.
-        """
-        with _replacing(self._tree) as path, path.open("wb") as file:
-            np.savez(
-                file,
-                merges=merges.astype(np.int32).reshape(-1, 2),
-                heights=heights.astype(np.float32),
-                part=part.astype(np.int32),
-            )
-
-    def read_tree(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Merges, heights and the part of each image, as :meth:`write_tree` took them.
-
-        Raises:
-            RunError: the run has no tree.
-        """
-        if not self._tree.is_file():
-            raise RunError(
-                f"{self.path} has no tree of its clusters (tree.npz): it was fitted by an older "
-                "deepcluster or with more than a few thousand clusters; fit again"
-            )
-        with np.load(self._tree, allow_pickle=False) as arrays:
-            return arrays["merges"], arrays["heights"], arrays["part"]
 
     def write_clusters(self, clusters: Mapping[str, Any]) -> None:
         """Write clusters.json: what a person said of the clusters."""

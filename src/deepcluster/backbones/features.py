@@ -18,20 +18,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from deepcluster.backbones.preprocessing import Preprocessing, to_device
-<<<<<<< HEAD
-from deepcluster.backbones.weights import load_timm, save_timm
-from deepcluster.clustering.pca import PCA, normalise
-from deepcluster.clustering.prototypes import Prototypes
-=======
 from deepcluster.backbones.start import GIVEN, weights_key
 from deepcluster.backbones.weights import load_timm, load_weights, save_timm
 from deepcluster.clustering.corrections import Corrections
-from deepcluster.clustering.graph import Prototypes
 from deepcluster.clustering.pca import PCA, normalise
+from deepcluster.clustering.prototypes import Prototypes
 from deepcluster.errors import DamagedError, RunError
 from deepcluster.images.sources import cache_folder
 from deepcluster.run import reading
->>>>>>> main
 
 if TYPE_CHECKING:
     from deepcluster.images.store import ImageStore
@@ -387,13 +381,7 @@ class FittedModel:
             ),
             license=pretrained.get("license", ""),
             pca=pca,
-<<<<<<< HEAD
-            prototypes=Prototypes(
-                tensors["centers"], tensors["cluster"], tensors.get("part"), tensors.get("base")
-            ),
-=======
             prototypes=prototypes,
->>>>>>> main
         )
 
 
@@ -403,7 +391,9 @@ def _clusters_of(tensors: dict[str, Tensor]) -> tuple[PCA | None, Prototypes]:
         if "pca.mean" in tensors
         else None
     )
-    return pca, Prototypes(tensors["centers"], tensors["cluster"])
+    return pca, Prototypes(
+        tensors["centers"], tensors["cluster"], tensors.get("part"), tensors.get("base")
+    )
 
 
 def _check_clusters(tensors: dict[str, Tensor], d: int | None) -> None:
@@ -424,6 +414,10 @@ def _check_clusters(tensors: dict[str, Tensor], d: int | None) -> None:
         raise DamagedError("its centres are not of this net")
     if not all(bool(t.isfinite().all()) for t in tensors.values() if t.is_floating_point()):
         raise DamagedError("a centre is not finite")
-    numbers = cluster.unique()
-    if cluster.dtype != torch.int64 or not torch.equal(numbers, torch.arange(len(numbers))):
-        raise DamagedError("a cluster is missing")
+    for name in ("cluster", "part", "base"):
+        groups = tensors.get(name, cluster)
+        numbers = groups.unique()
+        if groups.dtype != torch.int64 or groups.shape != cluster.shape:
+            raise DamagedError("its centres are not of this net")
+        if not torch.equal(numbers, torch.arange(len(numbers))):
+            raise DamagedError(f"a {name} is missing")
