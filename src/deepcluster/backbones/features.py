@@ -221,14 +221,14 @@ class FittedModel:
         sobel: whether the net begins with a Sobel filter.
         preprocessing: what lies between pixels and net.
         pca: projection before the clusters, if any.
-<<<<<<< HEAD
+    <<<<<<< HEAD
         prototypes: centres, and the part and the cluster of each.
-=======
+    =======
         prototypes: centres, and the cluster of each.
         license: that the weights it began with came with, if any.
         corrections: what a person merged and moved, if anything; not saved with the model, but
             found by :func:`deepcluster.naming.load_model`.
->>>>>>> main
+    >>>>>>> main
     """
 
     backbone: nn.Module | None
