@@ -25,7 +25,7 @@ from deepcluster.clustering.pca import PCA, normalise
 from deepcluster.clustering.prototypes import Prototypes
 from deepcluster.errors import DamagedError, RunError
 from deepcluster.images.sources import cache_folder
-from deepcluster.run import reading
+from deepcluster.run import reading, replacing
 
 if TYPE_CHECKING:
     from deepcluster.images.store import ImageStore
@@ -221,14 +221,10 @@ class FittedModel:
         sobel: whether the net begins with a Sobel filter.
         preprocessing: what lies between pixels and net.
         pca: projection before the clusters, if any.
-    <<<<<<< HEAD
         prototypes: centres, and the part and the cluster of each.
-    =======
-        prototypes: centres, and the cluster of each.
         license: that the weights it began with came with, if any.
         corrections: what a person merged and moved, if anything; not saved with the model, but
             found by :func:`deepcluster.naming.load_model`.
-    >>>>>>> main
     """
 
     backbone: nn.Module | None
@@ -298,6 +294,10 @@ class FittedModel:
         folder.mkdir(parents=True, exist_ok=True)
         if self.backbone is not None:
             self._save_net(self.backbone, folder)
+        self.save_clusters(folder)
+
+    def save_clusters(self, folder: Path) -> None:
+        """Write what assigns an image, and leave the net as it is."""
         tensors = {"centers": self.prototypes.centers, "cluster": self.prototypes.cluster}
         given = {"part": self.prototypes.part, "base": self.prototypes.base}
         tensors |= {name: value for name, value in given.items() if value is not None}
@@ -307,7 +307,8 @@ class FittedModel:
                 "pca.components": self.pca.components,
                 "pca.scale": self.pca.scale,
             }
-        save_file({k: v.cpu().contiguous() for k, v in tensors.items()}, folder / CLUSTERS_FILE)
+        with replacing(folder / CLUSTERS_FILE) as part:
+            save_file({k: v.cpu().contiguous() for k, v in tensors.items()}, part)
         for path in folder.glob("*.safetensors"):
             path.chmod(0o644)  # the library makes them unreadable for others
 
