@@ -26,6 +26,7 @@ from torch import nn
 
 from deepcluster.backbones.start import GIVEN, Weights
 from deepcluster.clustering.neighbours import nearest_rows
+from deepcluster.clustering.tree import Tree
 from deepcluster.config import SECTIONS, Config, check_settings, flatten, override
 from deepcluster.errors import ConfigError, RunError
 from deepcluster.images.listing import Listing
@@ -594,6 +595,8 @@ def _write_result(run: RunDir, store: ImageStore, result: FitResult, progress: P
             "y": result.places[:, 1],
         }
     )
+    if result.tree is not None:
+        run.write_tree(result.tree.merges.numpy(), result.tree.heights.numpy(), result.parts)
     result.model.save(run.model)
     if not len(store.pixels):  # an estimator that was pickled has none
         return
@@ -671,7 +674,18 @@ def read_result(run: RunDir, *, backbone: nn.Module | None = None) -> tuple[FitR
         skipped=run.read_skipped(),
         contents=run.read_contents() if run.contents.is_file() else None,
     )
+    tree, parts = None, items["cluster"].to_numpy().astype(np.int64)
+    if run.tree.is_file():
+        merges, heights, part = run.read_tree()
+        parts, own = part.astype(np.int64), model.prototypes.part
+        tree = Tree(
+            model.prototypes.cluster if own is None else own,
+            torch.from_numpy(merges.astype(np.int64)),
+            torch.from_numpy(heights),
+        )
     result = FitResult(
+        tree=tree,
+        parts=parts,
         config=config,
         model=model,
         embeddings=np.array(run.read_embeddings()),

@@ -21,8 +21,8 @@ from deepcluster.backbones.preprocessing import Preprocessing, to_device
 from deepcluster.backbones.start import GIVEN, weights_key
 from deepcluster.backbones.weights import load_timm, load_weights, save_timm
 from deepcluster.clustering.corrections import Corrections
-from deepcluster.clustering.graph import Prototypes
 from deepcluster.clustering.pca import PCA, normalise
+from deepcluster.clustering.prototypes import Prototypes
 from deepcluster.errors import DamagedError, RunError
 from deepcluster.images.sources import cache_folder
 from deepcluster.run import reading
@@ -221,7 +221,7 @@ class FittedModel:
         sobel: whether the net begins with a Sobel filter.
         preprocessing: what lies between pixels and net.
         pca: projection before the clusters, if any.
-        prototypes: centres, and the cluster of each.
+        prototypes: centres, and the part and the cluster of each.
         license: that the weights it began with came with, if any.
         corrections: what a person merged and moved, if anything; not saved with the model, but
             found by :func:`deepcluster.naming.load_model`.
@@ -285,12 +285,18 @@ class FittedModel:
         assigned = self.prototypes.assign(reduced)
         return assigned if self.corrections is None else self.corrections.apply(reduced, *assigned)
 
+    def parts_of(self, embeddings: Tensor) -> Tensor:
+        """The part of the tree that each embedding belongs to, ``(n,)`` int64."""
+        return self.prototypes.parts_of(self.reduce(embeddings))
+
     def save(self, folder: Path) -> None:
         """Write the folder that timm and :meth:`load` read."""
         folder.mkdir(parents=True, exist_ok=True)
         if self.backbone is not None:
             self._save_net(self.backbone, folder)
         tensors = {"centers": self.prototypes.centers, "cluster": self.prototypes.cluster}
+        given = {"part": self.prototypes.part, "base": self.prototypes.base}
+        tensors |= {name: value for name, value in given.items() if value is not None}
         if self.pca is not None:
             tensors |= {
                 "pca.mean": self.pca.mean,
@@ -381,7 +387,10 @@ def _clusters_of(tensors: dict[str, Tensor]) -> tuple[PCA | None, Prototypes]:
         if "pca.mean" in tensors
         else None
     )
-    return pca, Prototypes(tensors["centers"], tensors["cluster"])
+    prototypes = Prototypes(
+        tensors["centers"], tensors["cluster"], tensors.get("part"), tensors.get("base")
+    )
+    return pca, prototypes
 
 
 def _check_clusters(tensors: dict[str, Tensor], d: int | None) -> None:

@@ -26,10 +26,12 @@ from deepcluster.backbones.nets import build_backbone, prepare_backbone
 from deepcluster.backbones.preprocessing import Batches, Preprocessing, to_device
 from deepcluster.backbones.start import find_weights
 from deepcluster.clustering.choose import choose_clusters
-from deepcluster.clustering.graph import Prototypes, cluster_graph
+from deepcluster.clustering.graph import cluster_tree, tree_of
 from deepcluster.clustering.kmeans import kmeans
 from deepcluster.clustering.pca import PCA, fit_pca, normalise
 from deepcluster.clustering.plane import layout
+from deepcluster.clustering.prototypes import Prototypes
+from deepcluster.clustering.tree import Tree
 from deepcluster.config import Config
 from deepcluster.errors import ConfigError
 from deepcluster.methods import Snapshot, load_method
@@ -47,6 +49,7 @@ ORDER, VIEWS, DROPOUT = range(3)  # uses of chance in an epoch, each with a seed
 RANK_ROWS = 10_000  # rows, spread evenly, whose effective rank is measured each epoch
 MOST_CHECKPOINTS = 100  # in a fit: on a GPU an epoch may take little longer than writing one
 PIXEL_ROWS = 1000  # images a cluster on which the yardstick, k-means on the pixels, is fitted
+MOST_IN_TREE = 3000  # clusters: its table grows with their square
 MOST_GRAPH_CLUSTERS = 1000  # beyond, clusters are as small as the graph's patches: k-means it is
 
 
@@ -60,6 +63,8 @@ class FitResult:
     labels: np.ndarray  # (n,) int64, the clusters
     distances: np.ndarray  # (n,) float32
     confidence: np.ndarray  # (n,) float32 in [0, 1]
+    tree: Tree | None  # the clusters are one of its cuts; None beyond MOST_IN_TREE
+    parts: np.ndarray  # (n,) int64, the part of the tree
     places: np.ndarray  # (n, 2) float32 on the map, NaN where an image is not on it
     history: list[dict[str, Any]]  # the lines of metrics.jsonl
     clusters: int  # their number
@@ -341,7 +346,7 @@ def conclude(
     assert isinstance(config.epochs, int)
     generator = torch.Generator().manual_seed(mix(config.seed, config.epochs, ORDER))
     progress.phase("clusters", 1)
-    pca, prototypes, choice = final_clusters(embeddings, config, generator)
+    pca, prototypes, tree, choice = final_clusters(embeddings, config, generator)
     clusters = len(prototypes.cluster.unique())
     if choice:
         progress.note(f"{clusters} clusters, chosen among 2 to {max(choice)}")
@@ -356,6 +361,7 @@ def conclude(
         license=begun.license,
     )
     labels, distances, confidence = model.assign(embeddings)
+    parts = model.parts_of(embeddings)
     progress.advance(1)
     clock.lap("clusters")
     progress.phase("map", 1)
@@ -380,6 +386,8 @@ def conclude(
         labels=labels.numpy(),
         distances=distances.numpy(),
         confidence=confidence.numpy(),
+        tree=tree,
+        parts=parts.numpy(),
         places=np.asarray(places),
         history=history or [],
         clusters=clusters,
@@ -456,8 +464,8 @@ def score(labels: np.ndarray, truth: np.ndarray | None) -> dict[str, float]:
 
 def final_clusters(
     embeddings: Tensor, config: Config, generator: torch.Generator
-) -> tuple[PCA | None, Prototypes, dict[int, float]]:
-    """The clusters a person gets, and the scores of their numbers where the number is chosen."""
+) -> tuple[PCA | None, Prototypes, Tree | None, dict[int, float]]:
+    """The clusters a person gets, their tree, and the scores of numbers if one is chosen."""
     final = config.final
     assert isinstance(config.clusters, int)
     kept = min(final.pca, *embeddings.shape)
@@ -467,13 +475,17 @@ def final_clusters(
     x = x.to(device)
     k, choice = config.clusters, {}
     if final.choose:
-        found = choose_clusters(x, largest=k, neighbours=final.neighbours, generator=generator)
-        k, choice = found.k, found.scores
+        chosen = choose_clusters(x, largest=k, neighbours=final.neighbours, generator=generator)
+        k, choice = chosen.k, chosen.scores
     if final.algorithm == "graph" and k < min(len(x), MOST_GRAPH_CLUSTERS):
-        cut = cluster_graph(x, k, neighbours=final.neighbours, generator=generator)
-        return pca, cut, choice
+        found = cluster_tree(x, k, neighbours=final.neighbours, generator=generator)
+        return pca, *found, choice
     result = kmeans(x, k, max_iter=300, n_init=final.restarts, generator=generator)
-    return pca, Prototypes(result.centers.cpu(), torch.arange(k)), choice
+    prototypes = Prototypes(result.centers.cpu(), torch.arange(k))
+    if k > MOST_IN_TREE:
+        return pca, prototypes, None, choice
+    tree = tree_of(x, prototypes, neighbours=final.neighbours, generator=generator)
+    return pca, prototypes, tree, choice
 
 
 def pixel_clusters(store: ImageStore, k: int, generator: torch.Generator) -> np.ndarray:
