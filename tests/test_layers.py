@@ -11,7 +11,7 @@ import pytest
 SRC = Path(__file__).parent.parent / "src" / "deepcluster"
 LAYERS = [  # a room imports only from rooms above it in this list
     {"errors", "version"},
-    {"config", "progress"},
+    {"config", "progress", "files"},
     {"run"},
     {"metrics", "device"},
     {"images", "clustering"},
@@ -29,7 +29,7 @@ LAYERS = [  # a room imports only from rooms above it in this list
     {"__main__"},
 ]
 LEVEL = {name: number for number, names in enumerate(LAYERS) for name in names}
-WITHOUT_TORCH = {"report", "errors", "version", "config", "progress", "run", "images"}
+WITHOUT_TORCH = {"report", "errors", "version", "config", "progress", "files", "run", "images"}
 
 
 def room(module: str) -> str:

@@ -22,6 +22,7 @@ from deepcluster.backbones.start import GIVEN
 from deepcluster.clustering.pca import normalise
 from deepcluster.device import pick_inference
 from deepcluster.errors import ConfigError, RunError
+from deepcluster.files import Output
 from deepcluster.images.labels import encode, relabel
 from deepcluster.images.listing import Listing
 from deepcluster.images.store import ImageStore, open_images
@@ -29,7 +30,7 @@ from deepcluster.images.vectors import pair, read_vectors
 from deepcluster.labelling.classifier import Classifier
 from deepcluster.naming import load_model
 from deepcluster.progress import Progress
-from deepcluster.run import Output, RunDir
+from deepcluster.run import RunDir
 from deepcluster.sorting import How, sort_images
 
 

@@ -359,6 +359,7 @@ def _facts(
         "started": sitting.started.isoformat(timespec="seconds"),
         "seed": resolved.seed,
         "minutes": None if work.asked.minutes == "auto" else work.asked.minutes,
+        "asked": changed(work.asked),
         "versions": versions(),
         "hardware": hardware(resolved),
         "images": store.fingerprint(),
@@ -398,7 +399,8 @@ def _continue(run: RunDir, work: Work, info: dict[str, Any]) -> tuple[Work, dict
             f"{run.path} was fitted on other images than the source holds now: "
             "give the same source, or start anew in another folder"
         )
-    info |= {name: before.get(name) for name in ("started", "command", "minutes")}
+    kept = ("started", "command", "minutes", "asked")
+    info |= {name: before[name] for name in kept if name in before}
     # what the sittings before took, not lost if this one is killed
     info |= {name: before.get(name, 0.0) for name in ("seconds", "processor_seconds")}
     assert isinstance(work.resolved.epochs, int)
@@ -526,16 +528,15 @@ def _reopen(out: str | Path | None, asked: Config, given: Collection[str]) -> tu
         raise ConfigError("--resume needs --out: the folder of the run to go on with")
     run = RunDir.open(out, finished=False)
     saved, info = run.read_config(), run.read_info()
-    default, wanted, kept = (
-        flatten(dataclasses.asdict(config)) for config in (Config(), asked, saved)
-    )
-    minutes = info.get("minutes")  # the settings hold the epochs these came to
-    kept["minutes"] = "auto" if minutes is None else minutes
+    wanted, kept = (flatten(dataclasses.asdict(config)) for config in (asked, saved))
+    before = info.get("asked", {})  # what the kept ones came from: minutes, say, from which epochs
+    if info.get("minutes") is not None:
+        before["minutes"] = info["minutes"]
     differing = {
         name: value
         for name, value in wanted.items()
-        if (value != default[name] or name in given)
-        and value not in (kept[name], "auto")
+        if name in changed(asked).keys() | set(given)
+        and value not in (kept[name], before.get(name), "auto")
         and name != "device"
     }
     late = {
@@ -771,16 +772,17 @@ def notes(
     return sentences
 
 
+def changed(config: Config) -> dict[str, Any]:
+    """Settings that are not as by default."""
+    default, wanted = (flatten(dataclasses.asdict(each)) for each in (Config(), config))
+    return {name: value for name, value in wanted.items() if value != default[name]}
+
+
 def without_effect(asked: Config) -> list[str]:
     """Settings that were changed and that the method does not read."""
     others = {group for groups in SECTIONS.values() for group in groups}
     others -= set(SECTIONS.get(asked.method, ()))
-    default, wanted = (flatten(dataclasses.asdict(config)) for config in (Config(), asked))
-    idle = [
-        name
-        for name, value in wanted.items()
-        if name.partition(".")[0] in others and value != default[name]
-    ]
+    idle = [name for name in changed(asked) if name.partition(".")[0] in others]
     if asked.final.algorithm == "graph" and asked.final.restarts != Config().final.restarts:
         idle.append("final.restarts")
     return idle

@@ -24,8 +24,8 @@ from deepcluster.clustering.corrections import Corrections
 from deepcluster.clustering.pca import PCA, normalise
 from deepcluster.clustering.prototypes import Prototypes
 from deepcluster.errors import DamagedError, RunError
+from deepcluster.files import reading
 from deepcluster.images.sources import cache_folder
-from deepcluster.run import reading
 
 if TYPE_CHECKING:
     from deepcluster.images.store import ImageStore
