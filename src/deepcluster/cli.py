@@ -132,6 +132,8 @@ def fit(
     dry_run: Annotated[bool, Parameter(negative="", group=EVERYDAY)] = False,
     report: Annotated[bool, Parameter(group=EVERYDAY)] = True,
     tensorboard: Annotated[bool, Parameter(negative="", group=EVERYDAY)] = False,
+    embeddings: Annotated[Path | None, Parameter(group=EVERYDAY)] = None,
+    images: Annotated[str | None, Parameter(group=EVERYDAY)] = None,
     as_json: AsJson = False,
     settings: Annotated[Config, Parameter(name="*", group=SETTINGS)] = Config(),  # noqa: B008
 ) -> None:
@@ -163,16 +165,28 @@ def fit(
         Write the report at the end.
     tensorboard
         Write scalars and a grid for each cluster for TensorBoard as well.
+    embeddings
+        Features made elsewhere (.npy or .parquet), in place of SOURCE: nothing is trained.
+    images
+        The images that --embeddings are of, for the report.
     """
     from deepcluster import fitting
 
-    images = _one_or_many(source)
+    seen: Any = images
+    if embeddings is None:
+        seen = _one_or_many(source)
+    elif source:
+        raise ConfigError("--embeddings stands in place of SOURCE; their pictures go to --images")
+    elif dry_run:
+        raise ConfigError("--dry-run says nothing of --embeddings: there is nothing to train")
+    if images is not None and embeddings is None:
+        raise ConfigError("--images are those of --embeddings: give images as SOURCE")
     if dry_run:
-        plan = fitting.plan_source(images, settings, labels=labels)
+        plan = fitting.plan_source(seen, settings, labels=labels)
         return _print_plan(plan, as_json)
     with _progress(as_json) as progress:
         run = fitting.fit_source(
-            images,
+            seen,
             settings,
             out=out,
             labels=labels,
@@ -181,6 +195,7 @@ def fit(
             overwrite=overwrite,
             report=report,
             tensorboard=tensorboard,
+            embeddings=embeddings,
             progress=progress,
             command=fitting.command_line(),
             given=_typed.get(),

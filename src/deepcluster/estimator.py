@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from sklearn.base import (
     BaseEstimator,
     ClassNamePrefixFeaturesOutMixin,
@@ -25,18 +26,37 @@ from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
 from deepcluster.backbones.nets import CUSTOM
+from deepcluster.backbones.start import Weights
+from deepcluster.clustering.pca import normalise
 from deepcluster.config import Config, flatten, load_recipe, override
 from deepcluster.device import pick_inference
 from deepcluster.errors import ConfigError, NoImagesError, RunError
 from deepcluster.fitting import read_result, write_finished
 from deepcluster.images.sources import list_source
-from deepcluster.images.store import ImageStore, one_row_each, open_images
+from deepcluster.images.store import ImageStore, one_row_each, open_images, scan_images
+from deepcluster.images.vectors import pair, read_vectors
 from deepcluster.progress import Progress
 from deepcluster.report import write_report
 from deepcluster.run import RunDir
 from deepcluster.show.pictures import write_pictures
-from deepcluster.training.loop import FitResult, fit
-from deepcluster.training.plan import Pace, choose_scale, resolve, scale_source, schedule_minutes
+from deepcluster.training.best import Best, fit_best
+from deepcluster.training.loop import FitResult, fit, fit_vectors
+from deepcluster.training.plan import (
+    Cost,
+    Pace,
+    as_given,
+    choose_scale,
+    plan_starts,
+    resolve,
+    scale_source,
+    schedule_given,
+    schedule_minutes,
+    settle_start,
+    take_weights,
+    untimed_starts,
+)
+
+ORDER = "labels_ and the like are in the order of ids_"
 
 
 class DeepCluster(
@@ -54,8 +74,10 @@ class DeepCluster(
     Args:
         n_clusters: clusters to end with; ``"auto"`` chooses their number from the features.
         recipe: a named set of settings, or the path of a .toml file.
-        backbone: name of a net (see ``Config.backbone``), or an ``nn.Module`` that turns
-            ``(b, c, size, size)`` into ``(b, d)``; a copy of it is trained.
+        start: scratch, frozen, adapt or auto (see ``Config.start``).
+        backbone: name of a net or a folder (see ``Config.backbone``), or an ``nn.Module`` that
+            turns ``(b, c, size, size)`` into ``(b, d)``; a copy of it is used, and trained unless
+            it is frozen.
         epochs: passes over the images.
         minutes: time for the fit, in place of epochs; what it comes to depends on the machine and
             is in ``config_``.
@@ -80,6 +102,7 @@ class DeepCluster(
         skipped_: (path, reason) of the images that were left out.
         config_: the resolved settings.
         model_: the fitted model; ``model_.backbone`` is the net.
+        starts_: a dict for each start that was tried, the kept one first; empty if one was.
     """
 
     def __init__(
@@ -87,6 +110,7 @@ class DeepCluster(
         *,
         n_clusters: int | Literal["auto"] = "auto",
         recipe: str = "default",
+        start: Literal["auto", "scratch", "frozen", "adapt"] = "auto",
         backbone: str | nn.Module = "auto",
         epochs: int | Literal["auto"] = "auto",
         minutes: float | Literal["auto"] = "auto",
@@ -98,6 +122,7 @@ class DeepCluster(
     ) -> None:
         self.n_clusters = n_clusters
         self.recipe = recipe
+        self.start = start
         self.backbone = backbone
         self.epochs = epochs
         self.minutes = minutes
@@ -119,22 +144,14 @@ class DeepCluster(
             self
         """
         own_net = copy.deepcopy(self.backbone) if isinstance(self.backbone, nn.Module) else None
-        asked = override(Config(), load_recipe(self.recipe))
-        asked = override(asked, dict(self.settings or {}))
-        given: dict[str, Any] = {
-            "epochs": self.epochs,
-            "minutes": self.minutes,
-            "size": self.size,
-            "device": self.device,
-        }
-        given |= {"clusters": self.n_clusters} | (
-            {} if own_net is not None else {"backbone": self.backbone}
-        )
-        asked = override(asked, {name: value for name, value in given.items() if value != "auto"})
-        seed = self.random_state  # a number is the seed itself, NumPy's too
-        if not isinstance(seed, numbers.Integral):
-            seed = check_random_state(seed).randint(2**31 - 1)
-        asked = override(asked, {"seed": seed})
+        asked = self._asked(own_net)
+        if own_net is not None and asked.start == "auto":
+            asked = dataclasses.replace(asked, start="scratch")
+        if own_net is not None and asked.start == "adapt":
+            raise ConfigError(
+                "a net of your own cannot be adapted: give it as a folder or a file, or train it "
+                "with start='scratch'"
+            )
         if own_net is not None and asked.minutes != "auto":
             raise ConfigError("minutes cannot be kept with a net of your own: give epochs instead")
         self._started = datetime.now().astimezone().isoformat()
@@ -145,11 +162,18 @@ class DeepCluster(
         self, images: Any, asked: Config, own_net: nn.Module | None, progress: Progress
     ) -> DeepCluster:
         started = time.perf_counter()
+        weights = None
+        if own_net is None:
+            asked, weights, sentence = settle_start(asked)
+            if sentence:
+                progress.note(sentence)
+        if weights is not None:
+            return self._fit_from(weights.fetch(), images, asked, progress, started)
         timed = asked.minutes != "auto"
         if not isinstance(images, ImageStore):
             images = list_source(images)
             asked = scale_source(images, asked) if timed else asked
-        store = self._open(images, asked, "labels_ and the like are in the order of ids_", progress)
+        store = self._open(images, asked, ORDER, progress)
         asked = dataclasses.replace(asked, data=dataclasses.replace(asked.data, range=store.range))
         facts = {"n": len(store), "size": store.size, "channels": store.channels}
         if timed and isinstance(images, ImageStore):  # decoded already: its size stays
@@ -160,13 +184,93 @@ class DeepCluster(
         else:
             spent = time.perf_counter() - started
             config, cost = schedule_minutes(asked, **facts, store_bytes=0, spent=spent)
-            assert asked.minutes != "auto"
-            pace = Pace(asked.minutes, rest=cost.rest, began=started, say=progress.note)
+            pace = self._pace(asked, cost, started, progress)
         if own_net is not None:
             config = dataclasses.replace(config, backbone=CUSTOM)
         result = fit(store, config, backbone=own_net, progress=progress, pace=pace)
+        return self._finish(Best(result, []), store)
+
+    def _fit_from(
+        self, weights: Weights, images: Any, asked: Config, progress: Progress, started: float
+    ) -> DeepCluster:
+        """Fit with weights that are at hand."""
+        if isinstance(images, ImageStore):
+            side = int(images.pixels.shape[1])
+        else:
+            images = list_source(images)
+            side = scan_images(images, data=asked.data).side
+        frozen = dataclasses.replace(asked, start="frozen", minutes="auto")
+        if asked.start != "frozen":
+            frozen = dataclasses.replace(frozen, epochs="auto")
+        frozen = take_weights(frozen, weights, side=side)
+        store = self._open(images, frozen, ORDER, progress)
+        n, channels, side = len(store), store.channels, int(store.pixels.shape[1])
+        asked = dataclasses.replace(asked, data=dataclasses.replace(asked.data, range=store.range))
+        rivals: list[Config] = []
+        pace = None
+        if asked.minutes != "auto":
+            rivals, last, cost = plan_starts(
+                asked,
+                frozen,
+                weights,
+                n=n,
+                channels=channels,
+                side=side,
+                store_bytes=0,
+                spent=time.perf_counter() - started,
+            )
+            pace = self._pace(asked, cost, started, progress)
+        else:  # no clock: the same bits again
+            rivals, last = untimed_starts(asked, frozen, weights, n=n, channels=channels, side=side)
+        return self._finish(
+            fit_best(store, last, rivals, progress=progress, pace=pace),
+            store,
+        )
+
+    def _pace(self, asked: Config, cost: Cost, started: float, progress: Progress) -> Pace:
+        assert asked.minutes != "auto"
+        return Pace(asked.minutes, rest=cost.rest, began=started, say=progress.note)
+
+    def fit_embeddings(self, embeddings: Any) -> DeepCluster:
+        """Cluster features made elsewhere; :meth:`predict` and :meth:`transform` then take such.
+
+        Args:
+            embeddings: ``(n, d)`` numbers, or a .npy or .parquet file of them; their lengths do not
+                count.
+
+        Returns:
+            self
+        """
+        self._started = datetime.now().astimezone().isoformat()
+        rows, store = pair(read_vectors(embeddings), None)
+        config, _ = schedule_given(as_given(self._asked(None)), n=len(rows))
+        found = fit_vectors(rows, config, truth=store.labels)
+        return self._finish(Best(found, []), store)
+
+    def _asked(self, own_net: nn.Module | None) -> Config:
+        """The settings, as they were given."""
+        asked = override(Config(), load_recipe(self.recipe))
+        asked = override(asked, dict(self.settings or {}))
+        given: dict[str, Any] = {
+            "epochs": self.epochs,
+            "minutes": self.minutes,
+            "size": self.size,
+            "device": self.device,
+            "start": self.start,
+        }
+        given |= {"clusters": self.n_clusters} | (
+            {} if own_net is not None else {"backbone": self.backbone}
+        )
+        asked = override(asked, {name: value for name, value in given.items() if value != "auto"})
+        seed = self.random_state  # a number is the seed itself, NumPy's too
+        if not isinstance(seed, numbers.Integral):
+            seed = check_random_state(seed).randint(2**31 - 1)
+        return override(asked, {"seed": seed})
+
+    def _finish(self, best: Best, store: ImageStore) -> DeepCluster:
+        self.starts_ = best.facts()
         self._fingerprint = store.fingerprint()
-        self._take(result, store)
+        self._take(best.result, store)
         return self
 
     def _take(self, result: FitResult, store: ImageStore) -> None:
@@ -225,6 +329,9 @@ class DeepCluster(
     def _embed(self, images: Any) -> np.ndarray:
         """A row for each image that was given; NaN for those that cannot be read."""
         check_is_fitted(self, "model_")
+        if self.model_.backbone is None:
+            rows = torch.from_numpy(read_vectors(images).rows)
+            return normalise(rows).numpy()
         given = images if isinstance(images, ImageStore) else list_source(images)
         rows = "their rows are NaN, their clusters -1"
         with self._progress() as progress:
@@ -233,10 +340,14 @@ class DeepCluster(
             except NoImagesError as error:
                 warnings.warn(f"{error}; all rows are NaN, all clusters -1", stacklevel=3)
                 return np.full((len(given), self.embeddings_.shape[1]), np.nan, np.float32)
-            device, dtype = pick_inference(self.config_, self.device)
+            device, dtype, batch_size = pick_inference(self.config_, self.device)
             progress.phase("features", len(store))
             found = self.model_.embed(
-                store, device=device, dtype=dtype, advance=progress.advance
+                store,
+                device=device,
+                dtype=dtype,
+                batch_size=batch_size,
+                advance=progress.advance,
             ).numpy()
         return store.rows(found, np.nan)
 
@@ -249,8 +360,6 @@ class DeepCluster(
 
     def predict(self, images: Any) -> np.ndarray:
         """Clusters of images, ``(n,)`` int64, in their order; -1 for those that cannot be read."""
-        import torch
-
         embeddings = self._embed(images)
         labels = np.full(len(embeddings), -1, np.int64)
         good = np.isfinite(embeddings).all(axis=1)
@@ -313,6 +422,7 @@ class DeepCluster(
             parameters["backbone"] = backbone
         found = cls(**parameters)
         found._started, found._fingerprint = info["started"], info["images"]
+        found.starts_ = info.get("starts", [])
         found._take(result, store)
         return found
 

@@ -17,11 +17,14 @@ from torch import Tensor, nn
 
 from deepcluster import metrics
 from deepcluster.backbones.features import FittedModel
+from deepcluster.backbones.start import GIVEN
+from deepcluster.clustering.pca import normalise
 from deepcluster.device import pick_inference
 from deepcluster.errors import ConfigError, RunError
 from deepcluster.images.labels import encode, relabel
 from deepcluster.images.listing import Listing
 from deepcluster.images.store import ImageStore, open_images
+from deepcluster.images.vectors import pair, read_vectors
 from deepcluster.naming import load_model
 from deepcluster.progress import Progress
 from deepcluster.run import Output, RunDir
@@ -73,12 +76,15 @@ def predict_source(
 
     Args:
         run: a finished run.
-        source: whatever ``open_images`` takes.
+        source: whatever ``open_images`` takes; of a run of vectors, what ``read_vectors`` takes.
         labels: for measuring, as in :func:`deepcluster.fit_source`.
         device: where the net runs.
         progress: told what happens.
     """
     progress = progress or Progress()
+    if run.read_config().backbone == GIVEN:
+        rows, store = pair(read_vectors(source), None)
+        return _predictions(run, load_model(run), store, normalise(torch.from_numpy(rows)))
     store = open_source(run, source, labels=labels, progress=progress)
     return predict_store(run, store, device=device, progress=progress)
 
@@ -105,9 +111,17 @@ def predict_store(
 ) -> Predictions:
     """Clusters and features of decoded images with the model of a run."""
     model = load_model(run)
-    place, dtype = pick_inference(run.read_config(), device)
+    place, dtype, batch_size = pick_inference(run.read_config(), device)
     progress.phase("features", len(store))
-    embeddings = model.embed(store, device=place, dtype=dtype, advance=progress.advance)
+    embeddings = model.embed(
+        store, device=place, dtype=dtype, batch_size=batch_size, advance=progress.advance
+    )
+    return _predictions(run, model, store, embeddings)
+
+
+def _predictions(
+    run: RunDir, model: FittedModel, store: ImageStore, embeddings: Tensor
+) -> Predictions:
     labels_, distances, confidence = model.assign(embeddings)
     names = run.read_clusters()["names"]
     return Predictions(
@@ -301,6 +315,7 @@ class Deployed(nn.Module):
 
     def __init__(self, model: FittedModel) -> None:
         super().__init__()
+        assert model.backbone is not None
         self.backbone = model.backbone.eval()
         self.mean: Tensor
         self.std: Tensor
@@ -326,9 +341,11 @@ def export_run(run: RunDir, to: Literal["timm", "onnx", "torchscript"], out: Pat
         `out`.
 
     Raises:
-        RunError: `out` exists.
+        RunError: `out` exists, or the run has no net.
         ConfigError: a package that the format needs is not installed.
     """
+    if run.read_config().backbone == GIVEN:
+        raise RunError(f"{run.path} was made of vectors: it has no net to export")
     output = Output(out)
     if to == "timm":
         with output.writing() as part:

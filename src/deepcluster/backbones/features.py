@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
+import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,11 +18,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from deepcluster.backbones.preprocessing import Preprocessing, to_device
+from deepcluster.backbones.start import GIVEN, weights_key
 from deepcluster.backbones.weights import load_timm, load_weights, save_timm
 from deepcluster.clustering.corrections import Corrections
 from deepcluster.clustering.graph import Prototypes
 from deepcluster.clustering.pca import PCA, normalise
-from deepcluster.errors import DamagedError
+from deepcluster.errors import DamagedError, RunError
+from deepcluster.images.sinks import pixel_digest
+from deepcluster.images.sources import cache_folder
 from deepcluster.run import reading
 
 if TYPE_CHECKING:
@@ -73,11 +80,12 @@ def extract(
         ``(n, d)`` float32 on the CPU.
     """
     training = backbone.training
-    backbone.eval()
+    backbone.eval().to(memory_format=torch.channels_last)
     features: Tensor | None = None
     for start in range(0, len(store), batch_size):
         index = np.arange(start, min(start + batch_size, len(store)))
         images = preprocessing(to_device(store.batch(index), device))
+        images = images.contiguous(memory_format=torch.channels_last)
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             batch = backbone(images)
         if features is None:
@@ -89,12 +97,121 @@ def extract(
     return features
 
 
+TRIAL_BATCH = 16
+"""Images in a trial of an arithmetic."""
+BATCHES = (32, 128)
+"""Batches that are tried."""
+CLEARLY = 1.1
+"""By so much bfloat16, or the larger batch, must be the faster to be taken."""
+KEPT_BYTES = 4_000_000_000
+"""Features of frozen nets that stay in the user's cache folder; the oldest go first."""
+
+
+@dataclass(frozen=True)
+class Speed:
+    """How a machine is best asked for features."""
+
+    dtype: torch.dtype
+    batch_size: int
+    seconds: float  # an image
+
+
+@torch.no_grad()
+def find_speed(
+    backbone: nn.Module, *, channels: int, size: int, device: torch.device, dtype: str = "auto"
+) -> Speed:
+    """The fastest arithmetic and batch for this net on this machine, by a timed trial.
+
+    Channels-last always: no net was seen that is faster without.
+
+    Args:
+        backbone: the net; moved to the device.
+        channels: of the images.
+        size: their side in pixels.
+        device: where it runs.
+        dtype: float32 or bfloat16, where that is settled.
+    """
+    training = backbone.training
+    backbone.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def timed(arithmetic: torch.dtype, batch: int) -> float:
+        images = torch.zeros(batch, channels, size, size, device=device)
+        images = images.contiguous(memory_format=torch.channels_last)
+        took = math.inf
+        for _ in range(3):  # the first one builds kernels
+            began = time.perf_counter()
+            with torch.autocast(device.type, arithmetic, enabled=arithmetic != torch.float32):
+                backbone(images)[0].float().cpu()  # waits for the device
+            took = min(took, time.perf_counter() - began)
+        return took / batch
+
+    if dtype == "auto":
+        plain, short = (timed(each, TRIAL_BATCH) for each in (torch.float32, torch.bfloat16))
+        arithmetic = torch.bfloat16 if CLEARLY * short < plain else torch.float32
+    else:
+        arithmetic = getattr(torch, dtype)
+    small, large = (timed(arithmetic, batch) for batch in BATCHES)
+    backbone.train(training)
+    if CLEARLY * large < small:
+        return Speed(arithmetic, BATCHES[1], large)
+    return Speed(arithmetic, BATCHES[0], small)
+
+
+def kept_features(
+    backbone: nn.Module,
+    store: ImageStore,
+    preprocessing: Preprocessing,
+    *,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+    batch_size: int = 256,
+    advance: Callable[[int], None] = lambda count: None,
+) -> Tensor:
+    """L2-normalised features of a net that does not learn, from the last fit if they are the same.
+
+    They are kept under a hash of every pixel, every weight and all that lies between. Arguments as
+    for :func:`extract`.
+    """
+    facts = (store.pixels.shape, preprocessing, str(dtype), device.type, torch.__version__)
+    pixels = store.digest or pixel_digest(store.pixels)
+    key = repr((*facts, weights_key(backbone), pixels)).encode()
+    folder = cache_folder() / "features"
+    file = folder / f"{hashlib.blake2b(key, digest_size=16).hexdigest()}.npy"
+    if file.is_file():
+        file.touch()
+        advance(len(store))
+        return torch.from_numpy(np.load(file, allow_pickle=False))
+    features = normalise(
+        extract(
+            backbone,
+            store,
+            preprocessing,
+            device=device,
+            dtype=dtype,
+            batch_size=batch_size,
+            advance=advance,
+        )
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    part = folder / f"{file.stem}-{os.getpid()}.part"
+    with part.open("wb") as opened:
+        np.save(opened, features.numpy(), allow_pickle=False)
+    part.replace(file)
+    room = KEPT_BYTES
+    kept = sorted(folder.glob("*.npy"), key=lambda path: path.stat().st_mtime)
+    for path in reversed(kept):
+        room -= path.stat().st_size
+        if room < 0 and path != file:
+            path.unlink()
+    return features
+
+
 @dataclass
 class FittedModel:
     """A backbone and the clusters found with it.
 
     Attributes:
-        backbone: the net.
+        backbone: the net; None where the features were made elsewhere.
         name: its name, as ``build_backbone`` takes it.
         channels: 1 or 3.
         sobel: whether the net begins with a Sobel filter.
@@ -103,9 +220,10 @@ class FittedModel:
         prototypes: centres, and the cluster of each.
         corrections: what a person merged and moved, if anything; not saved with the model, but
             found by :func:`deepcluster.naming.load_model`.
+        license: that the weights it began with came with, if any.
     """
 
-    backbone: nn.Module
+    backbone: nn.Module | None
     name: str
     channels: int
     sobel: bool
@@ -113,6 +231,7 @@ class FittedModel:
     pca: PCA | None
     prototypes: Prototypes
     corrections: Corrections | None = None
+    license: str = ""
 
     def embed(
         self,
@@ -120,9 +239,16 @@ class FittedModel:
         *,
         device: torch.device,
         dtype: torch.dtype = torch.float32,
+        batch_size: int = 256,
         advance: Callable[[int], None] = lambda count: None,
     ) -> Tensor:
-        """L2-normalised features of images, ``(n, d)`` float32 on the CPU."""
+        """L2-normalised features of images, ``(n, d)`` float32 on the CPU.
+
+        Raises:
+            RunError: the features of the fit were made elsewhere.
+        """
+        if self.backbone is None:
+            raise RunError("this run was made of vectors, it has no net: give vectors, not images")
         self.backbone.to(device)
         return normalise(
             extract(
@@ -131,6 +257,7 @@ class FittedModel:
                 self.preprocessing,
                 device=device,
                 dtype=dtype,
+                batch_size=batch_size,
                 advance=advance,
             )
         )
@@ -157,26 +284,8 @@ class FittedModel:
     def save(self, folder: Path) -> None:
         """Write the folder that timm and :meth:`load` read."""
         folder.mkdir(parents=True, exist_ok=True)
-        save_timm(
-            self.backbone,
-            folder,
-            name=self.name,
-            channels=self.channels,
-            size=self.preprocessing.size,
-            mean=self.preprocessing.mean,
-            std=self.preprocessing.std,
-            sobel=self.sobel,
-        )
-        facts = self.preprocessing
-        card = MODEL_CARD.format(
-            name=self.name,
-            channels=self.channels,
-            size=facts.size,
-            d=self.backbone.num_features,
-            mean=[round(x, 4) for x in facts.mean],
-            std=[round(x, 4) for x in facts.std],
-        )
-        (folder / "README.md").write_text(card, encoding="utf-8")
+        if self.backbone is not None:
+            self._save_net(self.backbone, folder)
         tensors = {"centers": self.prototypes.centers, "cluster": self.prototypes.cluster}
         if self.pca is not None:
             tensors |= {
@@ -187,6 +296,27 @@ class FittedModel:
         save_file({k: v.cpu().contiguous() for k, v in tensors.items()}, folder / CLUSTERS_FILE)
         for path in folder.glob("*.safetensors"):
             path.chmod(0o644)  # the library makes them unreadable for others
+
+    def _save_net(self, backbone: nn.Module, folder: Path) -> None:
+        facts = self.preprocessing
+        save_timm(
+            backbone,
+            folder,
+            name=self.name,
+            channels=self.channels,
+            preprocessing=facts,
+            sobel=self.sobel,
+            license=self.license,
+        )
+        card = MODEL_CARD.format(
+            name=self.name,
+            channels=self.channels,
+            size=facts.size,
+            d=backbone.num_features,
+            mean=[round(x, 4) for x in facts.mean],
+            std=[round(x, 4) for x in facts.std],
+        )
+        (folder / "README.md").write_text(card, encoding="utf-8")
 
     @classmethod
     def load(cls, folder: Path, *, backbone: nn.Module | None = None) -> FittedModel:
@@ -199,46 +329,69 @@ class FittedModel:
         Raises:
             RunError: a file is missing or damaged.
         """
-        with reading(folder / "config.json"):
-            facts = json.loads((folder / "config.json").read_bytes())
-            pretrained = facts["pretrained_cfg"]
-            channels, size, _ = pretrained["input_size"]
-            numbers = torch.tensor(
-                [*pretrained["mean"], *pretrained["std"], size, channels]
-            ).double()
-            if len(numbers) != 2 * channels + 2 or not bool(numbers.isfinite().all()):
-                raise DamagedError("its numbers do not go together")
-        with reading(folder / "model.safetensors"):
-            net = load_timm(folder) if backbone is None else load_weights(backbone, folder)
-            weights = [t for t in net.state_dict().values() if t.is_floating_point()]
-            if not all(bool(weight.isfinite().all()) for weight in weights):
-                raise DamagedError("a weight is not finite")
+        net, rest = None, {"name": GIVEN, "channels": 1, "sobel": False}
+        preprocessing = Preprocessing(1, (0.0,), (1.0,))
+        if (folder / "config.json").exists() or (folder / "model.safetensors").exists():
+            net, preprocessing, rest = _load_net(folder, backbone)
         with reading(folder / CLUSTERS_FILE):
             tensors = load_file(folder / CLUSTERS_FILE)
-            _check_clusters(tensors, int(net.num_features))  # type: ignore[arg-type]
+            _check_clusters(tensors, None if net is None else int(net.num_features))  # type: ignore[arg-type]
         pca = (
             PCA(tensors["pca.mean"], tensors["pca.components"], tensors["pca.scale"])
             if "pca.mean" in tensors
             else None
         )
+        prototypes = Prototypes(tensors["centers"], tensors["cluster"])
         return cls(
-            backbone=net,
-            name=facts["architecture"],
-            channels=channels,
-            sobel=bool(facts.get("model_args", {}).get("sobel", False)),
-            preprocessing=Preprocessing(size, tuple(pretrained["mean"]), tuple(pretrained["std"])),
-            pca=pca,
-            prototypes=Prototypes(tensors["centers"], tensors["cluster"]),
+            backbone=net, preprocessing=preprocessing, pca=pca, prototypes=prototypes, **rest
         )
 
 
-def _check_clusters(tensors: dict[str, Tensor], d: int) -> None:
-    """Refuse centres that no fit of a net with `d` features leaves.
+def _load_net(
+    folder: Path, backbone: nn.Module | None
+) -> tuple[nn.Module, Preprocessing, dict[str, Any]]:
+    """The net of a folder, what lies before it, and what else its config.json says."""
+    with reading(folder / "config.json"):
+        facts = json.loads((folder / "config.json").read_bytes())
+        said = facts["pretrained_cfg"]
+        channels, size, _ = said["input_size"]
+        crop = said["crop_pct"]
+        numbers = torch.tensor([*said["mean"], *said["std"], size, channels, crop]).double()
+        if len(numbers) != 2 * channels + 3 or not bool(numbers.isfinite().all()) or crop <= 0:
+            raise DamagedError("its numbers do not go together")
+        preprocessing = Preprocessing(
+            size,
+            tuple(said["mean"]),
+            tuple(said["std"]),
+            math.floor(size / crop),
+            str(said["interpolation"]),
+        )
+    with reading(folder / "model.safetensors"):
+        net = load_timm(folder) if backbone is None else load_weights(backbone, folder)
+        weights = [t for t in net.state_dict().values() if t.is_floating_point()]
+        if not all(bool(weight.isfinite().all()) for weight in weights):
+            raise DamagedError("a weight is not finite")
+    return (
+        net,
+        preprocessing,
+        {
+            "name": facts["architecture"],
+            "channels": channels,
+            "sobel": bool(facts.get("model_args", {}).get("sobel", False)),
+            "license": said.get("license") or "",
+        },
+    )
+
+
+def _check_clusters(tensors: dict[str, Tensor], d: int | None) -> None:
+    """Refuse centres that no fit of a net with `d` features leaves; None is vectors of any length.
 
     Raises:
         DamagedError: it is so.
     """
     centers, cluster = tensors["centers"], tensors["cluster"]
+    if d is None:
+        d = tensors["pca.mean" if "pca.mean" in tensors else "centers"].shape[-1]
     if "pca.mean" in tensors:
         mean, components, scale = (tensors[f"pca.{x}"] for x in ("mean", "components", "scale"))
         if mean.shape != (d,) or components.shape != (len(scale), d):

@@ -30,6 +30,7 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from deepcluster.config import DataSettings
 from deepcluster.errors import NoImagesError, SourceError
@@ -75,6 +76,8 @@ class Scan:
     """Channels it will have, judged by a few images."""
     remarks: list[str] = field(default_factory=list)
     """What was passed over and how the images are shown, in sentences."""
+    side: int = 0
+    """Median of the images' shorter sides in pixels; 0 where the sample has none."""
 
     def __str__(self) -> str:
         where = "in memory" if self.in_memory else "in a memory-mapped file"
@@ -138,6 +141,17 @@ class ImageStore:
     def batch(self, indices: npt.NDArray[np.integer[Any]]) -> Pixels:
         """A copy of some images, ``(b, s, s, c)`` uint8, in the order of `indices` ``(b,)``."""
         return np.asarray(self.pixels[indices])
+
+    def at(self, side: int) -> ImageStore:
+        """The same images at a smaller side in pixels; these, if they are no larger."""
+        if self.pixels.shape[1] <= side:
+            return self
+        pixels = np.empty((len(self), side, side, self.channels), np.uint8)
+        for i, image in enumerate(self.pixels):
+            small = Image.fromarray(image[..., 0] if self.channels == 1 else image)
+            small = small.resize((side, side), Image.Resampling.BICUBIC)
+            pixels[i] = np.asarray(small).reshape(side, side, -1)
+        return dataclasses.replace(self, pixels=pixels, size=side, digest=None)
 
     def only(self, rows: npt.NDArray[np.integer[Any]]) -> ImageStore:
         """A store of some of the images, in the order of `rows` ``(m,)``."""
@@ -279,7 +293,7 @@ def open_images(
     seen = _look(found, data)
     scan = _scan(found, seen, data, size)
     side = round(scan.size * data.margin)
-    wanted = Wanted(side, data.channels, _range(data, seen), data.fit)
+    wanted = Wanted(side, data.channels, _range(data, seen), data.fit, data.interpolation)
     sink: MemorySink | FileSink
     if scan.in_memory:
         sink = MemorySink(scan.count, side)
@@ -468,6 +482,7 @@ def _scan(found: Listing, seen: Look, data: DataSettings, size: int | Literal["a
         size,
         needed,
         needed <= limit,
+        side=seen.short_side or 0,
         remarks=_remarks(data, seen, found.passed_over),
     )
 
