@@ -84,8 +84,7 @@ def predict_source(
     progress = progress or Progress()
     if run.read_config().backbone == GIVEN:
         rows, store = pair(read_vectors(source), None)
-        embeddings = normalise(torch.from_numpy(rows))
-        return _predictions(run, load_model(run), store, embeddings)
+        return _predictions(run, load_model(run), store, normalise(torch.from_numpy(rows)))
     store = open_source(run, source, labels=labels, progress=progress)
     return predict_store(run, store, device=device, progress=progress)
 
@@ -252,7 +251,7 @@ def _own_labels(
     if labels is None:
         return encode(items["label"].to_pylist())
     ids, paths = items["id"].to_pylist(), items["path"].to_pylist()
-    listing = Listing(run.read_info()["name"], ids, paths, lambda: iter(()), lambda count: iter(()))
+    listing = Listing(run.read_info()["name"], ids, paths, lambda: iter(()), lambda: iter(()))
     relabel(listing, labels)
     return listing.labels, listing.label_names
 
@@ -345,14 +344,14 @@ def export_run(run: RunDir, to: Literal["timm", "onnx", "torchscript"], out: Pat
         RunError: `out` exists, or the run has no net.
         ConfigError: a package that the format needs is not installed.
     """
-    output = Output(out)
-    model = FittedModel.load(run.model)
-    if model.backbone is None:
+    if run.read_config().backbone == GIVEN:
         raise RunError(f"{run.path} was made of vectors: it has no net to export")
+    output = Output(out)
     if to == "timm":
         with output.writing() as part:
             shutil.copytree(run.model, part)
         return out
+    model = FittedModel.load(run.model)
     deployed = Deployed(model).eval()
     example = torch.zeros(2, model.channels, model.preprocessing.size, model.preprocessing.size)
     if to == "torchscript":
