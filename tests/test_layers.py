@@ -21,6 +21,7 @@ LAYERS = [  # a room imports only from rooms above it in this list
     {"training.step", "training.checkpoints"},
     {"training.plan"},
     {"training.loop"},
+    {"training.best"},
     {"labelling", "report", "show", "sorting"},
     {"naming"},
     {"fitting", "finished", "segmentation"},

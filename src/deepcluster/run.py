@@ -91,7 +91,8 @@ class Neighbours:
 
 
 _OWN = re.compile(
-    r"""(run\.json | config\.toml | metrics\.jsonl | log\.txt | skipped\.csv | fit\.lock
+    r"""((frozen|scratch|adapt)/)?  # a run within, of a start that was not kept
+    (run\.json | config\.toml | metrics\.jsonl | log\.txt | skipped\.csv | fit\.lock
     | items\.(parquet|csv) | clusters\.json | (embeddings|contents)\.npy
     | neighbours\.safetensors | tree\.npz
     | model/((config\.json) | (model|clusters)\.safetensors | README\.md)
@@ -110,7 +111,9 @@ _OWN = re.compile(
 """Paths, in the run folder, of all that a fit and the report write."""
 
 _OWN_FOLDERS = re.compile(
-    r"model|thumbnails|checkpoints|pictures|tensorboard|updates|report(\.part)?(/(scripts|data|thumbnails))?"
+    r"(frozen|scratch|adapt)|((frozen|scratch|adapt)/)?"
+    r"(model|thumbnails|checkpoints|pictures|tensorboard|updates"
+    r"|report(\.part)?(/(scripts|data|thumbnails))?)"
 )
 
 _STATUSES = ("running", "interrupted", "failed", "done")
@@ -331,7 +334,8 @@ class RunDir:
         if not aside._is_ours():
             return None
         try:
-            untouched = not aside._clusters.exists() and not aside.foreign()
+            named = any(aside.path.glob(f"**/{aside._clusters.name}"))  # in another start's too
+            untouched = not named and not aside.foreign()
         except OSError:
             untouched = False
         if untouched:
@@ -440,6 +444,10 @@ class RunDir:
     def checkpoints(self) -> Path:
         """Folder of the checkpoints."""
         return self.path / "checkpoints"
+
+    def other(self, start: str) -> RunDir:
+        """A run within this one: the same images by another start, which was not kept."""
+        return RunDir(self.path / start)
 
     @property
     def pictures(self) -> Path:
