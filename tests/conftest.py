@@ -1,9 +1,15 @@
 """Images, settings and a run small enough for a test."""
 
+import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
+import timm
+import torch
 from PIL import Image
 
 from deepcluster.config import Config, override
@@ -33,6 +39,44 @@ def make_shapes(n: int = 96, side: int = 16, colour: bool = False, seed: int = 0
         images.append(np.clip(200 * shape + rng.normal(20, 15, (side, side)), 0, 255))
     array = np.stack(images).astype(np.uint8)
     return np.stack([array, array // 2, 255 - array], -1) if colour else array
+
+
+def make_net(folder: Path, name: str = "resnet10t", *, size: int = 32, **options: Any) -> Path:
+    """A net of timm with random weights, in the folder that timm reads: weights made elsewhere."""
+    torch.manual_seed(0)
+    net = timm.create_model(name, num_classes=10, **options)
+    said = {
+        "num_classes": 10,
+        "input_size": [3, size, size],
+        "interpolation": "bicubic",
+        "crop_pct": 0.8,
+        "mean": [0.4, 0.5, 0.6],
+        "std": [0.2, 0.25, 0.3],
+        "first_conv": net.pretrained_cfg["first_conv"],
+        "classifier": net.pretrained_cfg["classifier"],
+        "license": "apache-2.0",
+    }
+    config = {"architecture": name, "num_classes": 10, "pretrained_cfg": said}
+    if options:
+        config["model_args"] = options
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    safetensors.torch.save_file(net.state_dict(), folder / "model.safetensors")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def net_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_net(tmp_path_factory.mktemp("net"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_from_outside(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No weights of this machine's cache, and a cache folder of the session's own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("deepcluster.backbones.start.cached", lambda hub: None)
+        patch.setenv("DEEPCLUSTER_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ LAYERS = [  # a room imports only from rooms above it in this list
     {"labelling", "report", "show", "sorting"},
     {"naming"},
     {"fitting", "finished", "segmentation"},
-    {"estimator", "updating"},
+    {"estimator", "rounds", "updating"},
     {"cli"},
     {"__main__"},
 ]

@@ -132,6 +132,8 @@ def fit(
     dry_run: Annotated[bool, Parameter(negative="", group=EVERYDAY)] = False,
     report: Annotated[bool, Parameter(group=EVERYDAY)] = True,
     tensorboard: Annotated[bool, Parameter(negative="", group=EVERYDAY)] = False,
+    embeddings: Annotated[Path | None, Parameter(group=EVERYDAY)] = None,
+    images: Annotated[str | None, Parameter(group=EVERYDAY)] = None,
     as_json: AsJson = False,
     settings: Annotated[Config, Parameter(name="*", group=SETTINGS)] = Config(),  # noqa: B008
 ) -> None:
@@ -163,16 +165,28 @@ def fit(
         Write the report at the end.
     tensorboard
         Write scalars and a grid for each cluster for TensorBoard as well.
+    embeddings
+        Features made elsewhere (.npy or .parquet), in place of SOURCE: nothing is trained.
+    images
+        The images that --embeddings are of, for the report.
     """
     from deepcluster import fitting
 
-    images = _one_or_many(source)
+    seen: Any = images
+    if embeddings is None:
+        seen = _one_or_many(source)
+    elif source:
+        raise ConfigError("--embeddings stands in place of SOURCE; their pictures go to --images")
+    elif dry_run:
+        raise ConfigError("--dry-run says nothing of --embeddings: there is nothing to train")
+    if images is not None and embeddings is None:
+        raise ConfigError("--images are those of --embeddings: give images as SOURCE")
     if dry_run:
-        plan = fitting.plan_source(images, settings, labels=labels)
+        plan = fitting.plan_source(seen, settings, labels=labels)
         return _print_plan(plan, as_json)
     with _progress(as_json) as progress:
         run = fitting.fit_source(
-            images,
+            seen,
             settings,
             out=out,
             labels=labels,
@@ -181,6 +195,7 @@ def fit(
             overwrite=overwrite,
             report=report,
             tensorboard=tensorboard,
+            embeddings=embeddings,
             progress=progress,
             command=fitting.command_line(),
             given=_typed.get(),
@@ -198,10 +213,12 @@ def predict(
     out: Path | None = None,
     into: Path | None = None,
     how: Literal["copy", "link", "move"] | None = None,
+    classes: Annotated[bool, Parameter(negative="")] = False,
+    risk: float = 0.05,
     device: str = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Say which cluster images belong to.
+    """Say which cluster images belong to, or with --classes which class.
 
     Parameters
     ----------
@@ -217,6 +234,11 @@ def predict(
         The same command again goes on where it was stopped, and puts nothing there twice.
     how
         Copy, hard-link or move them there; copy, if not given.
+    classes
+        Say classes, with the classifier that `deepcluster teach` made; the columns are id, path,
+        class, probability, unsure. With --into, unsure images come into a folder of their own.
+    risk
+        Share of wrong ones that you bear among the images that are not unsure.
     device
         Where the net runs.
     """
@@ -228,15 +250,20 @@ def predict(
     target = None if out is None else Output(out)
     if into is not None:
         check_folder(into)
+    if classes:
+        opened.read_classifier()  # before any work
     with _progress(as_json) as progress:
-        found = finished.predict_source(
+        found: Any = finished.predict_source(
             opened, _one_or_many(source), device=device, progress=progress
         )
+    if classes:
+        found = finished.classify(opened, found, risk=risk)
     if target is not None:
         with target.writing() as part, part.open("w", newline="", encoding="utf-8") as file:
             found.write_csv(file)
     if into is not None:
-        counts = finished.sort_into(found, into, how=how or "copy")
+        placed = found.as_predictions() if classes else found
+        counts = finished.sort_into(placed, into, how=how or "copy")
         _print_rows(["folder", "images"], list(counts.items()), as_json)
     elif out is None:
         if as_json:
@@ -311,9 +338,13 @@ def evaluate(
 
 @app.command
 def export(
-    run: Path, *, to: Literal["timm", "onnx", "torchscript"], out: Path | None = None
+    run: Path,
+    *,
+    to: Literal["timm", "onnx", "torchscript"],
+    out: Path | None = None,
+    classes: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
-    """Write the backbone for other programs.
+    """Write the backbone, or the whole way from image to class, for other programs.
 
     Parameters
     ----------
@@ -323,13 +354,84 @@ def export(
         A folder that timm reads, an ONNX file or a TorchScript file.
     out
         Where to write; by default a name under the run folder.
+    classes
+        One ONNX or TorchScript file from image to the probabilities of the classes, with the
+        classifier that `deepcluster teach` made.
     """
     from deepcluster import finished
 
     opened = RunDir.open(run)
     names = {"timm": "timm", "onnx": "model.onnx", "torchscript": "model.pt"}
     target = out or opened.path / "export" / names[to]
-    show(str(finished.export_run(opened, to, target)))
+    show(str(finished.export_run(opened, to, target, classes=classes)))
+
+
+@app.command
+def suggest(
+    run: Path,
+    *,
+    n: Annotated[int, Parameter(name=["-n", "--images"])] = 40,
+    out: Path | None = None,
+) -> None:
+    """Choose the images that a person should label next, and make a page to label them in.
+
+    Parameters
+    ----------
+    run
+        A run folder.
+    n
+        How many images. After `deepcluster teach` those that the classifier doubts come first.
+    out
+        The table to fill in by hand; by default to_label.csv beside the page.
+    """
+    from deepcluster import rounds
+
+    if n < 1:
+        raise ConfigError(f"-n {n}: ask for 1 image or more")
+    found = rounds.suggest_run(RunDir.open(run), n, out=out)
+    show(
+        f"{len(found.ids)} images to label\npage:  {found.page}\ntable: {found.table}\n"
+        f"then:  deepcluster teach {shlex.quote(str(run))} labels.csv"
+    )
+
+
+@app.command
+def teach(run: Path, labels: Path, *, as_json: AsJson = False) -> None:
+    """Make a classifier from labels of some of the images.
+
+    Parameters
+    ----------
+    run
+        A run folder.
+    labels
+        A table with the columns label and id or path; from the page of `deepcluster suggest`, or
+        any other.
+    """
+    from deepcluster import rounds
+
+    opened = RunDir.open(run)
+    found = rounds.teach_run(opened, labels)
+    if as_json:
+        return _print_json(opened.read_classifier()[1])
+    expected = found.taught.expected
+    show(
+        f"{found.labels:,} labels, {len(found.taught.classes)} classes, "
+        f"{found.taught.classifier.method}\n"
+        f"expected to be right on {expected.accuracy:.0%} of images like these (nine times in ten "
+        f"between {expected.low:.0%} and {expected.high:.0%}; {expected.right} of "
+        f"{expected.checked} labels that were held out)"
+    )
+    table = Table("class", "labels", "held out, right", "images", "expected right")
+    for row in found.taught.classes:
+        held = f"{row.right} of {row.checked}" if row.checked else "–"
+        share = f"{row.expected:.0%}" if row.predicted else "–"
+        table.add_row(row.name, str(row.labels), held, f"{row.predicted:,}", share)
+    Console(markup=False, highlight=False).print(table)
+    show("\n".join([*found.notes, *found.mistakes]) or "no label looks like a mistake")
+    show(
+        f"labels that would help most: {', '.join(found.helpful[:5])} … "
+        f"(deepcluster suggest {shlex.quote(str(run))})"
+    )
 
 
 @app.command

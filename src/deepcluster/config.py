@@ -78,8 +78,11 @@ class DataSettings:
 
     channels: Literal["auto", "grey", "rgb"] = "auto"
     """Keep one or three channels; auto keeps one if every image is grey."""
-    margin: float = within(1.0, 1, 4)
-    """Side of the kept image over the side of the view (the paper keeps 256 for views of 224)."""
+    margin: float = within(1.0, 0.01, 4)
+    """Side of the kept image over the side of the view (the paper keeps 256 for views of 224);
+    weights from elsewhere bring their own, below 1 where images are smaller than the net's."""
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    """Filter that resizes images; weights from elsewhere bring their own."""
     memory_gb: float | Auto = within("auto", 0)
     """Keep decoded images in memory up to this much, else in a memory-mapped cache; auto is a
     third of what is free."""
@@ -276,7 +279,7 @@ class Config:
     minutes: float | Auto = within("auto", 0, 100_000, above=True)
     """Time that the whole fit takes: net, image size and epochs are chosen for it on this machine,
     where they are not given; auto: a minute for 500 images, at least one and at most 60."""
-    epochs: int | Auto = within("auto", 1, 1_000_000)
+    epochs: int | Auto = within("auto", 0, 1_000_000)
     """Passes over the images; auto follows from the minutes or from the images' number and size."""
     seed: int = within(0, 0, 2**63 - 1)
     """Seed of everything random."""
@@ -284,12 +287,17 @@ class Config:
     """auto, cpu, cuda, cuda:1, mps …"""
     size: int | Auto = within("auto", 1, 4096)
     """Side of the training images in pixels."""
+    start: Literal["auto", "scratch", "frozen", "adapt"] = "auto"
+    """Where the net comes from: trained from scratch; frozen, with weights made elsewhere as they
+    are; adapt, from such weights on; auto tries what is at hand and keeps the better, and downloads
+    nothing."""
     backbone: str = "auto"
-    """alexnet-bn, alexnet-small, resnet18-small, convnet-small … or any timm name."""
+    """alexnet-bn, alexnet-small, resnet18-small, convnet-small …, any timm name, or a folder with
+    a net in timm's layout (local-dir:PATH), such as an earlier run."""
+    weights: str = ""
+    """A .safetensors file with weights of the backbone named."""
     sobel: bool = False
     """Put the paper's fixed Sobel filter before the backbone."""
-    pretrained: bool = False
-    """Start from the weights that the hub has for this timm name (downloads them)."""
     data: DataSettings = field(default_factory=DataSettings)
     views: ViewSettings = field(default_factory=ViewSettings)
     train: TrainSettings = field(default_factory=TrainSettings)

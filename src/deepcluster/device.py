@@ -28,15 +28,21 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def pick_inference(config: Config, name: str) -> tuple[torch.device, torch.dtype]:
-    """Device and arithmetic for features of new images with the net of a fit.
+def pick_inference(config: Config, name: str) -> tuple[torch.device, torch.dtype, int]:
+    """Device, arithmetic and batch for features of new images with the net of a fit.
 
     The arithmetic of the fit on the device of the fit, so that the same images get the same
     features; float32 elsewhere, since the fit's was chosen for its device.
     """
     device = pick_device(name)
     same = device.type == torch.device(config.device).type
-    return device, getattr(torch, config.train.precision) if same else torch.float32
+    batch = config.train.batch_size
+    settled = config.start != "scratch" and isinstance(batch, int)
+    return (
+        device,
+        getattr(torch, config.train.precision) if same else torch.float32,
+        int(batch) if settled else 256,
+    )
 
 
 def fast_bfloat16(device: torch.device) -> bool:

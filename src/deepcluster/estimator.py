@@ -1,4 +1,4 @@
-"""DeepCluster, the scikit-learn-style front: images in, clusters out, nothing on disk."""
+"""DeepCluster, the scikit-learn-style front: images in, clusters out, no run folder."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from sklearn.base import (
     BaseEstimator,
     ClassNamePrefixFeaturesOutMixin,
@@ -25,18 +26,30 @@ from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
 from deepcluster.backbones.nets import CUSTOM
+from deepcluster.clustering.pca import normalise
 from deepcluster.config import Config, flatten, load_recipe, override
 from deepcluster.device import pick_inference
 from deepcluster.errors import ConfigError, NoImagesError, RunError
 from deepcluster.fitting import read_result, write_finished
 from deepcluster.images.sources import list_source
-from deepcluster.images.store import ImageStore, one_row_each, open_images
+from deepcluster.images.store import ImageStore, one_row_each, open_images, scan_images
+from deepcluster.images.vectors import pair, read_vectors
 from deepcluster.progress import Progress
 from deepcluster.report import write_report
 from deepcluster.run import RunDir
 from deepcluster.show.pictures import write_pictures
-from deepcluster.training.loop import FitResult, fit
-from deepcluster.training.plan import Pace, choose_scale, resolve, scale_source, schedule_minutes
+from deepcluster.training.loop import FitResult, fit, fit_vectors
+from deepcluster.training.plan import (
+    Pace,
+    as_given,
+    choose_scale,
+    resolve,
+    scale_source,
+    schedule_given,
+    schedule_minutes,
+    settle_start,
+    take_weights,
+)
 
 
 class DeepCluster(
@@ -54,8 +67,10 @@ class DeepCluster(
     Args:
         n_clusters: clusters to end with; ``"auto"`` chooses their number from the features.
         recipe: a named set of settings, or the path of a .toml file.
-        backbone: name of a net (see ``Config.backbone``), or an ``nn.Module`` that turns
-            ``(b, c, size, size)`` into ``(b, d)``; a copy of it is trained.
+        start: scratch, frozen, adapt or auto (see ``Config.start``).
+        backbone: name of a net or a folder (see ``Config.backbone``), or an ``nn.Module`` that
+            turns ``(b, c, size, size)`` into ``(b, d)``; a copy of it is used, and trained unless
+            it is frozen.
         epochs: passes over the images.
         minutes: time for the fit, in place of epochs; what it comes to depends on the machine and
             is in ``config_``.
@@ -73,7 +88,8 @@ class DeepCluster(
         confidence_: ``(n,)`` float32 in [0, 1].
         history_: a dict an epoch, as in metrics.jsonl.
         n_iter_: epochs done.
-        n_features_in_: values of an image as the net sees it (side × side × channels).
+        n_features_in_: values of an image as the net sees it (side × side × channels), or of a
+            vector.
         ids_: a name for each image that was used, in the order of the labels.
         kept_: ``(n,)``, the places of these among the images that were given.
         n_images_: how many were given.
@@ -87,6 +103,7 @@ class DeepCluster(
         *,
         n_clusters: int | Literal["auto"] = "auto",
         recipe: str = "default",
+        start: Literal["auto", "scratch", "frozen", "adapt"] = "auto",
         backbone: str | nn.Module = "auto",
         epochs: int | Literal["auto"] = "auto",
         minutes: float | Literal["auto"] = "auto",
@@ -98,6 +115,7 @@ class DeepCluster(
     ) -> None:
         self.n_clusters = n_clusters
         self.recipe = recipe
+        self.start = start
         self.backbone = backbone
         self.epochs = epochs
         self.minutes = minutes
@@ -119,22 +137,7 @@ class DeepCluster(
             self
         """
         own_net = copy.deepcopy(self.backbone) if isinstance(self.backbone, nn.Module) else None
-        asked = override(Config(), load_recipe(self.recipe))
-        asked = override(asked, dict(self.settings or {}))
-        given: dict[str, Any] = {
-            "epochs": self.epochs,
-            "minutes": self.minutes,
-            "size": self.size,
-            "device": self.device,
-        }
-        given |= {"clusters": self.n_clusters} | (
-            {} if own_net is not None else {"backbone": self.backbone}
-        )
-        asked = override(asked, {name: value for name, value in given.items() if value != "auto"})
-        seed = self.random_state  # a number is the seed itself, NumPy's too
-        if not isinstance(seed, numbers.Integral):
-            seed = check_random_state(seed).randint(2**31 - 1)
-        asked = override(asked, {"seed": seed})
+        asked = self._asked(own_net)
         if own_net is not None and asked.minutes != "auto":
             raise ConfigError("minutes cannot be kept with a net of your own: give epochs instead")
         self._started = datetime.now().astimezone().isoformat()
@@ -145,13 +148,27 @@ class DeepCluster(
         self, images: Any, asked: Config, own_net: nn.Module | None, progress: Progress
     ) -> DeepCluster:
         started = time.perf_counter()
-        timed = asked.minutes != "auto"
         if not isinstance(images, ImageStore):
             images = list_source(images)
-            asked = scale_source(images, asked) if timed else asked
+        if own_net is not None:
+            weights = None
+            if asked.start == "auto":
+                asked = dataclasses.replace(asked, start="scratch")
+        else:
+            asked, weights, _ = settle_start(asked)
+        timed = asked.minutes != "auto" and weights is None
+        if weights is not None:
+            weights = weights.fetch()
+            given_store = isinstance(images, ImageStore)
+            side = images.pixels.shape[1] if given_store else scan_images(images).side
+            asked = take_weights(asked, weights, side=side)
+        elif timed and not isinstance(images, ImageStore):
+            asked = scale_source(images, asked)
         store = self._open(images, asked, "labels_ and the like are in the order of ids_", progress)
         asked = dataclasses.replace(asked, data=dataclasses.replace(asked.data, range=store.range))
-        facts = {"n": len(store), "size": store.size, "channels": store.channels}
+        size = asked.size if weights is not None else store.size
+        assert isinstance(size, int)
+        facts = {"n": len(store), "size": size, "channels": store.channels}
         if timed and isinstance(images, ImageStore):  # decoded already: its size stays
             asked = choose_scale(dataclasses.replace(asked, size=store.size), **facts)
         pace = None
@@ -169,6 +186,42 @@ class DeepCluster(
         self._take(result, store)
         return self
 
+    def fit_embeddings(self, embeddings: Any) -> DeepCluster:
+        """Cluster features made elsewhere; :meth:`predict` and :meth:`transform` then take such.
+
+        Args:
+            embeddings: ``(n, d)`` numbers; their lengths do not count.
+
+        Returns:
+            self
+        """
+        rows, store = pair(read_vectors(embeddings), None)
+        config, _ = schedule_given(as_given(self._asked(None)), n=len(rows))
+        self._started = datetime.now().astimezone().isoformat()
+        self._fingerprint = store.fingerprint()
+        self._take(fit_vectors(rows, config), store)
+        return self
+
+    def _asked(self, own_net: nn.Module | None) -> Config:
+        """The settings, as they were given."""
+        asked = override(Config(), load_recipe(self.recipe))
+        asked = override(asked, dict(self.settings or {}))
+        given: dict[str, Any] = {
+            "epochs": self.epochs,
+            "minutes": self.minutes,
+            "size": self.size,
+            "device": self.device,
+            "start": self.start,
+        }
+        given |= {"clusters": self.n_clusters} | (
+            {} if own_net is not None else {"backbone": self.backbone}
+        )
+        asked = override(asked, {name: value for name, value in given.items() if value != "auto"})
+        seed = self.random_state  # a number is the seed itself, NumPy's too
+        if not isinstance(seed, numbers.Integral):
+            seed = check_random_state(seed).randint(2**31 - 1)
+        return override(asked, {"seed": seed})
+
     def _take(self, result: FitResult, store: ImageStore) -> None:
         """Set the attributes of a fitted estimator."""
         self._result, self._store = result, store
@@ -183,7 +236,10 @@ class DeepCluster(
         self.skipped_ = store.skipped
         self.kept_ = np.arange(len(store)) if store.places is None else store.places
         self.n_images_ = len(store) if store.listed is None else store.listed
-        self.n_features_in_ = store.size**2 * result.model.channels
+        side = result.model.preprocessing.size
+        seen = side**2 * result.model.channels
+        given = result.model.backbone is None  # vectors
+        self.n_features_in_ = self.embeddings_.shape[1] if given else seen
         inside = self.labels_ >= 0  # a person may have taken images out of every cluster
         count = max(result.clusters, int(self.labels_.max()) + 1)
         sums = np.zeros((count, self.embeddings_.shape[1]), np.float32)
@@ -225,6 +281,8 @@ class DeepCluster(
     def _embed(self, images: Any) -> np.ndarray:
         """A row for each image that was given; NaN for those that cannot be read."""
         check_is_fitted(self, "model_")
+        if self.model_.backbone is None:
+            return normalise(torch.from_numpy(read_vectors(images).rows)).numpy()
         given = images if isinstance(images, ImageStore) else list_source(images)
         rows = "their rows are NaN, their clusters -1"
         with self._progress() as progress:
@@ -233,10 +291,14 @@ class DeepCluster(
             except NoImagesError as error:
                 warnings.warn(f"{error}; all rows are NaN, all clusters -1", stacklevel=3)
                 return np.full((len(given), self.embeddings_.shape[1]), np.nan, np.float32)
-            device, dtype = pick_inference(self.config_, self.device)
+            device, dtype, batch_size = pick_inference(self.config_, self.device)
             progress.phase("features", len(store))
             found = self.model_.embed(
-                store, device=device, dtype=dtype, advance=progress.advance
+                store,
+                device=device,
+                dtype=dtype,
+                batch_size=batch_size,
+                advance=progress.advance,
             ).numpy()
         return store.rows(found, np.nan)
 
@@ -249,8 +311,6 @@ class DeepCluster(
 
     def predict(self, images: Any) -> np.ndarray:
         """Clusters of images, ``(n,)`` int64, in their order; -1 for those that cannot be read."""
-        import torch
-
         embeddings = self._embed(images)
         labels = np.full(len(embeddings), -1, np.int64)
         good = np.isfinite(embeddings).all(axis=1)
@@ -372,4 +432,6 @@ def _parameters(config: Config) -> dict[str, Any]:
     }
     for name in ("minutes", "device"):  # the epochs say it; the device is this machine's
         settings.pop(name)
-    return {**parameters, "settings": settings}
+    default = flatten(dataclasses.asdict(Config()))
+    changed = {name: value for name, value in settings.items() if value != default[name]}
+    return {**parameters, "settings": changed}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import os
 import shutil
 import warnings
@@ -17,11 +18,15 @@ from torch import Tensor, nn
 
 from deepcluster import metrics
 from deepcluster.backbones.features import FittedModel
+from deepcluster.backbones.start import GIVEN
+from deepcluster.clustering.pca import normalise
 from deepcluster.device import pick_inference
 from deepcluster.errors import ConfigError, RunError
 from deepcluster.images.labels import encode, relabel
 from deepcluster.images.listing import Listing
 from deepcluster.images.store import ImageStore, open_images
+from deepcluster.images.vectors import pair, read_vectors
+from deepcluster.labelling.classifier import Classifier
 from deepcluster.naming import load_model
 from deepcluster.progress import Progress
 from deepcluster.run import Output, RunDir
@@ -73,12 +78,16 @@ def predict_source(
 
     Args:
         run: a finished run.
-        source: whatever ``open_images`` takes.
+        source: whatever ``open_images`` takes; of a run of vectors, what ``read_vectors`` takes.
         labels: for measuring, as in :func:`deepcluster.fit_source`.
         device: where the net runs.
         progress: told what happens.
     """
     progress = progress or Progress()
+    if run.read_config().backbone == GIVEN:
+        rows, store = pair(read_vectors(source), None)
+        embeddings = normalise(torch.from_numpy(rows))
+        return _predictions(run, load_model(run), store, embeddings)
     store = open_source(run, source, labels=labels, progress=progress)
     return predict_store(run, store, device=device, progress=progress)
 
@@ -105,9 +114,17 @@ def predict_store(
 ) -> Predictions:
     """Clusters and features of decoded images with the model of a run."""
     model = load_model(run)
-    place, dtype = pick_inference(run.read_config(), device)
+    place, dtype, batch_size = pick_inference(run.read_config(), device)
     progress.phase("features", len(store))
-    embeddings = model.embed(store, device=place, dtype=dtype, advance=progress.advance)
+    embeddings = model.embed(
+        store, device=place, dtype=dtype, batch_size=batch_size, advance=progress.advance
+    )
+    return _predictions(run, model, store, embeddings)
+
+
+def _predictions(
+    run: RunDir, model: FittedModel, store: ImageStore, embeddings: Tensor
+) -> Predictions:
     labels_, distances, confidence = model.assign(embeddings)
     names = run.read_clusters()["names"]
     return Predictions(
@@ -117,6 +134,71 @@ def predict_store(
         names=[names.get(str(k)) for k in labels_.tolist()],
         distances=distances.numpy(),
         confidence=confidence.numpy(),
+    )
+
+
+@dataclass(frozen=True)
+class Classes:
+    """Classes of images; every column is in the order of the images."""
+
+    predictions: Predictions
+    classes: np.ndarray  # (n,) int64, numbers into `names`
+    probability: np.ndarray  # (n,) float64, of that class
+    unsure: np.ndarray  # (n,) bool
+    names: list[str]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A dict an image."""
+        store = self.predictions.store
+        return [
+            {
+                "id": store.ids[i],
+                "path": store.paths[i],
+                "class": self.names[self.classes[i]],
+                "probability": round(float(self.probability[i]), 4),
+                "unsure": bool(self.unsure[i]),
+            }
+            for i in range(len(store))
+        ]
+
+    def write_csv(self, file: TextIO) -> None:
+        """A row an image."""
+        writer = csv.DictWriter(file, ["id", "path", "class", "probability", "unsure"])
+        writer.writeheader()
+        writer.writerows(self.rows())
+
+    def as_predictions(self) -> Predictions:
+        """With classes in the place of clusters, and one more, "unsure": for :func:`sort_into`."""
+        labels = np.where(self.unsure, len(self.names), self.classes)
+        names: list[str | None] = [*self.names, "unsure"]
+        return dataclasses.replace(
+            self.predictions, labels=labels, names=[names[k] for k in labels.tolist()]
+        )
+
+
+def classify(run: RunDir, predictions: Predictions, *, risk: float = 0.05) -> Classes:
+    """What the classifier of a run makes of images.
+
+    Args:
+        run: a run with a classifier (`deepcluster teach`).
+        predictions: from :func:`predict_source`.
+        risk: share of wrong ones among the images that are not unsure, as far as the classifier can
+            tell, if the images are like the run's.
+
+    Raises:
+        RunError: the run has no classifier.
+    """
+    if not 0 < risk < 1:
+        raise ConfigError(f"risk {risk}: give a share between 0 and 1, such as 0.05")
+    classifier = Classifier.load(run)
+    probabilities = classifier.probabilities(predictions.embeddings)
+    top = probabilities.max(axis=1)
+    return Classes(
+        predictions=predictions,
+        classes=probabilities.argmax(axis=1),
+        probability=top,
+        unsure=top < classifier.threshold(risk),
+        names=classifier.names,
     )
 
 
@@ -200,6 +282,7 @@ def evaluate_run(
     """
     progress = progress or Progress()
     items = run.read_items()
+    words: list[str | None]
     if source is None:
         truth, classes = _own_labels(run, items, labels)
         clusters = items["cluster"].to_numpy()
@@ -207,27 +290,75 @@ def evaluate_run(
         if not kept.any():
             raise RunError(f"a person took every image of {run.path} out of its cluster")
         _say_what_scores_mean(truth, classes, progress)
-        return metrics.evaluate(
+        scores = metrics.evaluate(
             run.read_embeddings()[kept],
             clusters[kept],
             None if truth is None else truth[kept],
             rng=np.random.default_rng(0),
+        )
+        words = [None] * len(items)
+        if truth is not None:
+            words = [classes[k] if k >= 0 else None for k in truth.tolist()]
+        return scores | _score_classifier(
+            run, run.read_embeddings(), words, items["id"].to_pylist(), items["path"].to_pylist()
         )
     found = predict_source(run, source, labels=labels, device=device, progress=progress)
     kept = found.labels >= 0  # others are like images that a person took out of every cluster
     truth, classes = found.store.labels, found.store.label_names
     _say_what_scores_mean(truth, classes, progress)
     train = None
+    words = [None] * len(found.labels)
     if truth is not None:
+        words = [classes[k] if k >= 0 else None for k in truth.tolist()]
         train, truth = _to_learn_from(run, items, found, truth, progress)
         truth = truth[kept]
-    return metrics.evaluate(
+    scores = metrics.evaluate(
         found.embeddings[kept],
         found.labels[kept],
         truth,
         train=train,
         rng=np.random.default_rng(0),
     )
+    return scores | _score_classifier(
+        run, found.embeddings, words, found.store.ids, found.store.paths
+    )
+
+
+def _score_classifier(
+    run: RunDir,
+    embeddings: np.ndarray,
+    labels: list[str | None],
+    ids: list[str],
+    paths: list[str | None],
+) -> dict[str, float]:
+    """Scores of the run's classifier on the labelled images that it did not learn from."""
+    learnt = run.read_labels()
+    if not learnt or not any(label is not None for label in labels):
+        return {}
+    items = run.read_items()
+    file = dict(zip(items["id"].to_pylist(), items["path"].to_pylist(), strict=True))
+    files = {file.get(id_) for id_ in learnt} - {None}
+    # An id alone names an image only where neither has a file: a.png may be in many folders.
+    new = np.array(
+        [
+            label is not None and (path not in files if path else id_ not in learnt)
+            for label, id_, path in zip(labels, ids, paths, strict=True)
+        ]
+    )
+    if not new.any():
+        return {}
+    classifier = Classifier.load(run)
+    number = {name: k for k, name in enumerate(classifier.names)}
+    truth = np.array([number.get(str(label), -1) for label in labels])[new]
+    probabilities = classifier.probabilities(embeddings[new])
+    return {
+        "classifier_images": float(new.sum()),
+        "classifier_accuracy": float((probabilities.argmax(1) == truth).mean()),
+        "classifier_balanced_accuracy": metrics.balanced_accuracy(probabilities.argmax(1), truth),
+        "classifier_ece": metrics.calibration_error(
+            probabilities.max(1), probabilities.argmax(1) == truth
+        ),
+    }
 
 
 def _own_labels(
@@ -237,7 +368,7 @@ def _own_labels(
     if labels is None:
         return encode(items["label"].to_pylist())
     ids, paths = items["id"].to_pylist(), items["path"].to_pylist()
-    listing = Listing(run.read_info()["name"], ids, paths, lambda: iter(()), lambda: iter(()))
+    listing = Listing(run.read_info()["name"], ids, paths, lambda: iter(()), lambda most: iter(()))
     relabel(listing, labels)
     return listing.labels, listing.label_names
 
@@ -293,14 +424,19 @@ def _to_learn_from(
 
 
 class Deployed(nn.Module):
-    """The net as other programs want it: pixels in [0, 1] in, features out.
+    """The net as other programs want it: pixels in [0, 1] in, features or classes out.
 
     Args:
         model: a fitted model.
+        classifier: what makes probabilities of the features; None gives the features.
     """
 
-    def __init__(self, model: FittedModel) -> None:
+    def __init__(self, model: FittedModel, classifier: Classifier | None = None) -> None:
         super().__init__()
+        assert model.backbone is not None
+        self.classifier = classifier
+        if classifier is not None:
+            self.head = classifier.head
         self.backbone = model.backbone.eval()
         self.mean: Tensor
         self.std: Tensor
@@ -308,12 +444,16 @@ class Deployed(nn.Module):
         self.register_buffer("std", torch.tensor(model.preprocessing.std).view(1, -1, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
-        """``(b, c, size, size)`` in [0, 1] -> ``(b, d)``, rows of length 1."""
-        features = self.backbone((images - self.mean) / self.std)
-        return nn.functional.normalize(features)
+        """``(b, c, size, size)`` in [0, 1] -> ``(b, d)`` of length 1, or ``(b, classes)``."""
+        features = nn.functional.normalize(self.backbone((images - self.mean) / self.std))
+        if self.classifier is None:
+            return features
+        return self.classifier.calibrated(self.head(features))
 
 
-def export_run(run: RunDir, to: Literal["timm", "onnx", "torchscript"], out: Path) -> Path:
+def export_run(
+    run: RunDir, to: Literal["timm", "onnx", "torchscript"], out: Path, *, classes: bool = False
+) -> Path:
     """Write the backbone for other programs.
 
     Args:
@@ -321,21 +461,32 @@ def export_run(run: RunDir, to: Literal["timm", "onnx", "torchscript"], out: Pat
         to: ``timm``: a folder for ``timm.create_model("local-dir:…")``. ``onnx`` and
             ``torchscript``: one file that takes images in [0, 1] and gives features of length 1.
         out: folder or file to write; must not exist.
+        classes: ``onnx`` and ``torchscript``: the file gives probabilities of the classifier's
+            classes in place of features; the names are in ``out`` with ``.classes.txt`` added.
 
     Returns:
         `out`.
 
     Raises:
-        RunError: `out` exists.
+        RunError: `out` exists, or the run has no net or no classifier.
         ConfigError: a package that the format needs is not installed.
     """
     output = Output(out)
+    if classes and to == "timm":
+        raise ConfigError("timm reads the backbone alone: export --classes to onnx or torchscript")
+    model = FittedModel.load(run.model)
+    if model.backbone is None:
+        raise RunError(f"{run.path} was made of vectors: it has no net to export")
     if to == "timm":
         with output.writing() as part:
             shutil.copytree(run.model, part)
         return out
-    model = FittedModel.load(run.model)
-    deployed = Deployed(model).eval()
+    classifier = Classifier.load(run) if classes else None
+    deployed = Deployed(model, classifier).eval()
+    if classifier is not None:
+        names = Output(out.with_name(f"{out.name}.classes.txt"))
+        with names.writing() as part:
+            part.write_text("".join(f"{name}\n" for name in classifier.names), encoding="utf-8")
     example = torch.zeros(2, model.channels, model.preprocessing.size, model.preprocessing.size)
     if to == "torchscript":
         with warnings.catch_warnings(), output.writing() as part:
@@ -353,7 +504,7 @@ def export_run(run: RunDir, to: Literal["timm", "onnx", "torchscript"], out: Pat
             (example,),
             part,
             input_names=["images"],
-            output_names=["features"],
+            output_names=["probabilities" if classes else "features"],
             dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
             dynamo=True,
             external_data=False,  # the weights in the same file

@@ -24,26 +24,34 @@ import numpy as np
 import torch
 from torch import nn
 
+from deepcluster.backbones.start import GIVEN, Weights
 from deepcluster.clustering.neighbours import nearest_rows
 from deepcluster.config import SECTIONS, Config, check_settings, flatten, override
 from deepcluster.errors import ConfigError, RunError
+from deepcluster.images.listing import Listing
 from deepcluster.images.sources import list_source
 from deepcluster.images.store import ImageStore, open_images, scan_images
+from deepcluster.images.vectors import pair, read_vectors
 from deepcluster.naming import Remembered, carry_names, load_model
 from deepcluster.progress import Progress, epoch_sentence
 from deepcluster.report import write_report
 from deepcluster.run import NEIGHBOURS, Neighbours, RunDir
 from deepcluster.show.pictures import write_pictures
 from deepcluster.show.tensorboard import TensorBoard
-from deepcluster.training.loop import FitResult, fit
+from deepcluster.training.loop import FitResult, fit, fit_vectors
 from deepcluster.training.plan import (
     LATE,
     MOST_EPOCHS,
     Cost,
     Pace,
+    as_given,
     guess_epochs,
     scale_source,
+    schedule_frozen,
+    schedule_given,
     schedule_minutes,
+    settle_start,
+    take_weights,
     usual_minutes,
 )
 from deepcluster.version import __version__
@@ -99,19 +107,61 @@ def plan_source(source: Any, config: Config, *, labels: str | None = None) -> Pl
     """Look at a source and say what a fit of it would do; decodes nothing, writes nothing."""
     check_settings(config)
     listing = list_source(source, labels)
-    asked = scale_source(listing, config)
+    asked, weights, sentence = settle_start(config)
+    if weights is None:
+        asked = scale_source(listing, asked)
+    else:
+        if weights.path is None:
+            raise ConfigError(
+                f"the weights of {weights.name} are not here, and a dry run downloads nothing: run "
+                "it without --dry-run"
+            )
+        asked = _take_weights(listing, asked, weights)
     scan = scan_images(listing, data=asked.data, size=asked.size)
     limit = usual_minutes(config, scan.count)
-    resolved, cost = schedule_minutes(
+    resolved, cost = _schedule(
         asked,
+        weights,
         n=scan.count,
         size=scan.size,
         channels=scan.channels,
         store_bytes=scan.bytes_needed if scan.in_memory else 0,
         limit=limit,
     )
-    sentences = scan.remarks + notes(asked, resolved, scan.count, cost, limit=limit)
+    sentences = about_start(weights, sentence) + scan.remarks
+    sentences += notes(asked, resolved, scan.count, cost, limit=limit)
     return Plan(scan.name, scan.count, resolved, cost, sentences)
+
+
+def _take_weights(listing: Listing, config: Config, weights: Weights) -> Config:
+    """The settings as the weights want them, for images as large as these."""
+    side = scan_images(listing, data=config.data).side
+    return take_weights(config, weights, side=side)
+
+
+def _schedule(
+    config: Config,
+    weights: Weights | None,
+    *,
+    n: int,
+    size: int,
+    channels: int,
+    store_bytes: int,
+    spent: float = 0.0,
+    limit: float,
+) -> tuple[Config, Cost]:
+    facts = {"n": n, "channels": channels, "store_bytes": store_bytes}
+    if config.backbone == GIVEN:
+        return schedule_given(config, n=n)
+    if config.start == "frozen":
+        assert weights is not None
+        return schedule_frozen(config, weights, **facts)
+    return schedule_minutes(config, **facts, size=size, spent=spent, limit=limit)
+
+
+def about_start(weights: Weights | None, sentence: str) -> list[str]:
+    """What a person should know of where the net begins."""
+    return [text for text in (weights.terms if weights else "", sentence) if text]
 
 
 def fit_source(
@@ -125,6 +175,7 @@ def fit_source(
     overwrite: bool = False,
     report: bool = False,
     tensorboard: bool = False,
+    embeddings: Any = None,
     progress: Progress | None = None,
     command: Sequence[str] = (),
     given: Collection[str] = (),
@@ -132,7 +183,7 @@ def fit_source(
     """Fit on a source and leave a run folder.
 
     Args:
-        source: whatever ``open_images`` takes.
+        source: whatever ``open_images`` takes; None for `embeddings` without their images.
         config: settings; None is the default recipe.
         out: the run folder; None is :func:`default_out`.
         labels: for measuring only: ``"folders"``, or a CSV file with columns ``path,label``.
@@ -142,6 +193,7 @@ def fit_source(
         overwrite: replace the run in `out`; it is put aside, and deleted once the new one is done.
         report: write the report as well.
         tensorboard: write event files for TensorBoard into ``tensorboard/`` of the run as well.
+        embeddings: features made elsewhere, as ``read_vectors`` takes them; nothing is trained.
         progress: told what happens.
         command: the command line, for run.json.
         given: names of settings that count as asked for although they are as by default, where a
@@ -171,7 +223,7 @@ def fit_source(
         elif out is not None:
             RunDir.free(out, overwrite=overwrite)  # refused before the work, made after it
         remembered = _remember(names_from, out)
-        work = _look(source, asked, labels, sitting, progress)
+        work = _look(source, asked, labels, sitting, progress, embeddings, resume=resume)
         if remembered is not None and work.store.contents is not None:
             remembered.check(work.store.contents)
         info = _facts(work, labels, sitting, command)
@@ -226,27 +278,52 @@ class Work:
     cost: Cost
     limit: float  # minutes, where neither they nor epochs were asked for
     spent: float  # seconds until the images were decoded
+    weights: Weights | None = None  # that the net begins with
+    sentence: str = ""  # about weights that a person could have
+    rows: np.ndarray | None = None  # (n, d) features made elsewhere
+    pictured: bool = True  # whether there are images of them
 
 
 def _look(
-    source: Any, asked: Config, labels: str | None, sitting: Sitting, progress: Progress
+    source: Any,
+    asked: Config,
+    labels: str | None,
+    sitting: Sitting,
+    progress: Progress,
+    embeddings: Any,
+    *,
+    resume: bool,
 ) -> Work:
     """Decode the images and make the plan."""
+    given, vectors, rows = asked, None, None
+    if embeddings is None:
+        asked, weights, sentence = settle_start(asked)
+    else:
+        vectors, weights, sentence = read_vectors(embeddings), None, ""
+        asked = as_given(asked)
+    if weights is not None and weights.path is None:
+        progress.phase(f"downloading {weights.name}", 1)
+        weights = weights.fetch()
     progress.phase("looking at the images", 1)
-    given = asked
-    listing = list_source(source, labels)
-    asked = scale_source(listing, asked)
-    store = open_images(
-        listing,
-        data=asked.data,
-        size=asked.size,
-        progress=progress.callback("decoding"),
-    )
-    asked = dataclasses.replace(asked, data=dataclasses.replace(asked.data, range=store.range))
+    store = None
+    if source is not None:
+        listing = list_source(source, labels)
+        if weights is None:
+            asked = scale_source(listing, asked)
+        elif not resume:
+            asked = _take_weights(listing, asked, weights)
+        store = open_images(
+            listing, data=asked.data, size=asked.size, progress=progress.callback("decoding")
+        )
+        asked = dataclasses.replace(asked, data=dataclasses.replace(asked.data, range=store.range))
+    if vectors is not None:
+        rows, store = pair(vectors, store)
+    assert store is not None
     spent = time.perf_counter() - sitting.clock
     limit = usual_minutes(given, len(store))
-    resolved, cost = schedule_minutes(
+    resolved, cost = _schedule(
         asked,
+        weights,
         n=len(store),
         size=store.size,
         channels=store.channels,
@@ -254,7 +331,18 @@ def _look(
         spent=spent,
         limit=limit,
     )
-    return Work(store, asked, resolved, cost, limit, spent)
+    return Work(
+        store,
+        asked,
+        resolved,
+        cost,
+        limit,
+        spent,
+        weights=weights,
+        sentence=sentence,
+        rows=rows,
+        pictured=source is not None,
+    )
 
 
 def _facts(
@@ -279,9 +367,11 @@ def _facts(
             "clusters": resolved.clusters,
             "classes": len(store.label_names) if store.labels is not None else 0,
         },
+        "weights": None if work.weights is None else work.weights.facts(),
         "passed_over": [dataclasses.asdict(one) for one in store.passed_over],
         "notes": left_out(store)
         + store.remarks
+        + about_start(work.weights, work.sentence)
         + notes(work.asked, resolved, len(store), work.cost, limit=work.limit, spent=work.spent),
     }
 
@@ -339,8 +429,15 @@ def _train(
             log.note(sentence)
         memory = f"about {work.cost.memory / 1e9:.1f} GB of memory"
         log.note(f"expected: {_span(work.cost.seconds)}, {memory}")
-        result = fit(work.store, work.resolved, run=run, resume=resume, progress=log, pace=pace)
-        _write_result(run, work.store, result, log)
+        store = work.store
+        if work.rows is None:
+            result = fit(store, work.resolved, run=run, resume=resume, progress=log, pace=pace)
+        else:
+            seen = store if work.pictured else None
+            result = fit_vectors(
+                work.rows, work.resolved, store=seen, truth=store.labels, progress=log
+            )
+        _write_result(run, store, result, log)
         if remembered is not None:
             info["carried"] = str(carry_names(remembered, run)).splitlines()
     except BaseException as error:
@@ -629,9 +726,12 @@ def notes(
             f"clusters: the best number from 2 to {resolved.clusters}, chosen at the end; "
             "if you know better, say --clusters K"
         )
+    if resolved.backbone == GIVEN:
+        return [*sentences, f"{_count(n, 'vector')} as given: nothing is trained"]
+    learns = "frozen" if resolved.start == "frozen" else _count(resolved.epochs, "epoch")
     sentences.append(
         f"{_count(n, 'image')} at {resolved.size} pixels, {resolved.backbone}, "
-        f"{_count(resolved.epochs, 'epoch')} on {resolved.device} in {resolved.train.precision}"
+        f"{learns} on {resolved.device} in {resolved.train.precision}"
         + ("" if asked.minutes == "auto" else f", to end after {asked.minutes:g} minutes")
     )
     if asked.minutes != "auto" and (spent or 0) + cost.seconds > 60 * asked.minutes * (1 + LATE):
@@ -640,7 +740,7 @@ def notes(
             f"{asked.minutes:g} minutes are too few for so many images on this machine: {decoded}"
             f"one epoch takes {_span(cost.epoch)}, the rest {_span(cost.rest)}"
         )
-    if asked.minutes == asked.epochs == "auto":
+    if asked.minutes == asked.epochs == "auto" and resolved.start != "frozen":
         batch = resolved.train.batch_size
         assert isinstance(resolved.size, int) and isinstance(batch, int)
         rule = guess_epochs(n, resolved.size, batch)

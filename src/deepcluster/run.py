@@ -479,6 +479,16 @@ class RunDir:
         """The nearest images of each image; runs of older versions lack it."""
         return self.path / "neighbours.safetensors"
 
+    @property
+    def classifier(self) -> Path:
+        """Folder of the classifier that a few labels made (absent before `deepcluster teach`)."""
+        return self.path / "classifier"
+
+    @property
+    def labelling(self) -> Path:
+        """Folder of the page to label images in (absent before `deepcluster suggest`)."""
+        return self.path / "labelling"
+
     # -- what happened ------------------------------------------------------------------------
 
     def write_info(self, info: Mapping[str, Any]) -> None:
@@ -517,7 +527,8 @@ class RunDir:
         with reading(self._config):
             try:
                 values = parse_toml(self._config.read_bytes(), str(self._config))
-                config = override(Config(), values)
+                values.pop("pretrained", None)  # runs made before there was `start`
+                config = override(Config(), {"start": "scratch", **values})
             except ConfigError as error:
                 raise DamagedError(str(error)) from error
             missing = {"method", "clusters", "epochs", "size", "backbone"} - values.keys()
@@ -756,6 +767,65 @@ class RunDir:
             _check(bool(np.isfinite(heights).all()), "a height is not finite")
         return merges, heights, part
 
+    def write_classifier(self, tensors: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> None:
+        """Write the classifier: its tensors, and what is said of it."""
+        from safetensors.numpy import save_file
+
+        self.classifier.mkdir(exist_ok=True)
+        with replacing(self.classifier / "classifier.safetensors") as part:
+            save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, part)
+        _write_json(self.classifier / "classifier.json", facts)
+
+    def read_classifier(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """What :meth:`write_classifier` wrote.
+
+        Raises:
+            RunError: there is none.
+        """
+        from safetensors.numpy import load_file
+
+        if not (self.classifier / "classifier.json").is_file():
+            raise RunError(
+                f"{self.path} has no classifier: label some images (`deepcluster suggest "
+                f"{self.path}` says which), then `deepcluster teach {self.path} labels.csv`"
+            )
+        facts = json.loads((self.classifier / "classifier.json").read_text(encoding="utf-8"))
+        return load_file(self.classifier / "classifier.safetensors"), facts
+
+    def write_labels(self, rows: Iterable[tuple[str, str]]) -> None:
+        """Write the (id, label) pairs that the classifier learnt from."""
+        self.classifier.mkdir(exist_ok=True)
+        with (
+            replacing(self.classifier / "labels.csv") as part,
+            part.open("w", newline="", encoding="utf-8") as file,
+        ):
+            writer = csv.writer(file)
+            writer.writerow(["id", "label"])
+            writer.writerows(rows)
+
+    def read_labels(self) -> dict[str, str]:
+        """The label of each image that the classifier learnt from, by id; empty without one."""
+        path = self.classifier / "labels.csv"
+        if not path.is_file():
+            return {}
+        with path.open(newline="", encoding="utf-8") as file:
+            return {row["id"]: row["label"] for row in csv.DictReader(file)}
+
+    def write_suggested(self, ids: Sequence[str]) -> None:
+        """Add images to those that a person was ever asked to label."""
+        self.labelling.mkdir(exist_ok=True)
+        known = self.read_suggested()
+        _write_json(self._suggested, known + [id_ for id_ in ids if id_ not in set(known)])
+
+    def read_suggested(self) -> list[str]:
+        """Ids of the images that a person was ever asked to label, the first asked first."""
+        if not self._suggested.is_file():
+            return []
+        return cast(list[str], json.loads(self._suggested.read_text(encoding="utf-8")))
+
+    @property
+    def _suggested(self) -> Path:
+        return self.labelling / "suggested.json"
 
     def fingerprint(self) -> str:
         """Tells this fit, and its number of clusters, from any other, wherever its folder lies."""

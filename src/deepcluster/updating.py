@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from deepcluster.backbones.start import GIVEN
 from deepcluster.clustering.neighbours import knn, score_blocks
 from deepcluster.errors import RunError
 from deepcluster.finished import open_source, predict_store
@@ -78,8 +79,13 @@ def update_run(
             what is in them, are passed over.
         device: where the net runs.
         progress: told what happens.
+
+    Raises:
+        RunError: the run was made of vectors, or does not say what is in its images.
     """
     progress = progress or Progress()
+    if run.read_config().backbone == GIVEN:
+        raise RunError(f"{run.path} was made of vectors: `deepcluster predict` assigns new ones")
     earlier = run.read_updates()
     clusters = torch.from_numpy(run.read_items()["cluster"].to_numpy().astype(np.int64))
     fitted = len(clusters)

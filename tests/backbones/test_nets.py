@@ -17,6 +17,7 @@ from deepcluster.backbones.nets import (
     build_backbone,
     prepare_backbone,
 )
+from deepcluster.backbones.preprocessing import Preprocessing
 from deepcluster.backbones.weights import load_timm, save_timm
 from deepcluster.errors import ConfigError, RunError
 
@@ -33,9 +34,7 @@ def export(model: nn.Module, folder: Path, name: str, channels: int, size: int, 
         folder,
         name=name,
         channels=channels,
-        size=size,
-        mean=[0.5] * channels,
-        std=[0.25] * channels,
+        preprocessing=Preprocessing(size, (0.5,) * channels, (0.25,) * channels),
         sobel=sobel,
     )
 
@@ -316,22 +315,6 @@ def test_size_below_the_least_says_so():
 def test_sobel_is_for_own_nets():
     with pytest.raises(ConfigError, match="alexnet-bn"):
         build_backbone("resnet18", channels=3, size=32, sobel=True)
-
-
-def test_pretrained_needs_weights_that_exist():
-    with pytest.raises(ConfigError, match="no pretrained weights for 'alexnet-bn'"):
-        build_backbone("alexnet-bn", channels=3, size=224, pretrained=True)
-    with pytest.raises(ConfigError, match="timm has no pretrained weights"):
-        build_backbone("resnet18.unknown", channels=3, size=224, pretrained=True)
-
-
-def test_pretrained_without_network_says_what_to_do(monkeypatch):
-    def offline(*args, **options):
-        raise OSError("no route to host")
-
-    monkeypatch.setattr(timm, "create_model", offline)
-    with pytest.raises(ConfigError, match=r"resnet18.*no route to host.*HF_HOME"):
-        build_backbone("resnet18", channels=3, size=32, pretrained=True)
 
 
 def test_load_needs_a_model(tmp_path):

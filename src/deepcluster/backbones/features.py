@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
+import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +18,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from deepcluster.backbones.preprocessing import Preprocessing, to_device
+from deepcluster.backbones.start import GIVEN, weights_key
 from deepcluster.backbones.weights import load_timm, load_weights, save_timm
 from deepcluster.clustering.corrections import Corrections
 from deepcluster.clustering.graph import Prototypes
 from deepcluster.clustering.pca import PCA, normalise
-from deepcluster.errors import DamagedError
+from deepcluster.errors import DamagedError, RunError
+from deepcluster.images.sources import cache_folder
 from deepcluster.run import reading
 
 if TYPE_CHECKING:
@@ -73,11 +79,12 @@ def extract(
         ``(n, d)`` float32 on the CPU.
     """
     training = backbone.training
-    backbone.eval()
+    backbone.eval().to(memory_format=torch.channels_last)
     features: Tensor | None = None
     for start in range(0, len(store), batch_size):
         index = np.arange(start, min(start + batch_size, len(store)))
         images = preprocessing(to_device(store.batch(index), device))
+        images = images.contiguous(memory_format=torch.channels_last)
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             batch = backbone(images)
         if features is None:
@@ -89,29 +96,145 @@ def extract(
     return features
 
 
+TRIAL_BATCH = 16
+"""Images in a trial of an arithmetic."""
+BATCHES = (32, 128)
+"""Batches that are tried."""
+CLEARLY = 1.1
+"""By so much bfloat16, or the larger batch, must be the faster to be taken."""
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How a machine is best asked for features."""
+
+    dtype: torch.dtype
+    batch_size: int
+    seconds: float  # an image
+
+
+@torch.no_grad()
+def find_pace(
+    backbone: nn.Module, *, channels: int, size: int, device: torch.device, dtype: str = "auto"
+) -> Pace:
+    """The fastest arithmetic and batch for this net on this machine, by a timed trial.
+
+    Channels-last always: no net was seen that is faster without.
+
+    Args:
+        backbone: the net; moved to the device.
+        channels: of the images.
+        size: their side in pixels.
+        device: where it runs.
+        dtype: float32 or bfloat16, where that is settled.
+    """
+    training = backbone.training
+    backbone.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def timed(arithmetic: torch.dtype, batch: int) -> float:
+        images = torch.rand(batch, channels, size, size).to(device)
+        images = images.contiguous(memory_format=torch.channels_last)
+        took = math.inf
+        for _ in range(3):  # the first one builds kernels
+            began = time.perf_counter()
+            with torch.autocast(device.type, arithmetic, enabled=arithmetic != torch.float32):
+                backbone(images)[0].float().cpu()  # waits for the device
+            took = min(took, time.perf_counter() - began)
+        return took / batch
+
+    if dtype == "auto":
+        plain, short = (timed(each, TRIAL_BATCH) for each in (torch.float32, torch.bfloat16))
+        arithmetic = torch.bfloat16 if CLEARLY * short < plain else torch.float32
+    else:
+        arithmetic = getattr(torch, dtype)
+    small, large = (timed(arithmetic, batch) for batch in BATCHES)
+    backbone.train(training)
+    if CLEARLY * large < small:
+        return Pace(arithmetic, BATCHES[1], large)
+    return Pace(arithmetic, BATCHES[0], small)
+
+
+KEPT_BYTES = 4_000_000_000
+"""Features of frozen nets that stay in the user's cache folder; the oldest go first."""
+
+
+def kept_features(
+    backbone: nn.Module,
+    store: ImageStore,
+    preprocessing: Preprocessing,
+    *,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+    batch_size: int = 256,
+    advance: Callable[[int], None] = lambda count: None,
+) -> Tensor:
+    """L2-normalised features of a net that does not learn, from the last fit if they are the same.
+
+    They are kept under a hash of every pixel, every weight and all that lies between. Arguments as
+    for :func:`extract`.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    facts = (store.pixels.shape, preprocessing, str(dtype), device.type, torch.__version__)
+    digest.update(repr((*facts, weights_key(backbone))).encode())
+    for start in range(0, len(store), 1024):
+        index = np.arange(start, min(start + 1024, len(store)))
+        digest.update(np.ascontiguousarray(store.batch(index)).data)
+    folder = cache_folder() / "features"
+    file = folder / f"{digest.hexdigest()}.npy"
+    if file.is_file():
+        file.touch()
+        advance(len(store))
+        return torch.from_numpy(np.load(file, allow_pickle=False))
+    features = normalise(
+        extract(
+            backbone,
+            store,
+            preprocessing,
+            device=device,
+            dtype=dtype,
+            batch_size=batch_size,
+            advance=advance,
+        )
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    part = folder / f"{file.stem}-{os.getpid()}.part"
+    with part.open("wb") as opened:
+        np.save(opened, features.numpy(), allow_pickle=False)
+    part.replace(file)
+    kept = sorted(folder.glob("*.npy"), key=lambda path: path.stat().st_mtime)
+    room = KEPT_BYTES
+    for path in reversed(kept):
+        room -= path.stat().st_size
+        if room < 0 and path != file:
+            path.unlink()
+    return features
+
+
 @dataclass
 class FittedModel:
     """A backbone and the clusters found with it.
 
     Attributes:
-        backbone: the net.
+        backbone: the net; None where the features were made elsewhere.
         name: its name, as ``build_backbone`` takes it.
         channels: 1 or 3.
         sobel: whether the net begins with a Sobel filter.
         preprocessing: what lies between pixels and net.
         pca: projection before the clusters, if any.
         prototypes: centres, and the cluster of each.
+        license: that the weights it began with came with, if any.
         corrections: what a person merged and moved, if anything; not saved with the model, but
             found by :func:`deepcluster.naming.load_model`.
     """
 
-    backbone: nn.Module
+    backbone: nn.Module | None
     name: str
     channels: int
     sobel: bool
     preprocessing: Preprocessing
     pca: PCA | None
     prototypes: Prototypes
+    license: str = ""
     corrections: Corrections | None = None
 
     def embed(
@@ -120,9 +243,16 @@ class FittedModel:
         *,
         device: torch.device,
         dtype: torch.dtype = torch.float32,
+        batch_size: int = 256,
         advance: Callable[[int], None] = lambda count: None,
     ) -> Tensor:
-        """L2-normalised features of images, ``(n, d)`` float32 on the CPU."""
+        """L2-normalised features of images, ``(n, d)`` float32 on the CPU.
+
+        Raises:
+            RunError: the features were made elsewhere.
+        """
+        if self.backbone is None:
+            raise RunError("this run was made of vectors, it has no net: give vectors, not images")
         self.backbone.to(device)
         return normalise(
             extract(
@@ -131,6 +261,7 @@ class FittedModel:
                 self.preprocessing,
                 device=device,
                 dtype=dtype,
+                batch_size=batch_size,
                 advance=advance,
             )
         )
@@ -157,26 +288,8 @@ class FittedModel:
     def save(self, folder: Path) -> None:
         """Write the folder that timm and :meth:`load` read."""
         folder.mkdir(parents=True, exist_ok=True)
-        save_timm(
-            self.backbone,
-            folder,
-            name=self.name,
-            channels=self.channels,
-            size=self.preprocessing.size,
-            mean=self.preprocessing.mean,
-            std=self.preprocessing.std,
-            sobel=self.sobel,
-        )
-        facts = self.preprocessing
-        card = MODEL_CARD.format(
-            name=self.name,
-            channels=self.channels,
-            size=facts.size,
-            d=self.backbone.num_features,
-            mean=[round(x, 4) for x in facts.mean],
-            std=[round(x, 4) for x in facts.std],
-        )
-        (folder / "README.md").write_text(card, encoding="utf-8")
+        if self.backbone is not None:
+            self._save_net(self.backbone, folder)
         tensors = {"centers": self.prototypes.centers, "cluster": self.prototypes.cluster}
         if self.pca is not None:
             tensors |= {
@@ -187,6 +300,27 @@ class FittedModel:
         save_file({k: v.cpu().contiguous() for k, v in tensors.items()}, folder / CLUSTERS_FILE)
         for path in folder.glob("*.safetensors"):
             path.chmod(0o644)  # the library makes them unreadable for others
+
+    def _save_net(self, backbone: nn.Module, folder: Path) -> None:
+        save_timm(
+            backbone,
+            folder,
+            name=self.name,
+            channels=self.channels,
+            preprocessing=self.preprocessing,
+            sobel=self.sobel,
+            license=self.license,
+        )
+        facts = self.preprocessing
+        card = MODEL_CARD.format(
+            name=self.name,
+            channels=self.channels,
+            size=facts.size,
+            d=backbone.num_features,
+            mean=[round(x, 4) for x in facts.mean],
+            std=[round(x, 4) for x in facts.std],
+        )
+        (folder / "README.md").write_text(card, encoding="utf-8")
 
     @classmethod
     def load(cls, folder: Path, *, backbone: nn.Module | None = None) -> FittedModel:
@@ -199,6 +333,12 @@ class FittedModel:
         Raises:
             RunError: a file is missing or damaged.
         """
+        if not (folder / "config.json").exists() and not (folder / "model.safetensors").exists():
+            with reading(folder / CLUSTERS_FILE):
+                tensors = load_file(folder / CLUSTERS_FILE)
+                _check_clusters(tensors, None)
+            nothing = Preprocessing(1, (0.0,), (1.0,))
+            return cls(None, GIVEN, 1, False, nothing, *_clusters_of(tensors))
         with reading(folder / "config.json"):
             facts = json.loads((folder / "config.json").read_bytes())
             pretrained = facts["pretrained_cfg"]
@@ -216,29 +356,43 @@ class FittedModel:
         with reading(folder / CLUSTERS_FILE):
             tensors = load_file(folder / CLUSTERS_FILE)
             _check_clusters(tensors, int(net.num_features))  # type: ignore[arg-type]
-        pca = (
-            PCA(tensors["pca.mean"], tensors["pca.components"], tensors["pca.scale"])
-            if "pca.mean" in tensors
-            else None
-        )
+        pca, prototypes = _clusters_of(tensors)
         return cls(
             backbone=net,
             name=facts["architecture"],
             channels=channels,
             sobel=bool(facts.get("model_args", {}).get("sobel", False)),
-            preprocessing=Preprocessing(size, tuple(pretrained["mean"]), tuple(pretrained["std"])),
+            preprocessing=Preprocessing(
+                size,
+                tuple(pretrained["mean"]),
+                tuple(pretrained["std"]),
+                math.floor(size / pretrained["crop_pct"]),
+                pretrained["interpolation"],
+            ),
+            license=pretrained.get("license", ""),
             pca=pca,
-            prototypes=Prototypes(tensors["centers"], tensors["cluster"]),
+            prototypes=prototypes,
         )
 
 
-def _check_clusters(tensors: dict[str, Tensor], d: int) -> None:
-    """Refuse centres that no fit of a net with `d` features leaves.
+def _clusters_of(tensors: dict[str, Tensor]) -> tuple[PCA | None, Prototypes]:
+    pca = (
+        PCA(tensors["pca.mean"], tensors["pca.components"], tensors["pca.scale"])
+        if "pca.mean" in tensors
+        else None
+    )
+    return pca, Prototypes(tensors["centers"], tensors["cluster"])
+
+
+def _check_clusters(tensors: dict[str, Tensor], d: int | None) -> None:
+    """Refuse centres that no fit of `d` features leaves; None: of as many as there are.
 
     Raises:
         DamagedError: it is so.
     """
     centers, cluster = tensors["centers"], tensors["cluster"]
+    if d is None:
+        d = int(tensors["pca.mean" if "pca.mean" in tensors else "centers"].shape[-1])
     if "pca.mean" in tensors:
         mean, components, scale = (tensors[f"pca.{x}"] for x in ("mean", "components", "scale"))
         if mean.shape != (d,) or components.shape != (len(scale), d):

@@ -50,9 +50,7 @@ CUSTOM = "custom"
 """Architecture of an exported net that is not timm's: its weights are saved, its code is not."""
 
 
-def build_backbone(
-    name: str, *, channels: int, size: int, pretrained: bool = False, sobel: bool = False
-) -> nn.Module:
+def build_backbone(name: str, *, channels: int, size: int, sobel: bool = False) -> nn.Module:
     """Build a net that maps images ``(n, channels, size, size)`` to features ``(n, num_features)``.
 
     The weights are drawn from torch's global generator: seed it before.
@@ -61,7 +59,6 @@ def build_backbone(
         name: one of OWN_BACKBONES (hyphens count as underscores) or any timm name.
         channels: 1 (grey) or 3.
         size: side of the images in pixels.
-        pretrained: start from the weights that the hub has for a timm name (downloads them).
         sobel: put the fixed Sobel filter before the net (own nets only).
 
     Returns:
@@ -69,39 +66,20 @@ def build_backbone(
         head).
 
     Raises:
-        ConfigError: an unknown name, a size the net cannot take, weights that do not exist or
-            cannot be downloaded, or Sobel before a timm net.
+        ConfigError: an unknown name, a size the net cannot take, or Sobel before a timm net.
     """
-    architecture = _architecture(name)
+    architecture = architecture_of(name)
     options: dict[str, Any] = {"in_chans": channels, "num_classes": 0}
     if architecture in OWN_BACKBONES:
-        if pretrained:
-            raise ConfigError(
-                f"there are no pretrained weights for {name!r}: leave pretrained off, or take a "
-                "timm name such as resnet50"
-            )
         options["sobel"] = sobel
     elif sobel:
         raise ConfigError(
             f"the Sobel filter cannot stand before {name!r}, a net of timm: leave sobel off, or "
             f"choose one of {_names(OWN_BACKBONES)}"
         )
-    if pretrained and not timm.models.is_model_pretrained(name.replace("-", "_")):
-        raise ConfigError(f"timm has no pretrained weights for {name!r}: leave pretrained off")
     if has_fixed_size(architecture):
         options["img_size"] = size
-    try:
-        model = timm.create_model(name.replace("-", "_"), pretrained=pretrained, **options)
-    except ConfigError:
-        raise
-    except Exception as error:  # the hub's client raises errors of half a dozen libraries
-        if not pretrained:
-            raise
-        raise ConfigError(
-            f"could not load the pretrained weights of {name!r} ({type(error).__name__}: {error}). "
-            "They are downloaded from huggingface.co: connect this machine, or let timm load them "
-            "once elsewhere and copy its cache (the folder in HF_HOME), or leave pretrained off"
-        ) from error
+    model = timm.create_model(name.replace("-", "_"), pretrained=False, **options)
     return prepare_backbone(model, channels=channels, size=size, name=name)
 
 
@@ -162,7 +140,7 @@ def auto_backbone(size: int, channels: int, n: int, device_type: str) -> str:
     return "resnet50" if n >= 100_000 else "resnet18"
 
 
-def _architecture(name: str) -> str:
+def architecture_of(name: str) -> str:
     """Name of the architecture at timm, without the tag of its weights."""
     architecture = untagged(name)
     if timm.is_model(architecture):
@@ -424,7 +402,7 @@ def _cfg(size: int, first_conv: str, classifier: str, fixed: bool = False) -> di
         "num_classes": 0,
         "input_size": (3, size, size),
         "fixed_input_size": fixed,
-        "interpolation": "bilinear",
+        "interpolation": "bicubic",
         "crop_pct": 1.0,
         "first_conv": first_conv,
         "classifier": classifier,

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 if TYPE_CHECKING:
     from deepcluster.images.store import ImageStore
@@ -84,6 +86,23 @@ def filled(like: Tensor, values: Sequence[float]) -> Tensor:
     return torch.stack([like.new_full((), value) for value in values])
 
 
+def enlarge(images: Tensor, side: int, interpolation: str = "bicubic") -> Tensor:
+    """Smaller images resized to `side` pixels; others as they are.
+
+    Args:
+        images: ``(n, c, s, s)`` uint8.
+        side: of the result.
+        interpolation: bicubic or bilinear.
+
+    Returns:
+        ``(n, c, side, side)`` uint8, to a grey level what Pillow gives.
+    """
+    if images.shape[-1] >= side:
+        return images
+    larger = F.interpolate(images.float(), (side, side), mode=interpolation, antialias=True)
+    return larger.round_().clamp_(0, 255).to(torch.uint8)
+
+
 @dataclass(frozen=True)
 class Preprocessing:
     """What lies between an image's pixels and the net."""
@@ -91,6 +110,8 @@ class Preprocessing:
     size: int  # side of the net's input in pixels
     mean: tuple[float, ...]  # a channel
     std: tuple[float, ...]
+    side: int = 0  # of the image from whose centre the input is taken; 0: as large as it is kept
+    interpolation: str = "bicubic"  # how an image is resized to that side
 
     @classmethod
     def measure(cls, store: ImageStore, sample: int = 10_000) -> Preprocessing:
@@ -104,12 +125,40 @@ class Preprocessing:
             count += len(pixels)
         mean = total / count
         std = np.sqrt(np.maximum(squares / count - mean**2, 1e-4))
-        return cls(store.size, tuple(mean.tolist()), tuple(std.tolist()))
+        side = int(store.pixels.shape[1])
+        return cls(store.size, tuple(mean.tolist()), tuple(std.tolist()), side)
+
+    @classmethod
+    def of_module(cls, net: nn.Module, size: int) -> Preprocessing | None:
+        """What a net of timm says that it wants; None for a net that says nothing."""
+        said = getattr(net, "pretrained_cfg", None)
+        if not isinstance(said, dict) or not said.get("mean") or not said.get("std"):
+            return None
+        side = math.floor(size / (said.get("crop_pct") or 1.0))
+        how = said.get("interpolation")
+        how = how if how in ("bicubic", "bilinear") else "bicubic"
+        return cls(size, tuple(said["mean"]), tuple(said["std"]), side, how)
+
+    @property
+    def crop_pct(self) -> float:
+        """Share of the resized image's side that the net sees, such that timm takes that side."""
+        side = max(self.side, self.size)
+        share = self.size / side
+        return share if math.floor(self.size / share) == side else self.size / (side + 0.5)
 
     def __call__(self, images: Tensor) -> Tensor:
         """The view without chance: ``(b, c, s, s)`` uint8 -> ``(b, c, size, size)`` float32."""
-        return self.normalise(centre(images, self.size))
+        return self.normalise(centre(self.enlarge(images), self.size))
+
+    def enlarge(self, images: Tensor) -> Tensor:
+        """Images smaller than what the net sees a part of, resized to that; others unchanged."""
+        return enlarge(images, max(self.side, self.size), self.interpolation)
 
     def normalise(self, views: Tensor) -> Tensor:
-        """``(b, c, h, w)`` in [0, 1] -> mean 0, standard deviation 1 a channel."""
+        """``(b, c, h, w)`` in [0, 1] -> mean 0, standard deviation 1 a channel.
+
+        Grey images before a net of three channels fill all three.
+        """
+        if views.shape[1] == 1 < len(self.mean):
+            views = views.expand(-1, len(self.mean), -1, -1)
         return normalise(views, self.mean, self.std)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from deepcluster.backbones.nets import (
     prepare_backbone,
     untagged,
 )
+from deepcluster.backbones.preprocessing import Preprocessing
 from deepcluster.errors import RunError
 
 
@@ -28,10 +28,9 @@ def save_timm(
     *,
     name: str,
     channels: int,
-    size: int,
-    mean: Sequence[float],
-    std: Sequence[float],
+    preprocessing: Preprocessing,
     sobel: bool,
+    license: str = "",
 ) -> None:
     """Write a folder that timm reads: config.json and model.safetensors.
 
@@ -43,12 +42,12 @@ def save_timm(
         folder: where to write; made if it does not exist.
         name: the name it was built by; anything else for a user's own module.
         channels: of its input.
-        size: side of the images in pixels.
-        mean: of each channel, subtracted from images in [0, 1].
-        std: of each channel.
+        preprocessing: what timm shall do to an image before it.
         sobel: whether it was built with the Sobel filter.
+        license: that the weights came with, if any.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    size = preprocessing.size
     known = timm.is_model(untagged(name))
     config: dict[str, Any] = {
         "architecture": untagged(name) if known else CUSTOM,
@@ -59,12 +58,14 @@ def save_timm(
         "num_classes": 0,
         "input_size": [channels, size, size],
         "fixed_input_size": False,
-        "interpolation": "bilinear",
-        "crop_pct": 1.0,
+        "interpolation": preprocessing.interpolation,
+        "crop_pct": preprocessing.crop_pct,
         "crop_mode": "center",
-        "mean": list(mean),
-        "std": list(std),
+        "mean": list(preprocessing.mean),
+        "std": list(preprocessing.std),
     }
+    if license:
+        pretrained_cfg["license"] = license
     if known:
         arguments: dict[str, Any] = {"in_chans": channels}
         if config["architecture"] in OWN_BACKBONES:

@@ -62,6 +62,7 @@ class Wanted:
     range: Range | str | None = None
     """(low, high), "full", or None: each image's own, where the sample had none of its kind."""
     fit: Literal["crop", "pad"] = "crop"
+    interpolation: str = "bicubic"
 
 
 @dataclass(frozen=True)
@@ -181,8 +182,10 @@ def _finish(
     outside = own = False
     if isinstance(found, _Deep):
         scale, own = _scale(found, wanted.range)
-        outside = not own and mostly_outside(found.strips(), scale)
         pixels = shown(found.strips(), found.shape, scale)
+        at_an_end = np.count_nonzero((pixels == 0) | (pixels == 255))
+        if not own and at_an_end > pixels.size / 2:
+            outside = mostly_outside(found.strips(), scale)
         if found.alpha is not None:
             pixels = np.dstack([pixels, found.alpha])
         image = Image.fromarray(pixels)
@@ -212,12 +215,12 @@ def _fit(image: Image.Image, wanted: Wanted) -> Pixels:
     if channels == "grey" and image.mode in ("RGB", "RGBA"):
         image = image.convert("L" if image.mode == "RGB" else "LA")
     if wanted.fit == "pad" and image.width != image.height:
-        image = _padded(image, side)
+        image = _padded(image, side, Image.Resampling[wanted.interpolation.upper()])
     elif image.size != (side, side):
         short = min(image.size)
         left, top = (image.width - short) // 2, (image.height - short) // 2
         box = (left, top, left + short, top + short)
-        image = image.resize((side, side), Image.Resampling.BICUBIC, box)
+        image = image.resize((side, side), Image.Resampling[wanted.interpolation.upper()], box)
     if image.mode in ("LA", "RGBA"):
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image.convert("RGBA"))
@@ -230,11 +233,11 @@ def _fit(image: Image.Image, wanted: Wanted) -> Pixels:
     return pixels
 
 
-def _padded(image: Image.Image, side: int) -> Image.Image:
+def _padded(image: Image.Image, side: int, filter: Image.Resampling) -> Image.Image:
     """The whole image in a square of its mean colour."""
     long = max(image.size)
     size = (max(1, round(image.width * side / long)), max(1, round(image.height * side / long)))
-    small = image.resize(size, Image.Resampling.BICUBIC)
+    small = image.resize(size, filter)
     mean = tuple(round(value) for value in ImageStat.Stat(small).mean)
     canvas = Image.new(image.mode, (side, side), mean if len(mean) > 1 else mean[0])
     canvas.paste(small, ((side - size[0]) // 2, (side - size[1]) // 2))

@@ -75,6 +75,8 @@ class Scan:
     """Channels it will have, judged by a few images."""
     remarks: list[str] = field(default_factory=list)
     """What was passed over and how the images are shown, in sentences."""
+    side: int = 0
+    """Median of the images' shorter sides in pixels; 0 where nobody looked."""
 
     def __str__(self) -> str:
         where = "in memory" if self.in_memory else "in a memory-mapped file"
@@ -279,7 +281,7 @@ def open_images(
     seen = _look(found, data)
     scan = _scan(found, seen, data, size)
     side = round(scan.size * data.margin)
-    wanted = Wanted(side, data.channels, _range(data, seen), data.fit)
+    wanted = Wanted(side, data.channels, _range(data, seen), data.fit, data.interpolation)
     sink: MemorySink | FileSink
     if scan.in_memory:
         sink = MemorySink(scan.count, side)
@@ -450,13 +452,14 @@ def _remarks(
 
 
 def _scan(found: Listing, seen: Look, data: DataSettings, size: int | Literal["auto"]) -> Scan:
+    median = 0
     if size == "auto":
         short = seen.short_side
         if short is None:  # only bad ones in the sample: take the first that is good, if any
             with quiet_pillow():
                 each = (look(raw, deep=False) for _, raw in found.pictures())
                 short = next((min(one[0]) for one in each if one), 1)
-        size = auto_size(short)
+        size, median = auto_size(short), short
     if size < 1 or round(size * data.margin) < 1:
         raise SourceError(f"size {size} with margin {data.margin} leaves no pixel to train on")
     side = round(size * data.margin)
@@ -469,6 +472,7 @@ def _scan(found: Listing, seen: Look, data: DataSettings, size: int | Literal["a
         needed,
         needed <= limit,
         remarks=_remarks(data, seen, found.passed_over),
+        side=median,
     )
 
 

@@ -1,6 +1,8 @@
 """The one loop: images in, a fitted model and its clusters out.
 
-Read :func:`fit` from top to bottom. All chance in epoch `e` comes from generators seeded by the
+Read :func:`fit` from top to bottom. A frozen net goes through no epoch: its features are
+found, and kept for the next fit, and what is done with features (:func:`conclude`) is the same for
+all. All chance in epoch `e` comes from generators seeded by the
 fit's seed and `e`, so a fit that resumes after epoch `e` needs no random state and gives the same
 bits as one that was never stopped. Labels, where the store has any, are read by :func:`score`
 alone.
@@ -19,15 +21,17 @@ import torch
 from torch import Tensor, nn
 
 from deepcluster import metrics
-from deepcluster.backbones.features import FittedModel, extract
+from deepcluster.backbones.features import FittedModel, extract, kept_features
 from deepcluster.backbones.nets import build_backbone, prepare_backbone
 from deepcluster.backbones.preprocessing import Batches, Preprocessing, to_device
+from deepcluster.backbones.start import find_weights
 from deepcluster.clustering.choose import choose_clusters
 from deepcluster.clustering.graph import Prototypes, cluster_graph
 from deepcluster.clustering.kmeans import kmeans
 from deepcluster.clustering.pca import PCA, fit_pca, normalise
 from deepcluster.clustering.plane import layout
 from deepcluster.config import Config
+from deepcluster.errors import ConfigError
 from deepcluster.methods import Snapshot, load_method
 from deepcluster.progress import Progress
 from deepcluster.run import RunDir
@@ -93,8 +97,7 @@ def fit(
     Args:
         store: the images.
         config: settings, as :func:`deepcluster.training.plan.resolve` gives them.
-        backbone: a net to train in place of ``config.backbone``: ``(b, c, size, size)`` ->
-            ``(b, d)``.
+        backbone: a net in place of ``config.backbone``: ``(b, c, size, size)`` -> ``(b, d)``.
         run: where metrics and checkpoints go; None keeps nothing on disk.
         resume: go on from the run's last checkpoint.
         progress: told what happens.
@@ -114,21 +117,14 @@ def fit(
 
     known = backbone is None
     with seeded(config.seed):
-        if backbone is None:
-            assert isinstance(config.size, int)
-            backbone = build_backbone(
-                config.backbone,
-                channels=store.channels,
-                size=config.size,
-                pretrained=config.pretrained,
-                sobel=config.sobel,
-            )
-        else:
-            backbone = prepare_backbone(backbone, channels=store.channels, size=store.size)
-        method: Any = load_method(config.method)(config, backbone, len(store))
+        begun = begin(store, config, backbone)
+        assert begun.backbone is not None
+        if config.start == "frozen":
+            return _frozen(store, config, begun, clock, progress)
+        method: Any = load_method(config.method)(config, begun.backbone, len(store))
     method.to(device, memory_format=torch.channels_last)
     optimizer = build_optimizer(method.groups(), config.train)
-    preprocessing = Preprocessing.measure(store)
+    preprocessing = begun.preprocessing
     step = Step(method, optimizer, config, preprocessing, Batches(store, device), record=known)
 
     def extract_all() -> Tensor:
@@ -210,6 +206,139 @@ def fit(
     method.eval()
     embeddings = normalise(extract_all())
     clock.lap("features")
+    return conclude(
+        embeddings,
+        config,
+        begun,
+        clock=clock,
+        progress=progress,
+        store=store,
+        history=history,
+    )
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A net before its first epoch.
+
+    Attributes:
+        backbone: the net; None where the features come from elsewhere.
+        name: as :func:`deepcluster.backbones.nets.build_backbone` takes it.
+        channels: of its images.
+        preprocessing: what lies between pixels and net.
+        license: of the weights it begins with.
+    """
+
+    backbone: nn.Module | None
+    name: str
+    channels: int
+    preprocessing: Preprocessing
+    license: str = ""
+
+
+def begin(store: ImageStore, config: Config, backbone: nn.Module | None) -> Begun:
+    """The net of the settings with the weights it begins with, or one of the user's own."""
+    assert isinstance(config.size, int)
+    if backbone is not None:
+        own, channels = Preprocessing.of_module(backbone, config.size), store.channels
+        if config.start != "scratch" and own is not None:
+            preprocessing, channels = own, len(own.mean)
+        else:
+            preprocessing = Preprocessing.measure(store)
+        backbone = prepare_backbone(backbone, channels=channels, size=config.size)
+        return Begun(backbone, config.backbone, channels, preprocessing)
+    if config.start == "scratch":
+        built = build_backbone(
+            config.backbone, channels=store.channels, size=config.size, sobel=config.sobel
+        )
+        return Begun(built, config.backbone, store.channels, Preprocessing.measure(store))
+    weights = find_weights(config.backbone, config.weights)
+    if weights is None:
+        raise ConfigError(f"there are no weights for {config.backbone!r}: say --start scratch")
+    weights = weights.fetch()
+    return Begun(
+        weights.build(config.size),
+        weights.architecture,
+        weights.channels,
+        weights.preprocessing(config.size),
+        weights.license,
+    )
+
+
+def _frozen(
+    store: ImageStore, config: Config, begun: Begun, clock: Clock, progress: Progress
+) -> FitResult:
+    """Clusters of a net as it came."""
+    assert begun.backbone is not None
+    assert isinstance(config.train.batch_size, int)
+    device = torch.device(config.device)
+    begun.backbone.to(device)
+    clock.lap("set-up")
+    progress.phase("features", len(store))
+    embeddings = kept_features(
+        begun.backbone,
+        store,
+        begun.preprocessing,
+        device=device,
+        dtype=getattr(torch, config.train.precision),
+        batch_size=config.train.batch_size,
+        advance=progress.advance,
+    )
+    clock.lap("features")
+    return conclude(embeddings, config, begun, clock=clock, progress=progress, store=store)
+
+
+def fit_vectors(
+    rows: np.ndarray,
+    config: Config,
+    *,
+    store: ImageStore | None = None,
+    truth: np.ndarray | None = None,
+    progress: Progress | None = None,
+) -> FitResult:
+    """Clusters of features made elsewhere.
+
+    Args:
+        rows: ``(n, d)`` float32; their lengths do not count.
+        config: settings, as :func:`deepcluster.training.plan.schedule_given` gives them.
+        store: the images they are of, if there are any.
+        truth: ``(n,)`` labels, for measuring only.
+        progress: told what happens.
+    """
+    begun = Begun(None, config.backbone, 1, Preprocessing(1, (0.0,), (1.0,)))
+    embeddings = normalise(torch.from_numpy(rows))
+    clock, progress = Clock(), progress or Progress()
+    return conclude(
+        embeddings, config, begun, clock=clock, progress=progress, store=store, truth=truth
+    )
+
+
+def conclude(
+    embeddings: Tensor,
+    config: Config,
+    begun: Begun,
+    *,
+    clock: Clock,
+    progress: Progress,
+    store: ImageStore | None = None,
+    truth: np.ndarray | None = None,
+    history: list[dict[str, Any]] | None = None,
+) -> FitResult:
+    """What is done with the features of all images: clusters, map, scores.
+
+    Args:
+        embeddings: ``(n, d)``, rows of length 1.
+        config: resolved settings.
+        begun: the net they are of.
+        clock: goes on.
+        progress: told what happens.
+        store: the images, if there are any.
+        truth: ``(n,)`` labels, for measuring only, where the images have none.
+        history: the lines of the epochs.
+    """
+    if store is not None:
+        truth = store.labels
+    assert isinstance(config.epochs, int)
     generator = torch.Generator().manual_seed(mix(config.seed, config.epochs, ORDER))
     progress.phase("clusters", 1)
     pca, prototypes, choice = final_clusters(embeddings, config, generator)
@@ -217,13 +346,14 @@ def fit(
     if choice:
         progress.note(f"{clusters} clusters, chosen among 2 to {max(choice)}")
     model = FittedModel(
-        backbone=method.backbone,
-        name=config.backbone,
-        channels=store.channels,
+        backbone=begun.backbone,
+        name=begun.name,
+        channels=begun.channels,
         sobel=config.sobel,
-        preprocessing=preprocessing,
+        preprocessing=begun.preprocessing,
         pca=pca,
         prototypes=prototypes,
+        license=begun.license,
     )
     labels, distances, confidence = model.assign(embeddings)
     progress.advance(1)
@@ -232,15 +362,15 @@ def fit(
     places = layout(model.reduce(embeddings), generator=generator)
     progress.advance(1)
     clock.lap("map")
-    scores = {"fit": score(labels.numpy(), store.labels)}
+    scores = {"fit": score(labels.numpy(), truth)}
     if clusters > 1 and len(labels) > metrics.GRAPH_NEIGHBOURS:
         scores["fit"]["modularity"] = metrics.modularity(
             embeddings.numpy(), labels.numpy(), np.random.default_rng(config.seed)
         )
     clock.lap("measure")
-    if store.labels is not None:
+    if store is not None and truth is not None:
         progress.phase("k-means on the pixels, to compare", 1)
-        scores["pixels"] = score(pixel_clusters(store, clusters, generator), store.labels)
+        scores["pixels"] = score(pixel_clusters(store, clusters, generator), truth)
         progress.advance(1)
         clock.lap("compare")
     return FitResult(
@@ -251,7 +381,7 @@ def fit(
         distances=distances.numpy(),
         confidence=confidence.numpy(),
         places=np.asarray(places),
-        history=history,
+        history=history or [],
         clusters=clusters,
         choice=choice,
         scores=scores,

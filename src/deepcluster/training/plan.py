@@ -19,8 +19,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from deepcluster.backbones.features import find_pace
 from deepcluster.backbones.nets import auto_backbone, build_backbone
 from deepcluster.backbones.preprocessing import Batches, Preprocessing
+from deepcluster.backbones.start import GIVEN, GOOD, Weights, find_weights
 from deepcluster.config import Config, check_settings
 from deepcluster.device import fast_bfloat16, pick_device
 from deepcluster.errors import ConfigError
@@ -41,6 +43,8 @@ MOST_EPOCHS = 1000
 SIZES = (64, 48, 32)  # smaller sides that images may get, to keep to the time
 LATE = 0.1  # of the minutes that were given: by so much a fit may be expected to end after them
 TRIAL_SIDE = 32  # pixels; steps are timed at this side where several are to be compared
+TRIAL_PIXELS = 2**22  # of a batch: of larger ones a part is timed, of half as many pixels
+SLOW_STEP = 2.0  # seconds; a step that takes so long need not be timed twice
 TRIAL_SHARE, TRIAL_MOST = 0.02, 10.0  # of the time that was given, and seconds: spent on timing
 
 # What a trial of a few steps cannot time, as it was measured on two cores of an AMD EPYC with
@@ -119,6 +123,16 @@ def resolve(config: Config, *, n: int, size: int, channels: int) -> Config:
     check_settings(config)
     load_method(config.method)
     check_time(config)
+    frozen = config.start == "frozen"
+    if frozen and config.epochs not in ("auto", 0):
+        raise ConfigError(
+            f"epochs = {config.epochs}: a frozen net learns nothing; leave epochs out, or say "
+            "--start adapt"
+        )
+    if not frozen and config.epochs == 0:
+        raise ConfigError("epochs = 0: give a number from 1")
+    if config.start == "scratch" and config.data.margin < 1:
+        raise ConfigError(f"data.margin = {config.data.margin:g}: give a number from 1 to 4")
     device = pick_device(config.device)
     clusters = most_clusters(n) if config.clusters == "auto" else config.clusters
     if not 1 <= clusters <= n:
@@ -136,6 +150,9 @@ def resolve(config: Config, *, n: int, size: int, channels: int) -> Config:
     batch_size = min(
         n, usual_batch(n, device.type) if train.batch_size == "auto" else train.batch_size
     )
+    epochs = config.epochs
+    if epochs == "auto":
+        epochs = 0 if frozen else guess_epochs(n, size, batch_size)
     lr = DEFAULT_LR[train.optimizer] if train.lr == "auto" else train.lr
     pseudo_clusters = deepcluster.pseudo_clusters
     if pseudo_clusters == "auto":
@@ -147,7 +164,7 @@ def resolve(config: Config, *, n: int, size: int, channels: int) -> Config:
             config.final,
             choose=clusters > 2 and (config.final.choose or config.clusters == "auto"),
         ),
-        epochs=guess_epochs(n, size, batch_size) if config.epochs == "auto" else config.epochs,
+        epochs=epochs,
         device=str(device),
         size=size,
         backbone=backbone,
@@ -233,6 +250,132 @@ def beside_steps(n: int, device_type: str) -> float:
     return epoch + n * image
 
 
+def settle_start(config: Config) -> tuple[Config, Weights | None, str]:
+    """Where the net begins.
+
+    Args:
+        config: settings as asked for.
+
+    Returns:
+        The settings, with scratch in place of auto where no weights are at hand; the weights, which
+        may still be at the hub; and a sentence about those that a person could have.
+
+    Raises:
+        ConfigError: weights that are asked for do not exist, or are given to no purpose.
+    """
+    if config.start == "scratch":
+        if config.weights or config.backbone.startswith("local-dir:"):
+            raise ConfigError(
+                "--start scratch takes no weights: leave --weights and local-dir: out, or say "
+                "--start frozen or --start adapt"
+            )
+        return config, None, ""
+    weights = find_weights(config.backbone, config.weights)
+    name, megabytes = next(iter(GOOD.items()))
+    if config.start != "auto":
+        if weights is None:
+            raise ConfigError(
+                f"--start {config.start} needs a net that has weights, and {config.backbone!r} has "
+                f"none here: say --backbone {name} ({megabytes} MB, Apache-2.0, downloaded once), "
+                "--backbone local-dir:FOLDER, or --weights FILE.safetensors --backbone NAME"
+            )
+        return config, weights, ""
+    given = config.weights or config.backbone != "auto"
+    at_hand = weights is not None and weights.path is not None
+    if at_hand and (given or config.method == Config().method):
+        return dataclasses.replace(config, start="frozen"), weights, ""
+    sentence = ""
+    if weights is not None:
+        sentence = (
+            f"from scratch: the weights of {weights.name} are not here; --start frozen downloads "
+            f"them from huggingface.co/{weights.hub} (licence {weights.license or 'unknown'})"
+        )
+    elif config.backbone == "auto":
+        sentence = (
+            f"from scratch: no pretrained weights are here. --start frozen --backbone {name} "
+            f"downloads {megabytes} MB (Apache-2.0), needs no training and is as a rule better on "
+            "photographs"
+        )
+    return dataclasses.replace(config, start="scratch"), None, sentence
+
+
+def take_weights(config: Config, weights: Weights, *, side: int) -> Config:
+    """Settings as weights that were made elsewhere want them.
+
+    Args:
+        config: settings as asked for.
+        weights: where the net begins.
+        side: median of the images' shorter sides in pixels; smaller images are kept as small.
+    """
+    size = weights.best_size() if config.size == "auto" else config.size
+    whole = weights.preprocessing(size).side
+    kept = min(whole, side) if side else whole
+    data = dataclasses.replace(
+        config.data,
+        margin=kept / size,
+        channels="grey" if weights.channels == 1 else config.data.channels,
+        interpolation=weights.interpolation,  # type: ignore[arg-type]
+    )
+    backbone = weights.name if config.backbone == "auto" else config.backbone
+    return dataclasses.replace(config, size=size, backbone=backbone, data=data)
+
+
+def schedule_frozen(
+    config: Config, weights: Weights, *, n: int, channels: int, store_bytes: int
+) -> tuple[Config, Cost]:
+    """Resolve the settings of a frozen net: arithmetic and batch by a timed trial.
+
+    Args:
+        config: from :func:`take_weights`.
+        weights: at hand.
+        n: number of images.
+        channels: of the images, 1 or 3.
+        store_bytes: bytes of the decoded images that stay in memory.
+    """
+    assert isinstance(config.size, int)
+    resolved = resolve(config, n=n, size=config.size, channels=channels)
+    net = weights.build(config.size)
+    device = torch.device(resolved.device)
+    pace = find_pace(
+        net,
+        channels=weights.channels,
+        size=config.size,
+        device=device,
+        dtype=config.train.precision,
+    )
+    batch = pace.batch_size if config.train.batch_size == "auto" else config.train.batch_size
+    train = dataclasses.replace(
+        resolved.train,
+        precision="bfloat16" if pace.dtype == torch.bfloat16 else "float32",
+        batch_size=batch,
+    )
+    features = n * int(net.num_features) * 4  # type: ignore[arg-type]
+    parameters = sum(p.numel() for p in net.parameters()) * 4
+    assert isinstance(resolved.clusters, int)
+    choosing = CHOOSING * resolved.clusters if resolved.final.choose else 0.0
+    cost = Cost(
+        memory=store_bytes + 3 * features + 2 * parameters + LIBRARIES,
+        epoch=0.0,
+        rest=n * (pace.seconds + AFTERWARDS / min(2, torch.get_num_threads())) + choosing,
+        epochs=0,
+    )
+    return dataclasses.replace(resolved, train=train), cost
+
+
+def as_given(config: Config) -> Config:
+    """The settings of a fit that begins with features made elsewhere."""
+    return dataclasses.replace(config, start="frozen", backbone=GIVEN, weights="", minutes="auto")
+
+
+def schedule_given(config: Config, *, n: int) -> tuple[Config, Cost]:
+    """Resolve the settings of a fit of `n` features made elsewhere."""
+    resolved = resolve(config, n=n, size=1 if config.size == "auto" else config.size, channels=1)
+    assert isinstance(resolved.clusters, int)
+    choosing = CHOOSING * resolved.clusters if resolved.final.choose else 0.0
+    rest = n * AFTERWARDS / min(2, torch.get_num_threads()) + choosing
+    return resolved, Cost(memory=LIBRARIES, epoch=0.0, rest=rest, epochs=0)
+
+
 def _scale_is_open(config: Config) -> bool:
     """Whether image size or net may follow from the time: neither epochs nor a net are given.
 
@@ -240,7 +383,7 @@ def _scale_is_open(config: Config) -> bool:
         ConfigError: minutes that cannot be.
     """
     check_time(config)
-    return config.epochs == "auto" and config.backbone == "auto"
+    return config.epochs == "auto" and config.backbone == "auto" and config.start != "frozen"
 
 
 def choose_scale(config: Config, *, n: int, size: int, channels: int) -> Config:
@@ -364,6 +507,9 @@ def estimate(
     device = torch.device(config.device)
     side = round(config.size * config.data.margin)
     batch = config.train.batch_size
+    if batch * side**2 > TRIAL_PIXELS:  # a part of a batch tells as much in less time and memory
+        batch = min(batch, max(2, TRIAL_PIXELS // (2 * side**2)))
+    part = batch / config.train.batch_size
     with torch.random.fork_rng(devices=[]):
         backbone = build_backbone(
             config.backbone, channels=channels, size=config.size, sobel=config.sobel
@@ -403,7 +549,7 @@ def estimate(
     if device.type == "cuda":
         step()  # the second one records
     timed = [step()]
-    while len(timed) < 2 or sum(timed) < patience:
+    while sum(timed) < patience or (len(timed) < 2 and timed[0] < SLOW_STEP):
         timed.append(step())
     seconds_an_image = STEP_EXTRAS * statistics.median(timed) / batch
     choosing = CHOOSING * config.clusters if config.final.choose else 0.0
@@ -411,7 +557,7 @@ def estimate(
     forward = seconds_an_image / (3 * method.views)
     features = n * int(backbone.num_features) * 4  # type: ignore[arg-type]
     parameters = sum(p.numel() for p in method.parameters()) * 4  # type: ignore[attr-defined]
-    activations = 2 * sum(held.values())  # and as much for gradients and the views
+    activations = round(2 * sum(held.values()) / part)  # and as much for gradients and the views
     yardstick = 2 * n * min(config.size, PIXEL_SIDE) ** 2 * channels * 4  # k-means on the pixels
     return Cost(
         # features: the banks', as extracted, after PCA, and while they are clustered

@@ -102,6 +102,7 @@ class Step:
 
     def _gradients(self, images: Tensor, index: Tensor) -> None:
         """Gradients of the loss, of views of images ``(b, c, s, s)`` uint8."""
+        images = self.preprocessing.enlarge(images)
         batch = [
             self.preprocessing.normalise(view(images, self._generator)).contiguous(
                 memory_format=torch.channels_last

@@ -1,0 +1,145 @@
+"""Features made elsewhere, a row an image: what a fit can begin with in place of pixels.
+
+A ``.npy`` array ``(n, d)``, beside it perhaps the images' ids, a line each, as ``.ids.txt`` (so
+writes ``deepcluster embed``), or Parquet with a column of lists of numbers, as most engines write,
+and perhaps columns ``id`` (or ``path``) and ``label``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deepcluster.errors import SourceError
+from deepcluster.images.content import content_of
+from deepcluster.images.store import ImageStore
+
+BLANK = 16  # side in pixels of what stands for an image that nobody gave
+COLUMNS = ("embedding", "embeddings", "vector", "features")
+"""Names that are looked for where a table has several columns of lists."""
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """Rows, and what they belong to."""
+
+    name: str
+    rows: np.ndarray  # (n, d) float32, finite
+    ids: list[str] | None = None
+    labels: np.ndarray | None = None  # (n,) int64; for measuring only
+    label_names: list[str] | None = None
+
+
+def read_vectors(source: Any) -> Vectors:
+    """Vectors of a file, or an array ``(n, d)``.
+
+    Raises:
+        SourceError: there are none, or some are not finite.
+    """
+    if not isinstance(source, str | Path):
+        return _checked(Vectors("vectors", np.asarray(source)))
+    path = Path(source)
+    if not path.is_file():
+        raise SourceError(f"there is no file {path}: give a .npy or .parquet file of vectors")
+    if path.suffix == ".npy":
+        beside = path.with_suffix(".ids.txt")
+        ids = beside.read_text(encoding="utf-8").splitlines() if beside.is_file() else None
+        try:
+            return _checked(Vectors(path.stem, np.load(path, allow_pickle=False), ids))
+        except ValueError as error:
+            raise SourceError(f"{path} is no array of numbers: {error}") from error
+    if path.suffix == ".parquet":
+        return _checked(_from_parquet(path))
+    raise SourceError(f"{path}: vectors come as .npy or .parquet")
+
+
+def _from_parquet(path: Path) -> Vectors:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(path)
+    lists = [
+        field.name
+        for field in table.schema
+        if pa.types.is_list(field.type)
+        or pa.types.is_large_list(field.type)
+        or pa.types.is_fixed_size_list(field.type)
+    ]
+    named = [name for name in COLUMNS if name in lists]
+    if not named and len(lists) != 1:
+        raise SourceError(
+            f"{path} has {len(lists)} columns of lists ({', '.join(lists) or 'none'}): the vectors "
+            f"belong in one named {COLUMNS[0]!r}"
+        )
+    column = table[named[0] if named else lists[0]].combine_chunks()
+    lengths = {len(row) if row is not None else 0 for row in column}
+    if len(lengths) != 1 or column.null_count:
+        raise SourceError(f"{path}: the vectors are of several lengths, or some are missing")
+    rows = np.asarray(column.flatten()).reshape(len(table), -1)
+    key = next((name for name in ("id", "path") if name in table.column_names), None)
+    ids = None if key is None else [str(value) for value in table[key].to_pylist()]
+    labels, names = None, None
+    if "label" in table.column_names:
+        values = [None if v is None else str(v) for v in table["label"].to_pylist()]
+        names = sorted({value for value in values if value is not None})
+        number = {name: k for k, name in enumerate(names)}
+        labels = np.array([-1 if v is None else number[v] for v in values], np.int64)
+    return Vectors(path.stem, rows, ids, labels, names)
+
+
+def _checked(found: Vectors) -> Vectors:
+    rows = found.rows
+    if rows.ndim != 2 or 0 in rows.shape or rows.dtype.kind not in "fiu":
+        raise SourceError(
+            f"{found.name}: vectors are an array (n, d) of numbers, not {rows.dtype} of shape "
+            f"{rows.shape}"
+        )
+    with np.errstate(over="ignore"):  # what float32 cannot hold is found below
+        rows = np.ascontiguousarray(rows, np.float32)
+    bad = int((~np.isfinite(rows)).any(1).sum())
+    if bad:
+        raise SourceError(f"{found.name}: {bad:,} of {len(rows):,} vectors hold NaN or infinity")
+    if found.ids is not None and len(set(found.ids)) != len(rows):
+        raise SourceError(
+            f"{found.name}: {len(set(found.ids)):,} different ids for {len(rows):,} vectors; there "
+            "must be one for each"
+        )
+    return Vectors(found.name, rows, found.ids, found.labels, found.label_names)
+
+
+def pair(vectors: Vectors, store: ImageStore | None) -> tuple[np.ndarray, ImageStore]:
+    """The vectors in the order of the images, and the images; blank ones where there are none.
+
+    Where both have ids, these say what belongs together, else the order does.
+
+    Raises:
+        SourceError: images without vectors, or another number of them.
+    """
+    n = len(vectors.rows)
+    if store is None:
+        pixels = np.full((n, BLANK, BLANK, 1), 224, np.uint8)
+        ids = vectors.ids or [str(i) for i in range(n)]
+        known = vectors.labels is not None
+        names = (vectors.label_names or []) if known else []
+        store = ImageStore(vectors.name, pixels, BLANK, ids, [None] * n, vectors.labels, names)
+        store.contents = np.array([content_of(row) for row in vectors.rows], np.uint64)
+        return vectors.rows, store
+    if vectors.ids is not None:
+        row = {name: i for i, name in enumerate(vectors.ids)}
+        lost = [name for name in store.ids if name not in row]
+        if not lost:
+            return vectors.rows[[row[name] for name in store.ids]], store
+        if len(lost) < len(store) or len(store) != n:
+            raise SourceError(
+                f"{len(lost):,} of {len(store):,} images have no vector, the first is {lost[0]}: "
+                "the ids of the vectors must be those of the images (as items.csv shows them)"
+            )
+    if store.skipped or len(store) != n:
+        raise SourceError(
+            f"{n:,} vectors, but {len(store):,} images ({len(store.skipped):,} left out): without "
+            "ids there must be a vector for each image, in their order"
+        )
+    return vectors.rows, store

@@ -1,0 +1,191 @@
+"""Weights made elsewhere: found, described, built; the exported folder through timm's own eyes."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import timm
+import torch
+from conftest import make_net, make_shapes
+from PIL import Image
+from timm.data import create_transform, resolve_model_data_config
+
+from deepcluster.backbones import start
+from deepcluster.backbones.features import FittedModel, find_pace, kept_features
+from deepcluster.backbones.start import Weights, find_weights
+from deepcluster.clustering.graph import Prototypes
+from deepcluster.errors import ConfigError
+from deepcluster.images.store import open_images
+
+MEAN, STD = [0.4, 0.5, 0.6], [0.2, 0.25, 0.3]
+
+
+def test_a_folder_in_timms_layout(net_folder: Path):
+    found = find_weights(f"local-dir:{net_folder}")
+    assert found is not None and found.architecture == "resnet10t"
+    assert (found.channels, found.size, found.crop_pct) == (3, 32, 0.8)
+    assert found.preprocessing(32).side == 40
+    assert found.terms == f"local-dir:{net_folder}: licence apache-2.0"
+    net = found.build(32)
+    images = torch.rand(2, 3, 32, 32)
+    theirs = timm.create_model(f"local-dir:{net_folder}", pretrained=True, num_classes=0).eval()
+    with torch.no_grad():
+        assert torch.equal(net(images), theirs(images))
+
+
+def test_a_file_and_the_net_it_belongs_to(net_folder: Path):
+    file = net_folder / "model.safetensors"
+    found = find_weights("resnet10t", str(file))
+    assert found is not None
+    assert found.license == ""  # of timm's own weights, not of these
+    by_folder = find_weights(str(net_folder))
+    assert by_folder is not None
+    images = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(found.build(32)(images), by_folder.build(32)(images))
+
+
+def test_weights_that_do_not_fit_are_refused(net_folder: Path, tmp_path: Path):
+    file = str(net_folder / "model.safetensors")
+    with pytest.raises(ConfigError, match="do not fit"):
+        find_weights("resnet26t", file).build(32)
+    with pytest.raises(ConfigError, match="--backbone NAME"):
+        find_weights("auto", file)
+    with pytest.raises(ConfigError, match=r"takes a \.safetensors file"):
+        find_weights("resnet10t", str(tmp_path / "no.safetensors"))
+    with pytest.raises(ConfigError, match="holds no net"):
+        find_weights(f"local-dir:{tmp_path}")
+
+
+def test_weights_with_nan_are_refused(tmp_path: Path):
+    make_net(tmp_path)
+    file = tmp_path / "model.safetensors"
+    tensors = safetensors.torch.load_file(file)
+    tensors["bn1.weight"][0] = torch.nan
+    safetensors.torch.save_file(tensors, file)
+    with pytest.raises(ConfigError, match="NaN"):
+        find_weights(str(tmp_path)).build(32)
+
+
+def test_a_vit_takes_another_size(tmp_path: Path):
+    make_net(tmp_path, "vit_tiny_patch16_224", size=64, img_size=64)
+    weights = find_weights(str(tmp_path))
+    assert weights.multiple == 16
+    with torch.no_grad():
+        assert weights.build(96)(torch.rand(1, 3, 96, 96)).shape == (1, 192)
+
+
+def test_a_run_of_this_package_is_a_folder_of_weights(finished):
+    weights = find_weights(str(finished.path))
+    assert weights.architecture == "convnet_tiny" and weights.channels == 1
+    with torch.no_grad():
+        assert weights.build(16)(torch.rand(1, 1, 16, 16)).shape == (1, 128)
+
+
+def test_names_of_the_hub_are_found_without_a_network(monkeypatch: pytest.MonkeyPatch):
+    found = find_weights("vit_small_patch16_dinov3")
+    assert found.path is None and found.hub == "timm/vit_small_patch16_dinov3.lvd1689m"
+    assert "under the same agreement" in found.terms
+    assert found.facts()["license"] == "dinov3-license"
+    assert find_weights("auto") is None
+    assert find_weights("convnet-small") is None
+    monkeypatch.setattr(start, "cached", lambda hub: Path("here") if "dinov2" in hub else None)
+    here = find_weights("auto")
+    assert here.name == "vit_small_patch14_dinov2.lvd142m" and here.path == Path("here")
+    assert here.best_size() == 224
+    assert here.license == "apache-2.0"
+
+
+def test_what_is_kept_is_what_timm_sees(net_folder: Path, tmp_path: Path):
+    """Photographs through timm's own transform give the features that a run keeps."""
+    rng = np.random.default_rng(0)
+    for i in range(4):
+        coarse = Image.fromarray(rng.integers(0, 256, (6, 7, 3), dtype=np.uint8))
+        coarse.resize((64 + i, 64 + i), Image.Resampling.BICUBIC).save(tmp_path / f"{i}.png")
+    weights = find_weights(str(net_folder))
+    preprocessing = weights.preprocessing(32)
+    store = open_images(tmp_path, size=preprocessing.side)
+    model = FittedModel(
+        weights.build(32),
+        weights.architecture,
+        3,
+        False,
+        preprocessing,
+        None,
+        Prototypes(torch.zeros(1, 512), torch.zeros(1, dtype=torch.int64)),
+        weights.license,
+    )
+    ours = model.embed(store, device=torch.device("cpu"))
+    model.save(tmp_path / "model")
+    said = json.loads((tmp_path / "model" / "config.json").read_text())["pretrained_cfg"]
+    assert said["license"] == "apache-2.0"
+    net = timm.create_model(f"local-dir:{tmp_path / 'model'}", pretrained=True, num_classes=0)
+    transform = create_transform(**resolve_model_data_config(net), is_training=False)
+    images = torch.stack([transform(Image.open(tmp_path / f"{i}.png")) for i in range(4)])
+    with torch.no_grad():
+        theirs = torch.nn.functional.normalize(net.eval()(images))
+    assert (ours * theirs).sum(1).min() > 0.999
+    seen = preprocessing(torch.from_numpy(store.pixels).permute(0, 3, 1, 2))
+    assert (seen - images).abs().mean() < 0.001  # of a standard deviation; bilinear: 0.012
+
+
+def test_small_images_are_enlarged_as_pillow_does(net_folder: Path):
+    weights = find_weights(str(net_folder))
+    preprocessing = weights.preprocessing(32)
+    small = make_shapes(3, side=20, colour=True)
+    ours = preprocessing.enlarge(torch.from_numpy(small).permute(0, 3, 1, 2))
+    for i in range(3):
+        theirs = Image.fromarray(small[i]).resize((40, 40), Image.Resampling.BICUBIC)
+        apart = np.abs(ours[i].permute(1, 2, 0).numpy().astype(int) - np.asarray(theirs))
+        assert apart.max() <= 2 and apart.mean() < 0.2  # Pillow rounds between its two passes
+    assert preprocessing(torch.from_numpy(small[..., :1]).permute(0, 3, 1, 2)).shape == (
+        3,
+        3,
+        32,
+        32,
+    )
+
+
+def test_features_are_kept_until_anything_changes(net_folder: Path):
+    weights = find_weights(str(net_folder))
+    net, facts = weights.build(32), {"device": torch.device("cpu")}
+    store = open_images(make_shapes(8, side=40, colour=True))
+    asked = []
+    net.register_forward_hook(lambda *args: asked.append(1))
+
+    def features(**changes):
+        asked.clear()
+        return kept_features(net, store, weights.preprocessing(32), **facts, **changes), len(asked)
+
+    first, calls = features()
+    assert calls == 1
+    again, calls = features()
+    assert calls == 0 and torch.equal(first, again)
+    assert features(dtype=torch.bfloat16)[1] == 1
+    store.pixels[5, 3, 3, 0] ^= 1
+    assert features()[1] == 1
+    with torch.no_grad():
+        next(net.parameters()).mul_(1.5)
+    assert features()[1] == 1
+
+
+def test_pace_is_found_in_the_arithmetic_that_is_asked_for(net_folder: Path):
+    net = find_weights(str(net_folder)).build(32)
+    pace = find_pace(net, channels=3, size=32, device=torch.device("cpu"), dtype="float32")
+    assert pace.dtype == torch.float32 and pace.batch_size in (32, 128) and pace.seconds > 0
+
+
+def test_weights_describe_themselves_where_nothing_is_said(tmp_path: Path):
+    bare = Weights("x", "resnet10t", None, 3, 32, (0.5,) * 3, (0.5,) * 3)
+    assert "licence unknown" in bare.terms
+
+
+def test_a_hub_that_cannot_be_reached_says_what_to_bring(monkeypatch: pytest.MonkeyPatch):
+    def offline(*args):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", offline)
+    with pytest.raises(ConfigError, match=r"no route to host.*--weights FILE\.safetensors"):
+        find_weights("resnet18").fetch()

@@ -1,0 +1,182 @@
+"""Fits that begin with what exists: a frozen net, and vectors made elsewhere."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import timm
+import torch
+from conftest import make_shapes
+
+from deepcluster import DeepCluster
+from deepcluster.backbones import features as features_module
+from deepcluster.config import Config, override
+from deepcluster.errors import ConfigError, RunError, SourceError
+from deepcluster.finished import (
+    evaluate_run,
+    export_run,
+    predict_source,
+    write_embeddings,
+)
+from deepcluster.fitting import fit_source, plan_source
+from deepcluster.images.vectors import read_vectors
+from deepcluster.run import RunDir
+
+FROZEN = {"start": "frozen", "clusters": 3, "device": "cpu", "train.precision": "float32"}
+
+
+def settings(net: Path, **values: object) -> Config:
+    return override(Config(), FROZEN | {"backbone": f"local-dir:{net}"} | values)
+
+
+@pytest.fixture(scope="module")
+def frozen(net_folder: Path, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    out = tmp_path_factory.mktemp("frozen") / "run"
+    return fit_source(folder, settings(net_folder), out=out, labels="folders", report=True)
+
+
+def test_a_frozen_run_is_a_run_like_any_other(frozen: RunDir, folder: Path, tmp_path: Path):
+    info, config = frozen.read_info(), frozen.read_config()
+    assert info["status"] == "done" and info["scores"]["fit"]["nmi"] > 0
+    assert info["weights"]["license"] == "apache-2.0"
+    assert any("licence apache-2.0" in note for note in info["notes"])
+    assert (config.start, config.epochs, config.size) == ("frozen", 0, 32)
+    assert (frozen.report / "index.html").is_file()
+    found = predict_source(frozen, folder, device="cpu")
+    assert found.labels.tolist() == frozen.read_items()["cluster"].to_pylist()
+    assert np.array_equal(found.embeddings, frozen.read_embeddings())
+    assert evaluate_run(frozen)["nmi"] == pytest.approx(info["scores"]["fit"]["nmi"])
+    net = timm.create_model(
+        f"local-dir:{export_run(frozen, 'timm', tmp_path / 'net')}", pretrained=True, num_classes=0
+    )
+    assert net.pretrained_cfg["crop_pct"] == 0.8
+
+
+def test_the_settings_of_a_frozen_run_repeat_it(
+    frozen: RunDir, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The same bits, with the features that were kept: the net is not asked again."""
+
+    def never(*args: object, **options: object) -> None:
+        raise AssertionError("the features were kept")
+
+    monkeypatch.setattr(features_module, "extract", never)
+    again = fit_source(folder, frozen.read_config(), out=tmp_path / "again")
+    assert np.array_equal(again.read_embeddings(), frozen.read_embeddings())
+    assert again.read_items()["cluster"] == frozen.read_items()["cluster"]
+    other = override(frozen.read_config(), {"clusters": 2})
+    two = fit_source(folder, other, out=tmp_path / "two")
+    assert set(two.read_items()["cluster"].to_pylist()) == {0, 1}
+
+
+def test_a_dry_run_of_a_frozen_net(net_folder: Path, folder: Path):
+    plan = plan_source(folder, settings(net_folder))
+    assert plan.cost.epochs == 0 and plan.cost.seconds > 0
+    assert any("frozen on cpu" in note for note in plan.notes)
+
+
+def test_starts_that_cannot_be(net_folder: Path, folder: Path):
+    with pytest.raises(ConfigError, match=r"needs a net that has weights.*dinov2"):
+        plan_source(folder, override(Config(), FROZEN))
+    with pytest.raises(ConfigError, match="takes no weights"):
+        plan_source(folder, settings(net_folder, start="scratch"))
+    with pytest.raises(ConfigError, match="learns nothing"):
+        plan_source(folder, settings(net_folder, epochs=3))
+    with pytest.raises(ConfigError, match="downloads nothing"):
+        plan_source(folder, override(Config(), FROZEN | {"backbone": "resnet18"}))
+
+
+def test_auto_without_weights_is_scratch_and_a_sentence(folder: Path):
+    plan = plan_source(folder, override(Config(), {"device": "cpu", "epochs": 1}))
+    assert plan.config.start == "scratch"
+    assert any("--start frozen --backbone vit_small_patch14_dinov2" in note for note in plan.notes)
+
+
+def test_estimator_with_a_frozen_net(net_folder: Path, tmp_path: Path):
+    images = make_shapes(30, side=24, colour=True)
+    options = {"n_clusters": 3, "start": "frozen", "device": "cpu", "random_state": 0}
+    named = DeepCluster(backbone=f"local-dir:{net_folder}", **options).fit(images)
+    assert named.n_iter_ == 0
+    assert named.config_.size == 32
+    assert np.array_equal(named.predict(images), named.labels_)
+    assert np.array_equal(named.transform(images), named.embeddings_)
+    assert np.array_equal(named.fit(images).embeddings_, named.embeddings_)
+    module = timm.create_model(f"local-dir:{net_folder}", pretrained=True, num_classes=0)
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    own = DeepCluster(backbone=module, size=32, **options).fit(images)
+    assert all(torch.equal(before[name], value) for name, value in module.state_dict().items())
+    assert own.model_.preprocessing.mean == named.model_.preprocessing.mean
+
+
+# -- vectors made elsewhere ---------------------------------------------------------------------
+
+
+def blobs(n: int = 90) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    truth = np.arange(n) % 3
+    return (np.eye(8)[truth] + rng.normal(0, 0.1, (n, 8))).astype(np.float32), truth
+
+
+def test_vectors_in_clusters_and_a_report_out(tmp_path: Path):
+    rows, truth = blobs()
+    table = pa.table({"id": [f"a/{i}" for i in range(90)], "v": rows.tolist(), "label": truth})
+    pq.write_table(table, tmp_path / "rows.parquet")
+    config = override(Config(), {"clusters": 3, "device": "cpu"})
+    run = fit_source(
+        None, config, embeddings=tmp_path / "rows.parquet", out=tmp_path / "run", report=True
+    )
+    info, items = run.read_info(), run.read_items()
+    assert info["scores"]["fit"]["nmi"] == 1.0 and info["counts"]["images"] == 90
+    assert "pixels" not in info["scores"]
+    assert items["id"].to_pylist()[:2] == ["a/0", "a/1"]
+    assert (run.report / "index.html").is_file()
+    np.save(tmp_path / "new.npy", 5 * rows[:7])  # lengths do not count
+    found = predict_source(run, tmp_path / "new.npy")
+    assert found.labels.tolist() == items["cluster"].to_pylist()[:7]
+    assert evaluate_run(run)["nmi"] == 1.0
+    with pytest.raises(RunError, match="no net"):
+        export_run(run, "timm", tmp_path / "net")
+
+
+def test_vectors_with_their_images(folder: Path, frozen: RunDir, tmp_path: Path):
+    """What `embed` wrote goes back in, ids first: the order of the rows does not matter."""
+    found = predict_source(frozen, folder, device="cpu")
+    write_embeddings(found, tmp_path / "rows.npy")
+    order = np.random.default_rng(0).permutation(60)
+    np.save(tmp_path / "rows.npy", found.embeddings[order])
+    (tmp_path / "rows.ids.txt").write_text("".join(f"{found.store.ids[i]}\n" for i in order))
+    config = override(Config(), {"clusters": 3, "device": "cpu"})
+    run = fit_source(folder, config, embeddings=tmp_path / "rows.npy", out=tmp_path / "run")
+    assert run.read_items()["id"].to_pylist() == found.store.ids
+    assert np.allclose(run.read_embeddings(), found.embeddings, atol=1e-6)
+    (tmp_path / "rows.ids.txt").unlink()
+    with pytest.raises(SourceError, match="60 images"):  # one of the 61 cannot be read
+        fit_source(folder, config, embeddings=tmp_path / "rows.npy", out=tmp_path / "other")
+
+
+def test_estimator_on_vectors():
+    rows, truth = blobs()
+    fitted = DeepCluster(n_clusters=3, random_state=0, device="cpu").fit_embeddings(rows)
+    assert len({(a, b) for a, b in zip(fitted.labels_, truth, strict=True)}) == 3
+    assert np.array_equal(fitted.predict(rows * 2), fitted.labels_)
+    assert fitted.transform(rows).shape == (90, 8)
+
+
+def test_vectors_that_cannot_be(tmp_path: Path):
+    rows, _ = blobs()
+    rows[3, 2] = np.nan
+    np.save(tmp_path / "nan.npy", rows)
+    with pytest.raises(SourceError, match="1 of 90 vectors hold NaN"):
+        read_vectors(tmp_path / "nan.npy")
+    with pytest.raises(SourceError, match=r"not float64 of shape \(3,\)"):
+        read_vectors(np.zeros(3))
+    with pytest.raises(SourceError, match="there is no file"):
+        read_vectors(tmp_path / "none.npy")
+    (tmp_path / "a.csv").touch()
+    with pytest.raises(SourceError, match=r"as \.npy or \.parquet"):
+        read_vectors(tmp_path / "a.csv")
+    pq.write_table(pa.table({"v": [[1.0], [1.0, 2.0]]}), tmp_path / "ragged.parquet")
+    with pytest.raises(SourceError, match="several lengths"):
+        read_vectors(tmp_path / "ragged.parquet")
