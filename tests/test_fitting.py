@@ -35,6 +35,7 @@ def test_the_files_of_a_run(finished: RunDir) -> None:
         "embeddings.npy",
         "contents.npy",
         "neighbours.safetensors",
+        "tree.npz",
         "model/config.json",
         "model/model.safetensors",
         "model/README.md",

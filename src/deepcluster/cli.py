@@ -37,8 +37,9 @@ from deepcluster.config import (
     recipe_names,
 )
 from deepcluster.errors import ConfigError, NoImagesError, RunError, SourceError
+from deepcluster.files import Output
 from deepcluster.methods import METHODS
-from deepcluster.run import Output, RunDir
+from deepcluster.run import RunDir
 from deepcluster.show.exact import escaped, show
 from deepcluster.sorting import check_folder
 from deepcluster.version import __version__

@@ -22,6 +22,7 @@ from deepcluster.backbones.start import GIVEN
 from deepcluster.clustering.pca import normalise
 from deepcluster.device import pick_inference
 from deepcluster.errors import ConfigError, RunError
+from deepcluster.files import Output
 from deepcluster.images.labels import encode, relabel
 from deepcluster.images.listing import Listing
 from deepcluster.images.store import ImageStore, open_images
@@ -29,7 +30,7 @@ from deepcluster.images.vectors import pair, read_vectors
 from deepcluster.labelling.classifier import Classifier
 from deepcluster.naming import load_model
 from deepcluster.progress import Progress
-from deepcluster.run import Output, RunDir
+from deepcluster.run import RunDir
 from deepcluster.sorting import How, sort_images
 
 
@@ -86,8 +87,7 @@ def predict_source(
     progress = progress or Progress()
     if run.read_config().backbone == GIVEN:
         rows, store = pair(read_vectors(source), None)
-        embeddings = normalise(torch.from_numpy(rows))
-        return _predictions(run, load_model(run), store, embeddings)
+        return _predictions(run, load_model(run), store, normalise(torch.from_numpy(rows)))
     store = open_source(run, source, labels=labels, progress=progress)
     return predict_store(run, store, device=device, progress=progress)
 
@@ -471,16 +471,16 @@ def export_run(
         RunError: `out` exists, or the run has no net or no classifier.
         ConfigError: a package that the format needs is not installed.
     """
-    output = Output(out)
+    if run.read_config().backbone == GIVEN:
+        raise RunError(f"{run.path} was made of vectors: it has no net to export")
     if classes and to == "timm":
         raise ConfigError("timm reads the backbone alone: export --classes to onnx or torchscript")
-    model = FittedModel.load(run.model)
-    if model.backbone is None:
-        raise RunError(f"{run.path} was made of vectors: it has no net to export")
+    output = Output(out)
     if to == "timm":
         with output.writing() as part:
             shutil.copytree(run.model, part)
         return out
+    model = FittedModel.load(run.model)
     classifier = Classifier.load(run) if classes else None
     deployed = Deployed(model, classifier).eval()
     if classifier is not None:

@@ -15,7 +15,7 @@ from timm.data import create_transform, resolve_model_data_config
 from deepcluster.backbones import start
 from deepcluster.backbones.features import FittedModel, find_pace, kept_features
 from deepcluster.backbones.start import Weights, find_weights
-from deepcluster.clustering.graph import Prototypes
+from deepcluster.clustering.prototypes import Prototypes
 from deepcluster.errors import ConfigError
 from deepcluster.images.store import open_images
 

@@ -3,16 +3,14 @@
 The neighbour graph is cut into every number of clusters from 2 on, several times, each time from
 other landmarks. The score of a number is the product of
 
-- the silhouette of the cuts (Rousseeuw 1987), times their squared evenness: the entropy of the
-  shares over ln k;
+- the silhouette of the cuts (Rousseeuw 1987), as the mean over clusters of the mean in each: over
+  rows a large cluster would speak for all, and a rare one that lies apart would not count;
 - their modularity: edges kept within clusters, less those that chance would keep (Newman 2004);
 - their stability: adjusted mutual information of two cuts, over all pairs (von Luxburg 2010).
 
 Each alone fails on the features of a net. The silhouette goes on to rise a little when a class
 falls apart into two that do lie apart, and falls from 2 on where no class lies apart; modularity
-rises when a class is split; the cut in two is as stable as any. Evenness is a prior, the one that
-:mod:`deepcluster.clustering.graph` has among cuts: where the largest group is many times the
-smallest, the answer tends to be too small.
+rises when a class is split; the cut in two is as stable as any.
 
 How far these and other criteria land from the truth is in docs/log.md.
 """
@@ -24,11 +22,17 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from sklearn.metrics import adjusted_mutual_info_score, pairwise_distances, silhouette_score
+from sklearn.metrics import adjusted_mutual_info_score, pairwise_distances, silhouette_samples
 from torch import Tensor
 
-from deepcluster.clustering.graph import cut, edges, landmarks, patch_graph
-from deepcluster.metrics import occupancy
+from deepcluster.clustering.graph import (
+    agglomerate,
+    cluster_at,
+    edges,
+    landmarks,
+    patch_graph,
+    refine,
+)
 
 DRAWS = 4
 """Sets of landmarks."""
@@ -78,14 +82,16 @@ def choose_clusters(
     for _ in range(DRAWS):
         centers, patch = landmarks(x, wanted, 2, generator)
         weights = patch_graph(centers, patch, *edges(x, neighbours, QUERIES, generator))
-        draws.append((weights, patch[judged].cpu().numpy()))
-    fewest = min(len(weights) for weights, _ in draws)
+        draws.append((weights, agglomerate(weights)[0], patch[judged].cpu().numpy()))
+    fewest = min(len(weights) for weights, _, _ in draws)
     scores = {}
     for k in range(2, min(largest, fewest - 1) + 1):
-        cuts = [cut(weights, k) for weights, _ in draws]
-        found = [c[own] for c, (_, own) in zip(cuts, draws, strict=True)]
-        apart = [_even_silhouette(distances, clusters, k) for clusters in found]
-        kept = [_modularity(weights, c) for c, (weights, _) in zip(cuts, draws, strict=True)]
+        cuts = [
+            refine(weights, cluster_at(merges, len(weights), k)) for weights, merges, _ in draws
+        ]
+        found = [c[own] for c, (_, _, own) in zip(cuts, draws, strict=True)]
+        apart = [_silhouette(distances, clusters) for clusters in found]
+        kept = [_modularity(weights, c) for c, (weights, _, _) in zip(cuts, draws, strict=True)]
         again = [adjusted_mutual_info_score(a, b) for a, b in itertools.combinations(found, 2)]
         factors = [np.mean(apart), np.mean(kept), np.mean(again)]
         scores[k] = float(np.prod(np.maximum(factors, 0)))
@@ -99,9 +105,10 @@ def _modularity(weights: np.ndarray, clusters: np.ndarray) -> float:
     return float(between.trace() - (between.sum(0) ** 2).sum())
 
 
-def _even_silhouette(distances: np.ndarray, clusters: np.ndarray, k: int) -> float:
-    """Silhouette times squared evenness of k clusters, of which some may have no row here."""
-    if not 2 <= len(np.unique(clusters)) < len(clusters):
+def _silhouette(distances: np.ndarray, clusters: np.ndarray) -> float:
+    """Mean over the clusters of the mean silhouette of their rows."""
+    numbers, position = np.unique(clusters, return_inverse=True)
+    if not 2 <= len(numbers) < len(clusters):
         return 0.0
-    evenness = occupancy(clusters, k)["entropy"]
-    return float(silhouette_score(distances, clusters, metric="precomputed") * evenness**2)
+    each = silhouette_samples(distances, clusters, metric="precomputed")
+    return float((np.bincount(position, each) / np.bincount(position)).mean())
