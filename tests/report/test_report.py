@@ -583,6 +583,7 @@ def test_another_level_is_nobodys_move_and_nobodys_merge(run: RunDir) -> None:
     text = "".join(f"{i:03d},{c},model,3\n" for i, c in enumerate(rows))
     done = apply_labels(run, labels_csv(run, "id,cluster,by,level\n" + text))
     assert (done.moved, done.merged) == (0, {2: 1})
+    assert str(done).startswith("3 clusters now, 0 clusters renamed, 1 merged, 0 images moved")
     assert column(run, "cluster") == rows and set(column(run, "by")) == {"model"}
     assert run.read_clusters()["by_level"] == [2]
     done = apply_labels(run, labels_csv(run, "id,cluster\n000,3\n001,3\n"))

@@ -4,7 +4,7 @@
 (() => {
   const { changes, h, count, images, duration, picture, clusterLink, charts } = deepcluster;
 
-  const { dot, heading, first } = deepcluster.members;
+  const { dot, heading, typical } = deepcluster.members;
   const COVERED = 24; // clusters on the first screen
 
   const MARKS = { good: "✓", fair: "~", bad: "!" };
@@ -132,7 +132,7 @@
     const at = covers.clusters.indexOf(number);
     let pictures;
     if (edited || at < 0) {
-      pictures = first(changes.rowsOf(number), "typical", covers.columns)
+      pictures = typical(changes.rowsOf(number), covers.columns)
         .map((row) => squareTile(deepcluster.tileOf(row), deepcluster.summary.thumbnails.columns));
     } else {
       pictures = covers.items[at].map((_, i) => squareTile({ url: "data/covers.webp", left: i, top: at }, covers.columns, covers.clusters.length));
