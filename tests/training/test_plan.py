@@ -145,3 +145,8 @@ def test_from_python_no_clock_is_read_unless_asked(monkeypatch: pytest.MonkeyPat
     assert DeepCluster(n_clusters=3, random_state=0).fit(make_shapes(12)).n_iter_ == 80
     with pytest.raises(AssertionError, match="timed"):
         DeepCluster(n_clusters=3, minutes=1).fit(make_shapes(12))
+
+
+def test_a_gpu_takes_larger_batches_of_many_images() -> None:
+    asked = [(50_000, "cuda"), (2000, "cuda"), (50_000, "cpu"), (50_000, "mps")]
+    assert [plan.usual_batch(n, device) for n, device in asked] == [512, 256, 256, 256]
