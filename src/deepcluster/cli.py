@@ -507,6 +507,26 @@ def apply(
 
 
 @app.command
+def recluster(run: Path, *, clusters: int | Literal["auto"]) -> None:
+    """Take another number of clusters; names stay with the images, nothing is trained.
+
+    Parameters
+    ----------
+    run
+        A run folder.
+    clusters
+        How many, or auto to choose.
+    """
+    from deepcluster import finished
+
+    opened = RunDir.open(run)
+    for sentence in finished.recluster_run(opened, clusters):
+        show(sentence)
+    with _progress(False) as progress:
+        show(f"report: {_write_report(opened, progress)}")
+
+
+@app.command
 def update(
     run: Path,
     *source: str,
