@@ -457,7 +457,7 @@ def recluster_run(run: RunDir, clusters: int | Literal["auto"]) -> list[str]:
     embeddings = torch.from_numpy(np.array(run.read_embeddings()))
     reduced = model.reduce(embeddings)
     choice: dict[int, float] = {}
-    if isinstance(clusters, str):
+    if clusters == "auto":
         found = choose_clusters(
             reduced,
             largest=max(2, min(most_clusters(len(reduced)), tree.largest)),
@@ -465,6 +465,7 @@ def recluster_run(run: RunDir, clusters: int | Literal["auto"]) -> list[str]:
             generator=torch.Generator().manual_seed(config.seed),
         )
         clusters, choice = min(found.k, tree.largest), found.scores
+    assert isinstance(clusters, int)
     if not 1 <= clusters <= tree.largest:
         raise ConfigError(
             f"{clusters} clusters: the tree of this run has {tree.largest} parts, so give a number "
