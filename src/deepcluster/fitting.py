@@ -604,6 +604,11 @@ def _remember(names_from: str | Path | None, out: str | Path | None) -> Remember
 
 
 def _write_result(run: RunDir, store: ImageStore, result: FitResult, progress: Progress) -> None:
+    progress.phase("nearest images", 1)
+    features = torch.from_numpy(result.embeddings).to(result.config.device)
+    index, distance, recall = nearest_rows(features, NEIGHBOURS)
+    run.write_neighbours(Neighbours(index.cpu().numpy(), distance.cpu().numpy(), recall))
+    progress.advance(1)
     progress.phase("writing the run folder", len(store))
     n = len(store)
     classes: list[str | None] = [None] * n
@@ -612,9 +617,6 @@ def _write_result(run: RunDir, store: ImageStore, result: FitResult, progress: P
     run.write_embeddings(result.embeddings)
     if store.contents is not None:
         run.write_contents(store.contents)
-    features = torch.from_numpy(result.embeddings).to(result.config.device)
-    index, distance, recall = nearest_rows(features, NEIGHBOURS)
-    run.write_neighbours(Neighbours(index.cpu().numpy(), distance.cpu().numpy(), recall))
     run.write_items(
         {
             "id": store.ids,
