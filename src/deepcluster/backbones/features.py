@@ -329,7 +329,8 @@ class FittedModel:
         Raises:
             RunError: a file is missing or damaged.
         """
-        net, rest = None, {"name": GIVEN, "channels": 1, "sobel": False}
+        net = None
+        rest: dict[str, Any] = {"name": GIVEN, "channels": 1, "sobel": False}
         preprocessing = Preprocessing(1, (0.0,), (1.0,))
         if (folder / "config.json").exists() or (folder / "model.safetensors").exists():
             net, preprocessing, rest = _load_net(folder, backbone)
