@@ -441,7 +441,9 @@ def _train(
             run.truncate_metrics(0)
         _write_result(run, work.store, result, log)
         for other in best.others:
-            _write_other(run.other(other.config.start), work.store, other, info, report=report)
+            told = {name: info[name] for name in ("started", "images", "weights")}
+            told["starts"] = best.facts(other)
+            _write_other(run.other(other.config.start), work.store, other, told, report=report)
         info["starts"] = best.facts()
         if remembered is not None:
             info["carried"] = str(carry_names(remembered, run)).splitlines()
@@ -491,12 +493,11 @@ def _fit(run: RunDir, work: Work, *, resume: bool, log: Logged, pace: Pace | Non
 
 
 def _write_other(
-    run: RunDir, store: ImageStore, result: FitResult, info: dict[str, Any], *, report: bool
+    run: RunDir, store: ImageStore, result: FitResult, facts: dict[str, Any], *, report: bool
 ) -> None:
     """A run folder, in that of the start which was kept, for one that was not."""
     run.remove()
     run.path.mkdir()
-    facts = {name: info[name] for name in ("started", "images", "weights")}
     write_finished(run, store, result, facts)
     write_pictures(run)
     if report:
