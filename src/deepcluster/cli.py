@@ -85,8 +85,10 @@ def read_recipe(
             raise ConfigError(f"{name}: {error}") from error
         for key, value in flatten(values).items():
             if not settings[key].tokens:
-                text = str(value).lower() if isinstance(value, bool) else str(value)
-                settings[key].append(cyclopts.Token(keyword=key, value=text, source=name))
+                for i, one in enumerate(value if isinstance(value, list) else [value]):
+                    text = str(one).lower() if isinstance(one, bool) else str(one)
+                    token = cyclopts.Token(keyword=key, value=text, source=name, index=i)
+                    settings[key].append(token)
 
 
 def _refuse_fractions(key: str, argument: cyclopts.Argument) -> None:

@@ -640,7 +640,7 @@ def estimate(
     batch = config.train.batch_size
     if config.start == "adapt":  # a step of a large net on large images takes seconds
         batch = min(batch, ADAPT_TRIAL)
-    if batch * side**2 > TRIAL_PIXELS:  # a part of a batch tells as much in less time and memory
+    if device.type != "cuda" and batch * side**2 > TRIAL_PIXELS:  # a part of it tells as much
         batch = min(batch, max(2, TRIAL_PIXELS // (2 * side**2)))
     part = batch / config.train.batch_size
     with torch.random.fork_rng(devices=[]):
@@ -681,10 +681,10 @@ def estimate(
         return tensor.detach()  # with what made it, it would hold itself in memory for good
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        step()  # the first one builds kernels
+        first = step()  # it builds kernels, which tells in short steps alone
     if device.type == "cuda":
         step()  # the second one records
-    timed = [step()]
+    timed = [first if device.type != "cuda" and first > SLOW_STEP else step()]
     while sum(timed) < patience or (len(timed) < 2 and timed[0] < SLOW_STEP):
         timed.append(step())
     seconds_an_image = STEP_EXTRAS * statistics.median(timed) / batch
