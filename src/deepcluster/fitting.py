@@ -546,8 +546,8 @@ def _complete(
     kept = run.remove_replaced()
     if kept is not None:
         progress.note(
-            f"the run that was in {run.path} before is kept in {kept}: a person gave its clusters "
-            "names, or put something into it"
+            f"the run that was in {run.path} before is kept in {kept}: it holds a person's work "
+            "(names, moves, labels)"
         )
     return run
 
