@@ -25,6 +25,7 @@ from deepcluster.clustering.pca import normalise
 from deepcluster.clustering.tree import Tree
 from deepcluster.device import pick_inference
 from deepcluster.errors import ConfigError, RunError
+from deepcluster.files import Output
 from deepcluster.images.labels import encode, relabel
 from deepcluster.images.listing import Listing
 from deepcluster.images.store import ImageStore, open_images
@@ -32,7 +33,7 @@ from deepcluster.images.vectors import pair, read_vectors
 from deepcluster.labelling.classifier import Classifier
 from deepcluster.naming import Remembered, carry_names, load_model
 from deepcluster.progress import Progress
-from deepcluster.run import Output, RunDir
+from deepcluster.run import RunDir
 from deepcluster.sorting import How, sort_images
 from deepcluster.training.loop import score
 from deepcluster.training.plan import most_clusters
@@ -91,8 +92,7 @@ def predict_source(
     progress = progress or Progress()
     if run.read_config().backbone == GIVEN:
         rows, store = pair(read_vectors(source), None)
-        embeddings = normalise(torch.from_numpy(rows))
-        return _predictions(run, load_model(run), store, embeddings)
+        return _predictions(run, load_model(run), store, normalise(torch.from_numpy(rows)))
     store = open_source(run, source, labels=labels, progress=progress)
     return predict_store(run, store, device=device, progress=progress)
 
@@ -465,6 +465,7 @@ def recluster_run(run: RunDir, clusters: int | Literal["auto"]) -> list[str]:
             generator=torch.Generator().manual_seed(config.seed),
         )
         clusters, choice = min(found.k, tree.largest), found.scores
+    assert isinstance(clusters, int)
     if not 1 <= clusters <= tree.largest:
         raise ConfigError(
             f"{clusters} clusters: the tree of this run has {tree.largest} parts, so give a number "
@@ -566,16 +567,16 @@ def export_run(
         RunError: `out` exists, or the run has no net or no classifier.
         ConfigError: a package that the format needs is not installed.
     """
-    output = Output(out)
+    if run.read_config().backbone == GIVEN:
+        raise RunError(f"{run.path} was made of vectors: it has no net to export")
     if classes and to == "timm":
         raise ConfigError("timm reads the backbone alone: export --classes to onnx or torchscript")
-    model = FittedModel.load(run.model)
-    if model.backbone is None:
-        raise RunError(f"{run.path} was made of vectors: it has no net to export")
+    output = Output(out)
     if to == "timm":
         with output.writing() as part:
             shutil.copytree(run.model, part)
         return out
+    model = FittedModel.load(run.model)
     classifier = Classifier.load(run) if classes else None
     deployed = Deployed(model, classifier).eval()
     if classifier is not None:

@@ -755,6 +755,36 @@ def test_the_chosen_level_goes_out_and_comes_back(
         assert of[four.index(mine[0])] == of[four.index(mine[1])]
 
 
+def test_typical_images_of_a_coarse_cluster_are_of_all_its_kinds(tree: RunDir, visit: Open) -> None:
+    page = visit(tree, "clusters")
+    to_level(page, 2)
+    for cluster in page.evaluate("deepcluster.changes.clusters()"):
+        chosen = page.evaluate(
+            "c => deepcluster.members.typical(deepcluster.changes.rowsOf(c), 12)", cluster
+        )
+        rows = page.evaluate("c => [...deepcluster.changes.rowsOf(c)]", cluster)
+        of = tree.read_items()["cluster"].to_numpy()
+        kinds, sizes = np.unique(of[rows], return_counts=True)
+        shown = [int((of[chosen] == kind).sum()) for kind in kinds]
+        assert len(chosen) == len(set(chosen)) == min(12, len(rows))
+        assert all(
+            abs(n - 12 * size / len(rows)) <= 1 for n, size in zip(shown, sizes, strict=True)
+        )
+
+
+def test_clusters_of_one_name_are_told_apart(tree: RunDir, visit: Open) -> None:
+    page = visit(tree, "clusters")
+    page.evaluate("deepcluster.changes.rename(0, 'cats')")
+    assert page.evaluate("deepcluster.changes.titleOf(0)") == "cats"
+    to_level(page, 18)
+    titles = page.evaluate(
+        """deepcluster.changes.clusters().map((c) => [deepcluster.changes.nameOf(c),
+            deepcluster.changes.titleOf(c), c])"""
+    )
+    cats = [(title, cluster) for name, title, cluster in titles if name == "cats"]
+    assert len(cats) == 3 and all(title == f"cats · {cluster}" for title, cluster in cats)
+
+
 def test_a_run_without_a_tree_has_no_slider(made: RunDir, visit: Open) -> None:
     page = visit(made, "clusters")
     playwright.expect(page.locator(".level")).to_have_count(0)

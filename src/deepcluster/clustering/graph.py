@@ -246,7 +246,8 @@ def agglomerate(
         rank = weights[i] / (size[i] * size) ** (0.5 + SIZE)
         strong = weights.diagonal() >= 0.5 * size
         rank = np.maximum(rank, UNLINKED) * np.where(strong & strong[i], LATER, 1)
-        return np.where(within == within[i], rank, rank * LAST)
+        found: np.ndarray = np.where(within == within[i], rank, rank * LAST)
+        return found
 
     alive = np.ones(m, bool)
     table = np.stack([ranks(i) for i in range(m)])

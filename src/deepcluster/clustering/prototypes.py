@@ -91,7 +91,8 @@ class Prototypes:
         """The part of each row, ``(n,)`` int64: the nearest in the nearest cluster of the fit."""
         if self.part is None:
             return self.assign(x)[0]
-        return self.part.unique().to(x.device)[self._nearest_part(x)]
+        found: Tensor = self.part.unique().to(x.device)[self._nearest_part(x)]
+        return found
 
     def regroup(self, cluster: Tensor) -> Prototypes:
         """The same parts in other clusters.

@@ -155,6 +155,9 @@ deepcluster.changes = (() => {
       const others = ranked.filter(([other, { extent }]) => other !== name && extent < sizes.get(cluster)).map(([other, { held }]) => ({ name: other, size: held }));
       said.set(cluster, { name, others });
     }
+    const bearers = new Map();
+    for (const { name } of said.values()) bearers.set(name, (bearers.get(name) ?? 0) + 1);
+    for (const [cluster, entry] of said) entry.title = bearers.get(entry.name) > 1 ? `${entry.name} · ${cluster}` : entry.name;
   }
 
   // -- keeping -----------------------------------------------------------------------------------
@@ -406,7 +409,8 @@ deepcluster.changes = (() => {
     othersOf: (cluster) => said?.get(cluster)?.others ?? [],
     titleOf(cluster) {
       if (cluster === NO_CLUSTER) return "Taken out";
-      return this.nameOf(cluster) || `Cluster ${cluster}`;
+      const name = this.nameOf(cluster);
+      return name ? said?.get(cluster)?.title ?? name : `Cluster ${cluster}`; // with its number, if two have the name
     },
     titleOfGroup(group) {
       return group === NO_CLUSTER ? this.titleOf(group) : allNames().get(group) || `Cluster ${labelOf(group)}`;

@@ -5,7 +5,7 @@
   const { NO_CLUSTER, changes, h, count, images, clusterLink, grid, toast } = deepcluster;
 
   const {
-    dot, heading, ordered, first, nameField, otherNames, mixture, share, mergeInto, near, strip,
+    dot, heading, ordered, typical, nameField, otherNames, mixture, share, mergeInto, near, strip,
   } = deepcluster.members;
 
   const sortKept = { by: "typical" };
@@ -56,7 +56,7 @@
             "div", { class: "chips" },
             ...neighbours.map((other) => h(
               "a", { class: "chip", href: clusterLink(other) },
-              strip(first(changes.rowsOf(other), "typical", 3), 32),
+              strip(typical(changes.rowsOf(other), 3), 32),
               h("span", { dir: "auto" }, changes.titleOf(other)),
             )),
             h("button", { type: "button", onclick: () => mergeInto(number) }, "Merge into another …"),
@@ -82,7 +82,7 @@
                 fill();
               },
             },
-            strip(first(part.rows, "typical", 4), 32), h("span", {}, count(part.rows.length)),
+            strip(typical(part.rows, 4), 32), h("span", {}, count(part.rows.length)),
           )),
           changes.canOpen(number) ? h("button", { type: "button", onclick: () => toast(changes.open(number)) }, "Open into two") : "",
         ),

@@ -5,7 +5,7 @@
   const { NO_CLUSTER, changes, h, count, images, percent, picture, clusterLink, toast } = deepcluster;
 
   const {
-    dot, heading, first, nameField, otherNames, mixture, share, mergeInto,
+    dot, heading, first, typical, nameField, otherNames, mixture, share, mergeInto,
   } = deepcluster.members;
 
   const orderKept = { by: null };
@@ -151,7 +151,7 @@
     );
     const shown = new Set();
     const strips = [["Typical", "typical"], ["Doubtful", "doubtful"], ["At random", "random"]].map(([title, order]) => {
-      const chosen = first(rows, order, STRIP, shown);
+      const chosen = order === "typical" ? typical(rows, STRIP) : first(rows, order, STRIP, shown);
       chosen.forEach((row) => shown.add(row));
       return chosen.length ? strip(title, chosen) : "";
     });

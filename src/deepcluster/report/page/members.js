@@ -60,6 +60,28 @@
     return best;
   }
 
+  /**
+   * The `most` that show best what is in a cluster: nearest the centre, of each cluster of the fit
+   * in it by its share, since there is no other centre.
+   */
+  function typical(rows, most) {
+    const kinds = new Map();
+    for (const row of rows) {
+      const kind = deepcluster.table.cluster[row];
+      if (!kinds.has(kind)) kinds.set(kind, []);
+      kinds.get(kind).push(row);
+    }
+    if (kinds.size < 2) return first(rows, "typical", most);
+    const chosen = [];
+    let left = rows.length;
+    for (const kind of [...kinds.values()].sort((a, b) => b.length - a.length)) {
+      const room = Math.min(kind.length, Math.round(((most - chosen.length) * kind.length) / left));
+      chosen.push(...first(kind, "typical", room));
+      left -= kind.length;
+    }
+    return chosen;
+  }
+
   // -- a cluster in short ------------------------------------------------------------------------
 
   function nameField(cluster) {
@@ -135,6 +157,6 @@
   const strip = (rows, size) => h("span", { class: "strip" }, ...rows.map((row) => picture(row, size, { link: false })));
 
   deepcluster.members = {
-    dot, heading, ordered, first, nameField, otherNames, mixture, share, mergeInto, near, strip,
+    dot, heading, ordered, first, typical, nameField, otherNames, mixture, share, mergeInto, near, strip,
   };
 })();
