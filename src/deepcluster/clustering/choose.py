@@ -17,6 +17,7 @@ How far these and other criteria land from the truth is in docs/log.md.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,7 +58,7 @@ def choose_clusters(
 ) -> Choice:
     """Choose the number of clusters of the rows, from 2 to `largest`.
 
-    Time grows with `largest` and hardly with n.
+    Time grows with `largest` and hardly with n; above 40 not every number is looked at.
 
     Args:
         x: ``(n, d)`` features, as a rule L2-normalised; on any device.
@@ -84,7 +85,7 @@ def choose_clusters(
         draws.append((weights, agglomerate(weights)[0], patch[judged].cpu().numpy()))
     fewest = min(len(weights) for weights, _, _ in draws)
     scores = {}
-    for k in range(2, min(largest, fewest - 1) + 1):
+    for k in _numbers(min(largest, fewest - 1)):
         cuts = [
             refine(weights, cluster_at(merges, len(weights), k)) for weights, merges, _ in draws
         ]
@@ -96,6 +97,16 @@ def choose_clusters(
         factors = [np.mean(told), np.mean(kept), np.mean(again)]
         scores[k] = float(np.prod(np.maximum(factors, 0)))
     return Choice(max(scores, key=lambda k: scores[k], default=fewest), scores)
+
+
+def _numbers(largest: int) -> Iterator[int]:
+    """All numbers from 2 to 40, then one in 20, and the largest."""
+    k = 2
+    while k < largest:
+        yield k
+        k += max(1, k // 20)
+    if largest >= 2:
+        yield largest
 
 
 def _between(weights: np.ndarray, clusters: np.ndarray) -> np.ndarray:

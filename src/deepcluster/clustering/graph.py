@@ -372,17 +372,22 @@ def refine(weights: np.ndarray, cluster: np.ndarray) -> np.ndarray:
     member = np.eye(cluster.max() + 1)[cluster]  # (m, k)
     links, volume = weights @ member, degree @ member
     least = volume / 2
+    node = np.arange(len(cluster))
     for _ in range(SWEEPS):
+        gain = links / np.maximum(volume, UNLINKED) ** SIZE
+        without = np.maximum(volume[cluster] - degree, UNLINKED) ** SIZE
+        stay = gain[node, cluster] = (links[node, cluster] - own) / without
         moved = False
-        for i, a in enumerate(cluster):
+        for i in np.flatnonzero(gain.max(1) > stay * (1 + 1e-12)):  # others would stay
+            a = cluster[i]
             if volume[a] - degree[i] < least[a]:
                 continue
             others, to = volume.copy(), links[i].copy()
             others[a] -= degree[i]  # without itself
             to[a] -= own[i]
-            gain = to / np.maximum(others, UNLINKED) ** SIZE
-            b = int(gain.argmax())
-            if gain[b] <= gain[a] * (1 + 1e-12):
+            row = to / np.maximum(others, UNLINKED) ** SIZE
+            b = int(row.argmax())
+            if row[b] <= row[a] * (1 + 1e-12):  # by now
                 continue
             cluster[i], moved = b, True
             links[:, a] -= weights[:, i]

@@ -15,6 +15,7 @@ from torch import Tensor
 
 GROUP = 16  # scores that one maximum stands for, in knn
 BLOCK = 2**25  # scores at a time
+CACHED = 2**22  # on a CPU, where they are read again at once
 EXACT_UP_TO = 30_000  # rows whose neighbours are all found exactly, in nearest_rows
 PROBES = 20  # cells that a row is compared with, beyond
 CHECKED = 256  # rows whose neighbours are also found exactly, to measure the recall
@@ -157,6 +158,7 @@ def score_blocks(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Blocks of rows less `middle`, and their scores: half (square less squared distance)."""
     half = 0.5 * centers.square().sum(1)
-    for rows in x.split(max(1, min(BLOCK // len(centers), 8192))):
+    scores = CACHED if x.device.type == "cpu" else BLOCK
+    for rows in x.split(min(max(scores // len(centers), 256), 8192)):
         rows = rows.detach().float() - middle
         yield rows, rows @ centers.T - half

@@ -59,6 +59,8 @@ class Prototypes:
             groups = base
         cluster = self.cluster[_first(groups)[1]].to(x.device)  # of each group
         clusters, column = cluster.unique(return_inverse=True)
+        if len(clusters) == len(self.centers) > 1:
+            return self._assign_to_centers(x)
         labels = clusters[column[self._nearest_part(x)]] if split else None
         found: list[tuple[Tensor, ...]] = []
         start = 0
@@ -84,6 +86,25 @@ class Prototypes:
         if not found:
             nothing = x.new_empty(0, dtype=torch.float32)
             return clusters.new_empty(0), nothing, nothing
+        columns = [torch.cat(values) for values in zip(*found, strict=True)]
+        return columns[0], columns[1], columns[2]
+
+    def _assign_to_centers(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As :meth:`assign`, where each centre is a cluster: distances of the nearest two alone."""
+        self._check(x)
+        numbers = self.cluster.to(x.device)
+        middle = self.centers.mean(0).to(x.device, torch.float32)
+        centers = self.centers.to(x.device, torch.float32) - middle
+        found: list[tuple[Tensor, ...]] = []
+        for rows, scores in score_blocks(x, centers, middle):
+            nearest = _argmax(scores)
+            distance = (rows - centers[nearest]).norm(dim=1)
+            second = _argmax(scores.scatter_(1, nearest[:, None], -torch.inf))
+            confidence = 1 - distance / (rows - centers[second]).norm(dim=1)
+            found.append((numbers[nearest], distance, confidence.nan_to_num(0.0).clamp_(min=0)))
+        if not found:
+            nothing = x.new_empty(0, dtype=torch.float32)
+            return numbers.new_empty(0), nothing, nothing
         columns = [torch.cat(values) for values in zip(*found, strict=True)]
         return columns[0], columns[1], columns[2]
 
@@ -116,13 +137,16 @@ class Prototypes:
             found.append(apart.argmin(1))
         return torch.cat(found) if found else home.new_empty(0, device=x.device)
 
-    def _apart(self, x: Tensor, groups: Tensor) -> Iterator[Tensor]:
-        """For blocks of rows, the distance ``(b, g)`` to each group of centres."""
+    def _check(self, x: Tensor) -> None:
         if x.ndim != 2 or x.shape[1] != self.centers.shape[1]:
             raise ValueError(
                 f"x is {tuple(x.shape)}, the centres are {tuple(self.centers.shape)}: give (n, "
                 f"{self.centers.shape[1]}) features of the same backbone and PCA"
             )
+
+    def _apart(self, x: Tensor, groups: Tensor) -> Iterator[Tensor]:
+        """For blocks of rows, the distance ``(b, g)`` to each group of centres."""
+        self._check(x)
         order = groups.argsort(stable=True)  # a group's centres side by side
         columns = _columns(groups.unique(return_counts=True)[1], x.device)
         middle = self.centers.mean(0).to(x.device, torch.float32)
@@ -178,6 +202,13 @@ def _columns(sizes: Tensor, device: torch.device) -> list[_Columns]:
             )
         )
     return columns
+
+
+def _argmax(scores: Tensor) -> Tensor:
+    # On a CPU, NumPy's is vectorised over a row and torch's is not.
+    if scores.device.type == "cpu":
+        return torch.from_numpy(scores.numpy().argmax(1))
+    return scores.argmax(1)
 
 
 def _first(groups: Tensor) -> tuple[Tensor, Tensor]:
