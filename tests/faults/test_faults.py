@@ -9,12 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import TINY as QUICK
 from conftest import make_shapes
+from make_run import make_run
 
 from deepcluster.config import Config, override
 from deepcluster.errors import RunError
 from deepcluster.fitting import fit_source
 from deepcluster.progress import Progress
+from deepcluster.report import apply_labels
 from deepcluster.run import RunDir
 
 HERE = Path(__file__).parent
@@ -37,8 +40,7 @@ def test_a_fit_goes_on_once_there_is_room(tmp_path: Path, monkeypatch: pytest.Mo
     assert any("went on" in outcome for outcome in outcomes)
 
 
-TINY = {"epochs": 4, "clusters": 3, "backbone": "convnet_tiny", "device": "cpu"}
-TINY |= {"train.batch_size": 32, "train.precision": "float32"}
+TINY = {**QUICK, "epochs": 4}
 
 
 class Stops(Progress):
@@ -143,3 +145,42 @@ def test_under_nohup_a_fit_is_not_hung_up() -> None:
         "assert signal.getsignal(signal.SIGTERM) is cli._interrupt"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_apply_that_is_stopped_is_done_by_the_same_file_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between its two writes: the merge is not lost, whichever was first."""
+    run = make_run(tmp_path / "run", n=30, clusters=3)
+    items = run.read_items()
+    rows = ["id,cluster,name,by"]
+    for id_, cluster in zip(items["id"].to_pylist(), items["cluster"].to_pylist(), strict=True):
+        rows.append(f"{id_},{0 if cluster == 2 else cluster},{'a' if cluster != 1 else 'b'},model")
+    (tmp_path / "labels.csv").write_text("\n".join(rows))
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    for write in ("write_items", "write_clusters"):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(RunDir, write, stop)
+            apply_labels(run, tmp_path / "labels.csv")
+    apply_labels(run, tmp_path / "labels.csv")
+    said = run.read_clusters()
+    assert (said["names"], said["merged"]) == ({"0": "a", "1": "b"}, {"2": 0})
+    assert set(run.read_items()["cluster"].to_pylist()) == {0, 1}
+
+
+def test_few_different_images_are_said(tmp_path: Path) -> None:
+    said: list[str] = []
+
+    class Said(Progress):
+        def note(self, text: str) -> None:
+            said.append(text)
+
+    images = np.repeat(make_shapes(2), 20, axis=0)
+    run = fit_source(images, override(Config(), TINY), out=tmp_path / "run", progress=Said())
+    filled = len(set(run.read_items()["cluster"].to_pylist()))
+    assert run.read_info()["counts"]["clusters"] == filled
+    assert any("40 images hold 2 different ones: 3 clusters were asked for" in x for x in said)
+    assert any("hold 2 different ones" in text for text in run.read_info()["notes"])
