@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from deepcluster import metrics
 from deepcluster.backbones.features import FittedModel
-from deepcluster.errors import ConfigError, RunError
+from deepcluster.errors import RunError
 from deepcluster.finished import (
     evaluate_run,
     export_run,
