@@ -170,8 +170,9 @@ class DeepClusterSettings:
     """Epochs between two clusterings."""
     reassign: float = within(1.0, 0, 1, above=True)
     """Images drawn in an epoch, as a share of all (at most 1)."""
-    pca: int = within(256, 0)
-    """Dimensions that PCA keeps before k-means; 0 keeps the features as they are."""
+    pca: int | Auto = within("auto", 0)
+    """Dimensions that PCA keeps before k-means; 0 keeps the features as they are, auto is the
+    paper's 256, or one for 50 images where these are fewer."""
     whiten: bool = True
     """Divide each principal component by its standard deviation."""
     balance: Literal["sampler", "weights", "none"] = "sampler"

@@ -477,7 +477,9 @@ def final_clusters(
     final = config.final
     assert isinstance(config.clusters, int)
     kept = min(final.pca, *embeddings.shape)
-    pca = fit_pca(embeddings, kept, whiten=final.whiten) if kept else None
+    half = config.train.precision == "bfloat16"
+    rounding = torch.finfo(torch.bfloat16 if half else torch.float32).eps
+    pca = fit_pca(embeddings, kept, whiten=final.whiten, rounding=rounding) if kept else None
     x = embeddings if pca is None else normalise(pca.apply(embeddings))
     device = config.device if config.device.startswith("cuda") else "cpu"  # MPS has no float64
     x = x.to(device)

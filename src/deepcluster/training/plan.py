@@ -199,6 +199,8 @@ def resolve(config: Config, *, n: int, size: int, channels: int) -> Config:
         deepcluster=dataclasses.replace(
             deepcluster,
             pseudo_clusters=min(pseudo_clusters, n),
+            # Whitened, n rows of about n components are all equally far apart.
+            pca=min(256, max(2, n // 50)) if deepcluster.pca == "auto" else deepcluster.pca,
             head_lr=lr if deepcluster.head_lr == "auto" else deepcluster.head_lr,
         ),
     )
