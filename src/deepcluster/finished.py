@@ -111,6 +111,8 @@ def open_source(
     )
     for path, reason in store.skipped:
         progress.note(f"left out: {path}: {reason}")
+    for sentence in store.remarks:
+        progress.note(sentence)
     return store
 
 
