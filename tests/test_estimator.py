@@ -67,6 +67,37 @@ def test_images_that_are_left_out_are_told(tmp_path: Path) -> None:
     assert len(found.skipped_) == 1
 
 
+def test_one_row_out_for_each_image_in(fitted: DeepCluster, tmp_path: Path) -> None:
+    shapes = make_shapes()
+    bad = [*shapes[:3], np.zeros((0, 0), np.uint8), shapes[3], str(tmp_path / "gone.png")]
+    with pytest.warns(UserWarning, match="2 images were left out.* NaN, their clusters -1"):
+        labels = fitted.predict(bad)
+    kept = [0, 1, 2, 4]
+    assert labels.dtype == np.int64 and labels[[3, 5]].tolist() == [-1, -1]
+    assert np.array_equal(labels[kept], fitted.labels_[:4])
+    with pytest.warns(UserWarning, match="left out"):
+        embeddings = fitted.transform(bad)
+    assert np.array_equal(embeddings[kept], fitted.embeddings_[:4])
+    assert np.isnan(embeddings[[3, 5]]).all()
+    with pytest.warns(UserWarning, match="no usable image"):
+        assert fitted.predict(bad[3:4]).tolist() == [-1]
+    found = make()
+    with pytest.warns(UserWarning, match="1 images were left out"):
+        whole = found.fit_predict([*shapes[:20], None, *shapes[20:40]])
+    assert len(whole) == 41 and whole[20] == -1 and found.n_images_ == 41
+    assert np.array_equal(np.delete(whole, 20), found.labels_)
+    assert found.kept_.tolist() == [*range(20), *range(21, 41)]
+
+
+def test_predict_has_the_grey_range_of_the_fit() -> None:
+    dim = make_shapes().astype(np.uint16) + 135
+    found = make().fit(dim)
+    low, high = found.config_.data.range
+    assert 130 < low < 170 and 300 < high <= 390  # type: ignore[operator]
+    alone = np.concatenate([found.transform(dim[i : i + 1]) for i in range(5)])
+    np.testing.assert_allclose(alone, found.embeddings_[:5], atol=1e-5)
+
+
 def test_fit_predict_and_random_state(fitted: DeepCluster) -> None:
     assert np.array_equal(make().fit_predict(make_shapes()), fitted.labels_)
     other = make(random_state=1).fit(make_shapes())

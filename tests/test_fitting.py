@@ -35,6 +35,7 @@ def test_the_files_of_a_run(finished: RunDir) -> None:
         "embeddings.npy",
         "contents.npy",
         "neighbours.safetensors",
+        "tree.npz",
         "model/config.json",
         "model/model.safetensors",
         "model/README.md",
@@ -61,6 +62,9 @@ def test_run_json_says_what_happened(finished: RunDir) -> None:
     assert {"nmi", "nmi_arithmetic", "ari", "acc"} == set(info["scores"]["pixels"])
     assert info["versions"]["torch"] == torch.__version__
     assert finished.read_skipped()[0][0].endswith("broken.png")
+    cure = "export them as JPEG or 16-bit TIFF"
+    assert info["passed_over"] == [{"kind": ".nef", "count": 1, "cure": cure}]
+    assert f"passed over: 1 × .nef ({cure})" in info["notes"]
 
 
 def test_items_are_in_the_order_of_their_ids(finished: RunDir) -> None:
@@ -81,6 +85,14 @@ def test_a_plan_does_nothing(folder: Path, tmp_path: Path, monkeypatch: pytest.M
     plan = plan_source(folder, override(Config(), TINY))
     assert plan.images == 61  # the broken one is found when it is decoded
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_plan_of_several_folders_says_what_a_fit_would(folder: Path) -> None:
+    from conftest import TINY
+
+    given = [str(folder / name) for name in ("bars", "rings")]
+    plan = plan_source(given, override(Config(), TINY), labels="folders")
+    assert plan.images == 41 and any("1 × .nef" in note for note in plan.notes)
 
 
 def test_resume_refuses_other_settings_and_images(finished: RunDir, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 SRC = Path(__file__).parent.parent / "src" / "deepcluster"
 LAYERS = [  # a room imports only from rooms above it in this list
     {"errors", "version"},
-    {"config", "progress"},
+    {"config", "progress", "files"},
     {"run"},
     {"metrics", "device"},
     {"images", "clustering"},
@@ -21,15 +21,16 @@ LAYERS = [  # a room imports only from rooms above it in this list
     {"training.step", "training.checkpoints"},
     {"training.plan"},
     {"training.loop"},
+    {"training.best"},
     {"labelling", "report", "show", "sorting"},
     {"naming"},
     {"fitting", "finished", "segmentation"},
-    {"estimator", "updating"},
+    {"estimator", "rounds", "updating"},
     {"cli"},
     {"__main__"},
 ]
 LEVEL = {name: number for number, names in enumerate(LAYERS) for name in names}
-WITHOUT_TORCH = {"report", "errors", "version", "config", "progress", "run", "images"}
+WITHOUT_TORCH = {"report", "errors", "version", "config", "progress", "files", "run", "images"}
 
 
 def room(module: str) -> str:

@@ -15,9 +15,10 @@ from make_run import make_run
 
 from deepcluster.config import Config, override
 from deepcluster.errors import RunError
+from deepcluster.files import Output
 from deepcluster.fitting import fit_source
 from deepcluster.progress import Progress
-from deepcluster.run import Output, RunDir
+from deepcluster.run import RunDir
 
 TINY = {"epochs": 1, "clusters": 3, "backbone": "convnet_tiny", "train.batch_size": 32}
 TINY |= {"train.precision": "float32", "device": "cpu"}

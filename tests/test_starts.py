@@ -1,6 +1,7 @@
 """Fits that begin with what exists: a frozen net, and vectors made elsewhere."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,7 +23,9 @@ from deepcluster.finished import (
 )
 from deepcluster.fitting import fit_source, plan_source
 from deepcluster.images.vectors import read_vectors
+from deepcluster.progress import Progress
 from deepcluster.run import RunDir
+from deepcluster.training import best
 
 FROZEN = {"start": "frozen", "clusters": 3, "device": "cpu", "train.precision": "float32"}
 
@@ -108,6 +111,91 @@ def test_estimator_with_a_frozen_net(net_folder: Path, tmp_path: Path):
     own = DeepCluster(backbone=module, size=32, **options).fit(images)
     assert all(torch.equal(before[name], value) for name, value in module.state_dict().items())
     assert own.model_.preprocessing.mean == named.model_.preprocessing.mean
+
+
+# -- adapted, and the best of several ------------------------------------------------------------
+
+ADAPT = {"start": "adapt", "epochs": 2, "size": 32, "train.batch_size": 32}
+
+
+@pytest.fixture(scope="module")
+def adapted(net_folder: Path, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    out = tmp_path_factory.mktemp("adapted") / "run"
+    return fit_source(folder, settings(net_folder, **ADAPT), out=out, labels="folders", report=True)
+
+
+def test_adapt_keeps_the_better_and_shows_the_other(adapted: RunDir, folder: Path):
+    kept, other = adapted.read_info()["starts"]
+    assert {kept["start"], other["start"]} == {"adapt", "frozen"}
+    assert kept["agreement"] >= other["agreement"]
+    assert (kept["folder"], other["folder"]) == (None, other["start"])
+    from_there = adapted.other(other["start"]).read_info()["starts"]
+    assert [each["folder"] for each in from_there] == [None, ".."]
+    assert adapted.read_config().start == kept["start"]
+    beside = adapted.other(other["start"])
+    for run in (adapted, beside):
+        assert (run.report / "index.html").is_file()
+        found = predict_source(run, folder, device="cpu")
+        assert np.array_equal(found.embeddings, run.read_embeddings())
+        assert found.labels.tolist() == run.read_items()["cluster"].to_pylist()
+    assert beside.read_config().start == other["start"]
+    assert adapted.foreign() == []
+
+
+def test_frozen_is_given_where_adapting_made_it_worse(
+    net_folder: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(best, "agreements", lambda spaces, clusterings: [0.5, 0.4])
+    run = fit_source(folder, settings(net_folder, **ADAPT), out=tmp_path / "run")
+    assert [each["start"] for each in run.read_info()["starts"]] == ["frozen", "adapt"]
+    assert run.read_config().start == "frozen" and run.read_metrics() == []
+    found = predict_source(run, folder, device="cpu")
+    assert np.array_equal(found.embeddings, run.read_embeddings())
+    assert "kept: frozen" in run.log.read_text()
+
+
+def test_adapting_goes_on_where_it_stopped(
+    adapted: RunDir, net_folder: Path, folder: Path, tmp_path: Path, monkeypatch
+):
+    """The same bits as without a stop."""
+    config = settings(net_folder, **ADAPT)
+
+    class Stop(Progress):
+        def epoch(self, line: dict[str, Any]) -> None:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit_source(folder, config, out=tmp_path / "run", labels="folders", progress=Stop())
+    run = fit_source(folder, out=tmp_path / "run", resume=True)
+    assert run.read_info()["starts"] == adapted.read_info()["starts"]
+    assert np.array_equal(run.read_embeddings(), adapted.read_embeddings())
+
+
+def test_auto_with_weights_of_small_grey_images_tries_all_three(net_folder: Path, tmp_path: Path):
+    config = settings(net_folder, start="auto", epochs=1, size=32)
+    run = fit_source(make_shapes(40), config, out=tmp_path / "run")
+    assert {each["start"] for each in run.read_info()["starts"]} == {"adapt", "frozen", "scratch"}
+    colour = fit_source(make_shapes(40, colour=True), config, out=tmp_path / "colour")
+    assert {each["start"] for each in colour.read_info()["starts"]} == {"adapt", "frozen"}
+
+
+def test_auto_in_the_time_there_is(net_folder: Path, tmp_path: Path):
+    config = settings(net_folder, start="auto", minutes=0.1)
+    run = fit_source(make_shapes(40, colour=True), config, out=tmp_path / "run")
+    assert run.read_config().minutes == "auto"
+    assert run.read_info()["status"] == "done"
+
+
+def test_estimator_adapts(net_folder: Path):
+    images = make_shapes(30, side=24, colour=True)
+    options = {"n_clusters": 3, "epochs": 1, "size": 32, "device": "cpu", "random_state": 0}
+    made = [
+        DeepCluster(start="adapt", backbone=f"local-dir:{net_folder}", **options).fit(images)
+        for _ in range(2)
+    ]
+    assert {each["start"] for each in made[0].starts_} == {"adapt", "frozen"}
+    assert np.array_equal(made[0].embeddings_, made[1].embeddings_)
+    assert np.array_equal(made[0].predict(images), made[0].labels_)
 
 
 # -- vectors made elsewhere ---------------------------------------------------------------------

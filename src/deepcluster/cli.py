@@ -37,8 +37,9 @@ from deepcluster.config import (
     recipe_names,
 )
 from deepcluster.errors import ConfigError, NoImagesError, RunError, SourceError
+from deepcluster.files import Output
 from deepcluster.methods import METHODS
-from deepcluster.run import Output, RunDir
+from deepcluster.run import RunDir
 from deepcluster.show.exact import escaped, show
 from deepcluster.sorting import check_folder
 from deepcluster.version import __version__
@@ -84,8 +85,10 @@ def read_recipe(
             raise ConfigError(f"{name}: {error}") from error
         for key, value in flatten(values).items():
             if not settings[key].tokens:
-                text = str(value).lower() if isinstance(value, bool) else str(value)
-                settings[key].append(cyclopts.Token(keyword=key, value=text, source=name))
+                for i, one in enumerate(value if isinstance(value, list) else [value]):
+                    text = str(one).lower() if isinstance(one, bool) else str(one)
+                    token = cyclopts.Token(keyword=key, value=text, source=name, index=i)
+                    settings[key].append(token)
 
 
 def _refuse_fractions(key: str, argument: cyclopts.Argument) -> None:
@@ -202,8 +205,7 @@ def fit(
         )
     _print_run(run, as_json)
     if not as_json and names_from is not None:
-        for line in run.read_info()["carried"]:
-            show(line)
+        show(*run.read_info()["carried"])
 
 
 @app.command
@@ -213,10 +215,12 @@ def predict(
     out: Path | None = None,
     into: Path | None = None,
     how: Literal["copy", "link", "move"] | None = None,
+    classes: Annotated[bool, Parameter(negative="")] = False,
+    risk: float = 0.05,
     device: str = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Say which cluster images belong to.
+    """Say which cluster images belong to, or with --classes which class.
 
     Parameters
     ----------
@@ -232,6 +236,11 @@ def predict(
         The same command again goes on where it was stopped, and puts nothing there twice.
     how
         Copy, hard-link or move them there; copy, if not given.
+    classes
+        Say classes, with the classifier that `deepcluster teach` made; the columns are id, path,
+        class, probability, unsure. With --into, unsure images come into a folder of their own.
+    risk
+        Share of wrong ones that you bear among the images that are not unsure.
     device
         Where the net runs.
     """
@@ -243,15 +252,20 @@ def predict(
     target = None if out is None else Output(out)
     if into is not None:
         check_folder(into)
+    if classes:
+        opened.read_classifier()  # before any work
     with _progress(as_json) as progress:
-        found = finished.predict_source(
+        found: Any = finished.predict_source(
             opened, _one_or_many(source), device=device, progress=progress
         )
+    if classes:
+        found = finished.classify(opened, found, risk=risk)
     if target is not None:
         with target.writing() as part, part.open("w", newline="", encoding="utf-8") as file:
             found.write_csv(file)
     if into is not None:
-        counts = finished.sort_into(found, into, how=how or "copy")
+        placed = found.as_predictions() if classes else found
+        counts = finished.sort_into(placed, into, how=how or "copy")
         _print_rows(["folder", "images"], list(counts.items()), as_json)
     elif out is None:
         if as_json:
@@ -326,9 +340,13 @@ def evaluate(
 
 @app.command
 def export(
-    run: Path, *, to: Literal["timm", "onnx", "torchscript"], out: Path | None = None
+    run: Path,
+    *,
+    to: Literal["timm", "onnx", "torchscript"],
+    out: Path | None = None,
+    classes: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
-    """Write the backbone for other programs.
+    """Write the backbone, or the whole way from image to class, for other programs.
 
     Parameters
     ----------
@@ -338,13 +356,87 @@ def export(
         A folder that timm reads, an ONNX file or a TorchScript file.
     out
         Where to write; by default a name under the run folder.
+    classes
+        One ONNX or TorchScript file from image to the probabilities of the classes, with the
+        classifier that `deepcluster teach` made.
     """
     from deepcluster import finished
 
     opened = RunDir.open(run)
     names = {"timm": "timm", "onnx": "model.onnx", "torchscript": "model.pt"}
     target = out or opened.path / "export" / names[to]
-    show(str(finished.export_run(opened, to, target)))
+    show(str(finished.export_run(opened, to, target, classes=classes)))
+
+
+@app.command
+def suggest(
+    run: Path,
+    *,
+    n: Annotated[int, Parameter(name=["-n", "--images"])] = 40,
+    out: Path | None = None,
+) -> None:
+    """Choose the images that a person should label next, and make a page to label them in.
+
+    Parameters
+    ----------
+    run
+        A run folder.
+    n
+        How many images. After `deepcluster teach` those that the classifier doubts come first.
+    out
+        The table to fill in by hand; by default to_label.csv beside the page.
+    """
+    from deepcluster import rounds
+
+    if n < 1:
+        raise ConfigError(f"-n {n}: ask for 1 image or more")
+    found = rounds.suggest_run(RunDir.open(run), n, out=out)
+    show(
+        f"{len(found.ids)} images to label",
+        f"page:  {found.page}",
+        f"table: {found.table}",
+        f"then:  deepcluster teach {shlex.quote(str(run))} labels.csv",
+    )
+
+
+@app.command
+def teach(run: Path, labels: Path, *, as_json: AsJson = False) -> None:
+    """Make a classifier from labels of some of the images.
+
+    Parameters
+    ----------
+    run
+        A run folder.
+    labels
+        A table with the columns label and id or path; from the page of `deepcluster suggest`, or
+        any other.
+    """
+    from deepcluster import rounds
+
+    opened = RunDir.open(run)
+    found = rounds.teach_run(opened, labels)
+    if as_json:
+        return _print_json(opened.read_classifier()[1])
+    expected = found.taught.expected
+    show(
+        f"{found.labels:,} labels, {len(found.taught.classes)} classes, "
+        f"{found.taught.classifier.method}",
+        f"expected to be right on {expected.accuracy:.0%} of images like these (nine times in ten "
+        f"between {expected.low:.0%} and {expected.high:.0%}; {expected.right} of "
+        f"{expected.checked} labels that were held out)",
+    )
+    rows = []
+    for row in found.taught.classes:
+        held = f"{row.right} of {row.checked}" if row.checked else "–"
+        share = f"{row.expected:.0%}" if row.predicted else "–"
+        rows.append((row.name, row.labels, held, f"{row.predicted:,}", share))
+    head = ["class", "labels", "held out, right", "images", "expected right"]
+    _print_rows(head, rows, as_json=False)
+    show(*(found.notes + found.mistakes or ["no label looks like a mistake"]))
+    show(
+        f"labels that would help most: {', '.join(found.helpful[:5])} … "
+        f"(deepcluster suggest {shlex.quote(str(run))})"
+    )
 
 
 @app.command
@@ -419,6 +511,26 @@ def apply(
 
 
 @app.command
+def recluster(run: Path, *, clusters: int | Literal["auto"]) -> None:
+    """Take another number of clusters; names stay with the images, nothing is trained.
+
+    Parameters
+    ----------
+    run
+        A run folder.
+    clusters
+        How many, or auto to choose.
+    """
+    from deepcluster import finished
+
+    opened = RunDir.open(run)
+    for sentence in finished.recluster_run(opened, clusters):
+        show(sentence)
+    with _progress(False) as progress:
+        show(f"report: {_write_report(opened, progress)}")
+
+
+@app.command
 def update(
     run: Path,
     *source: str,
@@ -444,7 +556,7 @@ def update(
     if as_json:
         _print_json(found.facts())
     else:
-        show(str(found))
+        show(*str(found).splitlines())
 
 
 @app.command
@@ -529,8 +641,7 @@ def _print_plan(plan: Any, as_json: bool) -> None:
     if as_json:
         return _print_json({**facts, "notes": plan.notes})
     _print_rows(["dry run", "nothing was done"], list(facts.items()), as_json=False)
-    for sentence in plan.notes:
-        show(sentence)
+    show(*plan.notes)
 
 
 def _print_run(run: RunDir, as_json: bool) -> None:

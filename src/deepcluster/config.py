@@ -229,8 +229,9 @@ class TrainSettings:
 
     batch_size: int | Auto = within("auto", 1)
     """Images in a step."""
-    optimizer: Literal["sgd", "adamw", "muon"] = "muon"
-    """SGD with momentum, AdamW, or Muon for the inner layers and AdamW for the rest."""
+    optimizer: Literal["auto", "sgd", "adamw", "muon"] = "auto"
+    """SGD with momentum, AdamW, or Muon for the inner layers and AdamW for the rest; auto is Muon,
+    and AdamW where weights are adapted."""
     lr: float | Auto = within("auto", 0, above=True)
     """Peak learning rate."""
     schedule: Literal["constant", "cosine"] = "cosine"
@@ -289,8 +290,8 @@ class Config:
     """Side of the training images in pixels."""
     start: Literal["auto", "scratch", "frozen", "adapt"] = "auto"
     """Where the net comes from: trained from scratch; frozen, with weights made elsewhere as they
-    are; adapt, from such weights on; auto tries what is at hand and keeps the better, and downloads
-    nothing."""
+    are; adapt, trained on from such weights, and frozen if that is no worse; auto tries what is at
+    hand, keeps the best, and downloads nothing."""
     backbone: str = "auto"
     """alexnet-bn, alexnet-small, resnet18-small, convnet-small …, any timm name, or a folder with
     a net in timm's layout (local-dir:PATH), such as an earlier run."""

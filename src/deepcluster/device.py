@@ -37,7 +37,7 @@ def pick_inference(config: Config, name: str) -> tuple[torch.device, torch.dtype
     device = pick_device(name)
     same = device.type == torch.device(config.device).type
     batch = config.train.batch_size
-    settled = config.start != "scratch" and isinstance(batch, int)
+    settled = config.start == "frozen" and isinstance(batch, int)
     return (
         device,
         getattr(torch, config.train.precision) if same else torch.float32,

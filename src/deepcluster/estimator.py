@@ -1,4 +1,4 @@
-"""DeepCluster, the scikit-learn-style front: images in, clusters out, no run folder."""
+"""DeepCluster, the scikit-learn-style front: images in, clusters out, nothing on disk."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
 from deepcluster.backbones.nets import CUSTOM
+from deepcluster.backbones.start import Weights
 from deepcluster.clustering.pca import normalise
 from deepcluster.config import Config, flatten, load_recipe, override
 from deepcluster.device import pick_inference
@@ -38,18 +39,24 @@ from deepcluster.progress import Progress
 from deepcluster.report import write_report
 from deepcluster.run import RunDir
 from deepcluster.show.pictures import write_pictures
+from deepcluster.training.best import Best, fit_best
 from deepcluster.training.loop import FitResult, fit, fit_vectors
 from deepcluster.training.plan import (
+    Cost,
     Pace,
     as_given,
     choose_scale,
+    plan_starts,
     resolve,
     scale_source,
     schedule_given,
     schedule_minutes,
     settle_start,
     take_weights,
+    untimed_starts,
 )
+
+ORDER = "labels_ and the like are in the order of ids_"
 
 
 class DeepCluster(
@@ -96,6 +103,7 @@ class DeepCluster(
         skipped_: (path, reason) of the images that were left out.
         config_: the resolved settings.
         model_: the fitted model; ``model_.backbone`` is the net.
+        starts_: a dict for each start that was tried, the kept one first; empty if one was.
     """
 
     def __init__(
@@ -138,6 +146,13 @@ class DeepCluster(
         """
         own_net = copy.deepcopy(self.backbone) if isinstance(self.backbone, nn.Module) else None
         asked = self._asked(own_net)
+        if own_net is not None and asked.start == "auto":
+            asked = dataclasses.replace(asked, start="scratch")
+        if own_net is not None and asked.start == "adapt":
+            raise ConfigError(
+                "a net of your own cannot be adapted: give it as a folder or a file, or train it "
+                "with start='scratch'"
+            )
         if own_net is not None and asked.minutes != "auto":
             raise ConfigError("minutes cannot be kept with a net of your own: give epochs instead")
         self._started = datetime.now().astimezone().isoformat()
@@ -148,27 +163,20 @@ class DeepCluster(
         self, images: Any, asked: Config, own_net: nn.Module | None, progress: Progress
     ) -> DeepCluster:
         started = time.perf_counter()
+        weights = None
+        if own_net is None:
+            asked, weights, sentence = settle_start(asked)
+            if sentence:
+                progress.note(sentence)
+        if weights is not None:
+            return self._fit_from(weights.fetch(), images, asked, progress, started)
+        timed = asked.minutes != "auto"
         if not isinstance(images, ImageStore):
             images = list_source(images)
-        if own_net is not None:
-            weights = None
-            if asked.start == "auto":
-                asked = dataclasses.replace(asked, start="scratch")
-        else:
-            asked, weights, _ = settle_start(asked)
-        timed = asked.minutes != "auto" and weights is None
-        if weights is not None:
-            weights = weights.fetch()
-            given_store = isinstance(images, ImageStore)
-            side = images.pixels.shape[1] if given_store else scan_images(images).side
-            asked = take_weights(asked, weights, side=side)
-        elif timed and not isinstance(images, ImageStore):
-            asked = scale_source(images, asked)
-        store = self._open(images, asked, "labels_ and the like are in the order of ids_", progress)
+            asked = scale_source(images, asked) if timed else asked
+        store = self._open(images, asked, ORDER, progress)
         asked = dataclasses.replace(asked, data=dataclasses.replace(asked.data, range=store.range))
-        size = asked.size if weights is not None else store.size
-        assert isinstance(size, int)
-        facts = {"n": len(store), "size": size, "channels": store.channels}
+        facts = {"n": len(store), "size": store.size, "channels": store.channels}
         if timed and isinstance(images, ImageStore):  # decoded already: its size stays
             asked = choose_scale(dataclasses.replace(asked, size=store.size), **facts)
         pace = None
@@ -177,30 +185,68 @@ class DeepCluster(
         else:
             spent = time.perf_counter() - started
             config, cost = schedule_minutes(asked, **facts, store_bytes=0, spent=spent)
-            assert asked.minutes != "auto"
-            pace = Pace(asked.minutes, rest=cost.rest, began=started, say=progress.note)
+            pace = self._pace(asked, cost, started, progress)
         if own_net is not None:
             config = dataclasses.replace(config, backbone=CUSTOM)
         result = fit(store, config, backbone=own_net, progress=progress, pace=pace)
-        self._fingerprint = store.fingerprint()
-        self._take(result, store)
-        return self
+        return self._finish(Best(result, []), store)
+
+    def _fit_from(
+        self, weights: Weights, images: Any, asked: Config, progress: Progress, started: float
+    ) -> DeepCluster:
+        """Fit with weights that are at hand."""
+        if isinstance(images, ImageStore):
+            side = int(images.pixels.shape[1])
+        else:
+            images = list_source(images)
+            side = scan_images(images, data=asked.data).side
+        frozen = dataclasses.replace(asked, start="frozen", minutes="auto")
+        if asked.start != "frozen":
+            frozen = dataclasses.replace(frozen, epochs="auto")
+        frozen = take_weights(frozen, weights, side=side)
+        store = self._open(images, frozen, ORDER, progress)
+        n, channels, side = len(store), store.channels, int(store.pixels.shape[1])
+        asked = dataclasses.replace(asked, data=dataclasses.replace(asked.data, range=store.range))
+        rivals: list[Config] = []
+        pace = None
+        if asked.minutes != "auto":
+            rivals, last, cost = plan_starts(
+                asked,
+                frozen,
+                weights,
+                n=n,
+                channels=channels,
+                side=side,
+                store_bytes=0,
+                spent=time.perf_counter() - started,
+            )
+            pace = self._pace(asked, cost, started, progress)
+        else:  # no clock: the same bits again
+            rivals, last = untimed_starts(asked, frozen, weights, n=n, channels=channels, side=side)
+        return self._finish(
+            fit_best(store, last, rivals, progress=progress, pace=pace),
+            store,
+        )
+
+    def _pace(self, asked: Config, cost: Cost, started: float, progress: Progress) -> Pace:
+        assert asked.minutes != "auto"
+        return Pace(asked.minutes, rest=cost.rest, began=started, say=progress.note)
 
     def fit_embeddings(self, embeddings: Any) -> DeepCluster:
         """Cluster features made elsewhere; :meth:`predict` and :meth:`transform` then take such.
 
         Args:
-            embeddings: ``(n, d)`` numbers; their lengths do not count.
+            embeddings: ``(n, d)`` numbers, or a .npy or .parquet file of them; their lengths do not
+                count.
 
         Returns:
             self
         """
+        self._started = datetime.now().astimezone().isoformat()
         rows, store = pair(read_vectors(embeddings), None)
         config, _ = schedule_given(as_given(self._asked(None)), n=len(rows))
-        self._started = datetime.now().astimezone().isoformat()
-        self._fingerprint = store.fingerprint()
-        self._take(fit_vectors(rows, config), store)
-        return self
+        found = fit_vectors(rows, config, truth=store.labels)
+        return self._finish(Best(found, []), store)
 
     def _asked(self, own_net: nn.Module | None) -> Config:
         """The settings, as they were given."""
@@ -221,6 +267,12 @@ class DeepCluster(
         if not isinstance(seed, numbers.Integral):
             seed = check_random_state(seed).randint(2**31 - 1)
         return override(asked, {"seed": seed})
+
+    def _finish(self, best: Best, store: ImageStore) -> DeepCluster:
+        self.starts_ = best.facts()
+        self._fingerprint = store.fingerprint()
+        self._take(best.result, store)
+        return self
 
     def _take(self, result: FitResult, store: ImageStore) -> None:
         """Set the attributes of a fitted estimator."""
@@ -373,6 +425,7 @@ class DeepCluster(
             parameters["backbone"] = backbone
         found = cls(**parameters)
         found._started, found._fingerprint = info["started"], info["images"]
+        found.starts_ = info.get("starts", [])
         found._take(result, store)
         return found
 

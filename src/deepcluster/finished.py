@@ -1,10 +1,12 @@
-"""What is done with a finished run: predict, embed, sort into folders, evaluate, export."""
+"""What is done with a finished run: predict, embed, sort, evaluate, recluster, export."""
 
 from __future__ import annotations
 
 import csv
+import dataclasses
 import os
 import shutil
+import tempfile
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,17 +20,23 @@ from torch import Tensor, nn
 from deepcluster import metrics
 from deepcluster.backbones.features import FittedModel
 from deepcluster.backbones.start import GIVEN
+from deepcluster.clustering.choose import choose_clusters
 from deepcluster.clustering.pca import normalise
+from deepcluster.clustering.tree import Tree
 from deepcluster.device import pick_inference
 from deepcluster.errors import ConfigError, RunError
+from deepcluster.files import Output
 from deepcluster.images.labels import encode, relabel
 from deepcluster.images.listing import Listing
 from deepcluster.images.store import ImageStore, open_images
 from deepcluster.images.vectors import pair, read_vectors
-from deepcluster.naming import load_model
+from deepcluster.labelling.classifier import Classifier
+from deepcluster.naming import Remembered, carry_names, load_model
 from deepcluster.progress import Progress
-from deepcluster.run import Output, RunDir
+from deepcluster.run import RunDir
 from deepcluster.sorting import How, sort_images
+from deepcluster.training.loop import score
+from deepcluster.training.plan import most_clusters
 
 
 @dataclass(frozen=True)
@@ -84,8 +92,7 @@ def predict_source(
     progress = progress or Progress()
     if run.read_config().backbone == GIVEN:
         rows, store = pair(read_vectors(source), None)
-        embeddings = normalise(torch.from_numpy(rows))
-        return _predictions(run, load_model(run), store, embeddings)
+        return _predictions(run, load_model(run), store, normalise(torch.from_numpy(rows)))
     store = open_source(run, source, labels=labels, progress=progress)
     return predict_store(run, store, device=device, progress=progress)
 
@@ -132,6 +139,71 @@ def _predictions(
         names=[names.get(str(k)) for k in labels_.tolist()],
         distances=distances.numpy(),
         confidence=confidence.numpy(),
+    )
+
+
+@dataclass(frozen=True)
+class Classes:
+    """Classes of images; every column is in the order of the images."""
+
+    predictions: Predictions
+    classes: np.ndarray  # (n,) int64, numbers into `names`
+    probability: np.ndarray  # (n,) float64, of that class
+    unsure: np.ndarray  # (n,) bool
+    names: list[str]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A dict an image."""
+        store = self.predictions.store
+        return [
+            {
+                "id": store.ids[i],
+                "path": store.paths[i],
+                "class": self.names[self.classes[i]],
+                "probability": round(float(self.probability[i]), 4),
+                "unsure": bool(self.unsure[i]),
+            }
+            for i in range(len(store))
+        ]
+
+    def write_csv(self, file: TextIO) -> None:
+        """A row an image."""
+        writer = csv.DictWriter(file, ["id", "path", "class", "probability", "unsure"])
+        writer.writeheader()
+        writer.writerows(self.rows())
+
+    def as_predictions(self) -> Predictions:
+        """With classes in the place of clusters, and one more, "unsure": for :func:`sort_into`."""
+        labels = np.where(self.unsure, len(self.names), self.classes)
+        names: list[str | None] = [*self.names, "unsure"]
+        return dataclasses.replace(
+            self.predictions, labels=labels, names=[names[k] for k in labels.tolist()]
+        )
+
+
+def classify(run: RunDir, predictions: Predictions, *, risk: float = 0.05) -> Classes:
+    """What the classifier of a run makes of images.
+
+    Args:
+        run: a run with a classifier (`deepcluster teach`).
+        predictions: from :func:`predict_source`.
+        risk: share of wrong ones among the images that are not unsure, as far as the classifier can
+            tell, if the images are like the run's.
+
+    Raises:
+        RunError: the run has no classifier.
+    """
+    if not 0 < risk < 1:
+        raise ConfigError(f"risk {risk}: give a share between 0 and 1, such as 0.05")
+    classifier = Classifier.load(run)
+    probabilities = classifier.probabilities(predictions.embeddings)
+    top = probabilities.max(axis=1)
+    return Classes(
+        predictions=predictions,
+        classes=probabilities.argmax(axis=1),
+        probability=top,
+        unsure=top < classifier.threshold(risk),
+        names=classifier.names,
     )
 
 
@@ -215,6 +287,7 @@ def evaluate_run(
     """
     progress = progress or Progress()
     items = run.read_items()
+    words: list[str | None]
     if source is None:
         truth, classes = _own_labels(run, items, labels)
         clusters = items["cluster"].to_numpy()
@@ -222,27 +295,75 @@ def evaluate_run(
         if not kept.any():
             raise RunError(f"a person took every image of {run.path} out of its cluster")
         _say_what_scores_mean(truth, classes, progress)
-        return metrics.evaluate(
+        scores = metrics.evaluate(
             run.read_embeddings()[kept],
             clusters[kept],
             None if truth is None else truth[kept],
             rng=np.random.default_rng(0),
+        )
+        words = [None] * len(items)
+        if truth is not None:
+            words = [classes[k] if k >= 0 else None for k in truth.tolist()]
+        return scores | _score_classifier(
+            run, run.read_embeddings(), words, items["id"].to_pylist(), items["path"].to_pylist()
         )
     found = predict_source(run, source, labels=labels, device=device, progress=progress)
     kept = found.labels >= 0  # others are like images that a person took out of every cluster
     truth, classes = found.store.labels, found.store.label_names
     _say_what_scores_mean(truth, classes, progress)
     train = None
+    words = [None] * len(found.labels)
     if truth is not None:
+        words = [classes[k] if k >= 0 else None for k in truth.tolist()]
         train, truth = _to_learn_from(run, items, found, truth, progress)
         truth = truth[kept]
-    return metrics.evaluate(
+    scores = metrics.evaluate(
         found.embeddings[kept],
         found.labels[kept],
         truth,
         train=train,
         rng=np.random.default_rng(0),
     )
+    return scores | _score_classifier(
+        run, found.embeddings, words, found.store.ids, found.store.paths
+    )
+
+
+def _score_classifier(
+    run: RunDir,
+    embeddings: np.ndarray,
+    labels: list[str | None],
+    ids: list[str],
+    paths: list[str | None],
+) -> dict[str, float]:
+    """Scores of the run's classifier on the labelled images that it did not learn from."""
+    learnt = run.read_labels()
+    if not learnt or not any(label is not None for label in labels):
+        return {}
+    items = run.read_items()
+    file = dict(zip(items["id"].to_pylist(), items["path"].to_pylist(), strict=True))
+    files = {file.get(id_) for id_ in learnt} - {None}
+    # An id alone names an image only where neither has a file: a.png may be in many folders.
+    new = np.array(
+        [
+            label is not None and (path not in files if path else id_ not in learnt)
+            for label, id_, path in zip(labels, ids, paths, strict=True)
+        ]
+    )
+    if not new.any():
+        return {}
+    classifier = Classifier.load(run)
+    number = {name: k for k, name in enumerate(classifier.names)}
+    truth = np.array([number.get(str(label), -1) for label in labels])[new]
+    probabilities = classifier.probabilities(embeddings[new])
+    return {
+        "classifier_images": float(new.sum()),
+        "classifier_accuracy": float((probabilities.argmax(1) == truth).mean()),
+        "classifier_balanced_accuracy": metrics.balanced_accuracy(probabilities.argmax(1), truth),
+        "classifier_ece": metrics.calibration_error(
+            probabilities.max(1), probabilities.argmax(1) == truth
+        ),
+    }
 
 
 def _own_labels(
@@ -307,16 +428,111 @@ def _to_learn_from(
     return (embeddings[left], labels[left]), truth
 
 
+def recluster_run(run: RunDir, clusters: int | Literal["auto"]) -> list[str]:
+    """Another number of clusters, a cut of the run's tree; nothing is learnt anew.
+
+    The images' table, the model and ``run.json`` follow, and so do predict and export. What a
+    person said stays with the images: a cluster takes the name of the one from which most of its
+    images come, an image that was moved goes where those went that it was moved to.
+
+    Args:
+        run: a finished run; written to.
+        clusters: their number, or auto to choose it from the features.
+
+    Returns:
+        Sentences: what there is now, and what found no place.
+
+    Raises:
+        ConfigError: the tree has fewer parts than that.
+        RunError: the run has no tree.
+    """
+    merges, heights, _ = run.read_tree()
+    model = FittedModel.load(run.model)
+    config, info = run.read_config(), run.read_info()
+    tree = Tree(
+        model.prototypes.part if model.prototypes.part is not None else model.prototypes.cluster,
+        torch.from_numpy(merges.astype(np.int64)),
+        torch.from_numpy(heights),
+    )
+    embeddings = torch.from_numpy(np.array(run.read_embeddings()))
+    reduced = model.reduce(embeddings)
+    choice: dict[int, float] = {}
+    if clusters == "auto":
+        found = choose_clusters(
+            reduced,
+            largest=max(2, min(most_clusters(len(reduced)), tree.largest)),
+            neighbours=config.final.neighbours,
+            generator=torch.Generator().manual_seed(config.seed),
+        )
+        clusters, choice = min(found.k, tree.largest), found.scores
+    assert isinstance(clusters, int)
+    if not 1 <= clusters <= tree.largest:
+        raise ConfigError(
+            f"{clusters} clusters: the tree of this run has {tree.largest} parts, so give a number "
+            f"from 1 to {tree.largest}, or fit again with --clusters {clusters}"
+        )
+    before = Remembered.of(run) if run.has_changes() else None
+    model.prototypes = model.prototypes.regroup(tree.cut(clusters))
+    labels, distances, confidence = model.prototypes.assign(reduced)
+    items = run.read_items()
+    columns = {name: items[name].to_pylist() for name in items.column_names}
+    columns |= {"cluster": labels.numpy(), "distance": distances.numpy()}
+    columns["confidence"] = confidence.numpy()
+    columns |= {"name": [None] * len(labels), "by": ["model"] * len(labels)}
+    info["counts"] = info["counts"] | {"clusters": clusters}
+    info["choice"] = choice
+    info["scores"] = {"fit": _scores(embeddings, labels, columns["label"])}
+    said = (
+        f"{clusters} clusters, a cut of the fit's tree: parts of its clusters or unions of them. "
+        "Cut for its own sake that number might be a little better, and no image would keep its "
+        "company: fit again with --clusters for that"
+    )
+    info["notes"] = [*info.get("notes", []), said]
+    lines = [said]
+    with tempfile.TemporaryDirectory(dir=run.path, prefix=".recluster-") as folder:
+        # All of it is worked out beside the run before anything in it is replaced.
+        draft = RunDir(folder)
+        draft.write_info(info)
+        draft.write_config(config)
+        draft.write_items(columns)
+        if before is not None:
+            draft.write_contents(before.contents)
+            lines.append(str(carry_names(before, draft)))
+        model.save_clusters(run.model)
+        run.write_tree(merges, heights, model.prototypes.parts_of(reduced).numpy())
+        table = draft.read_items()
+        run.write_items({name: table[name].to_pylist() for name in table.column_names})
+        if before is not None:
+            run.write_clusters(draft.read_clusters())
+        run.write_info(info)
+    return lines
+
+
+def _scores(embeddings: Tensor, labels: Tensor, known: list[str | None]) -> dict[str, float]:
+    """What run.json says of the clusters."""
+    classes = {name: i for i, name in enumerate(sorted({name for name in known if name}))}
+    truth = np.array([classes.get(name or "", -1) for name in known])
+    found = score(labels.numpy(), truth)
+    if len(labels.unique()) > 1 and len(labels) > metrics.GRAPH_NEIGHBOURS:
+        rows = embeddings.numpy()
+        found["modularity"] = metrics.modularity(rows, labels.numpy(), np.random.default_rng(0))
+    return found
+
+
 class Deployed(nn.Module):
-    """The net as other programs want it: pixels in [0, 1] in, features out.
+    """The net as other programs want it: pixels in [0, 1] in, features or classes out.
 
     Args:
         model: a fitted model.
+        classifier: what makes probabilities of the features; None gives the features.
     """
 
-    def __init__(self, model: FittedModel) -> None:
+    def __init__(self, model: FittedModel, classifier: Classifier | None = None) -> None:
         super().__init__()
         assert model.backbone is not None
+        self.classifier = classifier
+        if classifier is not None:
+            self.head = classifier.head
         self.backbone = model.backbone.eval()
         self.mean: Tensor
         self.std: Tensor
@@ -324,12 +540,16 @@ class Deployed(nn.Module):
         self.register_buffer("std", torch.tensor(model.preprocessing.std).view(1, -1, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
-        """``(b, c, size, size)`` in [0, 1] -> ``(b, d)``, rows of length 1."""
-        features = self.backbone((images - self.mean) / self.std)
-        return nn.functional.normalize(features)
+        """``(b, c, size, size)`` in [0, 1] -> ``(b, d)`` of length 1, or ``(b, classes)``."""
+        features = nn.functional.normalize(self.backbone((images - self.mean) / self.std))
+        if self.classifier is None:
+            return features
+        return self.classifier.calibrated(self.head(features))
 
 
-def export_run(run: RunDir, to: Literal["timm", "onnx", "torchscript"], out: Path) -> Path:
+def export_run(
+    run: RunDir, to: Literal["timm", "onnx", "torchscript"], out: Path, *, classes: bool = False
+) -> Path:
     """Write the backbone for other programs.
 
     Args:
@@ -337,23 +557,32 @@ def export_run(run: RunDir, to: Literal["timm", "onnx", "torchscript"], out: Pat
         to: ``timm``: a folder for ``timm.create_model("local-dir:…")``. ``onnx`` and
             ``torchscript``: one file that takes images in [0, 1] and gives features of length 1.
         out: folder or file to write; must not exist.
+        classes: ``onnx`` and ``torchscript``: the file gives probabilities of the classifier's
+            classes in place of features; the names are in ``out`` with ``.classes.txt`` added.
 
     Returns:
         `out`.
 
     Raises:
-        RunError: `out` exists, or the run has no net.
+        RunError: `out` exists, or the run has no net or no classifier.
         ConfigError: a package that the format needs is not installed.
     """
-    output = Output(out)
-    model = FittedModel.load(run.model)
-    if model.backbone is None:
+    if run.read_config().backbone == GIVEN:
         raise RunError(f"{run.path} was made of vectors: it has no net to export")
+    if classes and to == "timm":
+        raise ConfigError("timm reads the backbone alone: export --classes to onnx or torchscript")
+    output = Output(out)
     if to == "timm":
         with output.writing() as part:
             shutil.copytree(run.model, part)
         return out
-    deployed = Deployed(model).eval()
+    model = FittedModel.load(run.model)
+    classifier = Classifier.load(run) if classes else None
+    deployed = Deployed(model, classifier).eval()
+    if classifier is not None:
+        names = Output(out.with_name(f"{out.name}.classes.txt"))
+        with names.writing() as part:
+            part.write_text("".join(f"{name}\n" for name in classifier.names), encoding="utf-8")
     example = torch.zeros(2, model.channels, model.preprocessing.size, model.preprocessing.size)
     if to == "torchscript":
         with warnings.catch_warnings(), output.writing() as part:
@@ -371,7 +600,7 @@ def export_run(run: RunDir, to: Literal["timm", "onnx", "torchscript"], out: Pat
             (example,),
             part,
             input_names=["images"],
-            output_names=["features"],
+            output_names=["probabilities" if classes else "features"],
             dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
             dynamo=True,
             external_data=False,  # the weights in the same file

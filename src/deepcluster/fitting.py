@@ -15,7 +15,7 @@ import sys
 import time
 import traceback
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -26,19 +26,20 @@ from torch import nn
 
 from deepcluster.backbones.start import GIVEN, Weights
 from deepcluster.clustering.neighbours import nearest_rows
+from deepcluster.clustering.tree import Tree
 from deepcluster.config import SECTIONS, Config, check_settings, flatten, override
 from deepcluster.errors import ConfigError, RunError
-from deepcluster.images.listing import Listing
 from deepcluster.images.sources import list_source
 from deepcluster.images.store import ImageStore, open_images, scan_images
-from deepcluster.images.vectors import pair, read_vectors
+from deepcluster.images.vectors import Vectors, pair, read_vectors
 from deepcluster.naming import Remembered, carry_names, load_model
 from deepcluster.progress import Progress, epoch_sentence
 from deepcluster.report import write_report
 from deepcluster.run import NEIGHBOURS, Neighbours, RunDir
 from deepcluster.show.pictures import write_pictures
 from deepcluster.show.tensorboard import TensorBoard
-from deepcluster.training.loop import FitResult, fit, fit_vectors
+from deepcluster.training.best import Best, fit_best
+from deepcluster.training.loop import FitResult, fit_vectors
 from deepcluster.training.plan import (
     LATE,
     MOST_EPOCHS,
@@ -46,8 +47,8 @@ from deepcluster.training.plan import (
     Pace,
     as_given,
     guess_epochs,
+    plan_starts,
     scale_source,
-    schedule_frozen,
     schedule_given,
     schedule_minutes,
     settle_start,
@@ -108,55 +109,40 @@ def plan_source(source: Any, config: Config, *, labels: str | None = None) -> Pl
     check_settings(config)
     listing = list_source(source, labels)
     asked, weights, sentence = settle_start(config)
-    if weights is None:
-        asked = scale_source(listing, asked)
-    else:
-        if weights.path is None:
-            raise ConfigError(
-                f"the weights of {weights.name} are not here, and a dry run downloads nothing: run "
-                "it without --dry-run"
-            )
-        asked = _take_weights(listing, asked, weights)
-    scan = scan_images(listing, data=asked.data, size=asked.size)
+    if weights is not None and weights.path is None:
+        raise ConfigError(
+            f"the weights of {weights.name} are not here, and a dry run downloads nothing: run it "
+            "without --dry-run"
+        )
+    opened = _as_opened(listing, asked, weights)
+    scan = scan_images(listing, data=opened.data, size=opened.size)
     limit = usual_minutes(config, scan.count)
-    resolved, cost = _schedule(
-        asked,
-        weights,
-        n=scan.count,
-        size=scan.size,
-        channels=scan.channels,
-        store_bytes=scan.bytes_needed if scan.in_memory else 0,
-        limit=limit,
-    )
-    sentences = about_start(weights, sentence) + scan.remarks
+    facts: dict[str, Any] = {
+        "n": scan.count,
+        "channels": scan.channels,
+        "store_bytes": scan.bytes_needed if scan.in_memory else 0,
+        "limit": limit,
+    }
+    if weights is None:
+        asked = opened
+        resolved, cost = schedule_minutes(asked, size=scan.size, **facts)
+    else:
+        side = round(scan.size * opened.data.margin)
+        _, resolved, cost = plan_starts(asked, opened, weights, side=side, **facts)
+    sentences = scan.remarks + about_start(weights, sentence)
     sentences += notes(asked, resolved, scan.count, cost, limit=limit)
     return Plan(scan.name, scan.count, resolved, cost, sentences)
 
 
-def _take_weights(listing: Listing, config: Config, weights: Weights) -> Config:
-    """The settings as the weights want them, for images as large as these."""
-    side = scan_images(listing, data=config.data).side
-    return take_weights(config, weights, side=side)
-
-
-def _schedule(
-    config: Config,
-    weights: Weights | None,
-    *,
-    n: int,
-    size: int,
-    channels: int,
-    store_bytes: int,
-    spent: float = 0.0,
-    limit: float,
-) -> tuple[Config, Cost]:
-    facts = {"n": n, "channels": channels, "store_bytes": store_bytes}
-    if config.backbone == GIVEN:
-        return schedule_given(config, n=n)
-    if config.start == "frozen":
-        assert weights is not None
-        return schedule_frozen(config, weights, **facts)
-    return schedule_minutes(config, **facts, size=size, spent=spent, limit=limit)
+def _as_opened(listing: Any, asked: Config, weights: Weights | None) -> Config:
+    """The settings that the images are decoded with."""
+    if weights is None:
+        return scale_source(listing, asked)
+    side = scan_images(listing, data=asked.data).side
+    frozen = dataclasses.replace(asked, start="frozen", epochs="auto", minutes="auto")
+    if asked.start == "frozen":
+        frozen = dataclasses.replace(frozen, epochs=asked.epochs)
+    return take_weights(frozen, weights, side=side)
 
 
 def about_start(weights: Weights | None, sentence: str) -> list[str]:
@@ -212,7 +198,7 @@ def fit_source(
     check_settings(asked)
     sitting = Sitting()
     with contextlib.ExitStack() as held:
-        run = None
+        run, rivals = None, None
         if resume:
             run, asked = _reopen(out, asked, given)
             held.enter_context(run.locked())
@@ -220,10 +206,14 @@ def fit_source(
                 return _complete(run, report=report, progress=progress)
             labels = labels or run.read_info().get("labels")
             names_from = names_from or run.read_info().get("names_from")
+            rivals = [override(Config(), values) for values in run.read_info().get("rivals", [])]
         elif out is not None:
             RunDir.free(out, overwrite=overwrite)  # refused before the work, made after it
         remembered = _remember(names_from, out)
-        work = _look(source, asked, labels, sitting, progress, embeddings, resume=resume)
+        if embeddings is None:
+            work = _look(source, asked, labels, sitting, progress, rivals)
+        else:
+            work = _take(read_vectors(embeddings), source, asked, labels, sitting, progress)
         if remembered is not None and work.store.contents is not None:
             remembered.check(work.store.contents)
         info = _facts(work, labels, sitting, command)
@@ -278,10 +268,11 @@ class Work:
     cost: Cost
     limit: float  # minutes, where neither they nor epochs were asked for
     spent: float  # seconds until the images were decoded
-    weights: Weights | None = None  # that the net begins with
-    sentence: str = ""  # about weights that a person could have
-    rows: np.ndarray | None = None  # (n, d) features made elsewhere
-    pictured: bool = True  # whether there are images of them
+    weights: Weights | None = None  # that it begins with
+    sentence: str = ""  # about those that it could begin with
+    rivals: list[Config] = field(default_factory=list)  # resolved; what is tried before
+    rows: np.ndarray | None = None  # (n, d) features, where they were made elsewhere
+    seen: bool = True  # whether the images are more than blanks
 
 
 def _look(
@@ -290,59 +281,70 @@ def _look(
     labels: str | None,
     sitting: Sitting,
     progress: Progress,
-    embeddings: Any,
-    *,
-    resume: bool,
+    rivals: list[Config] | None,
 ) -> Work:
-    """Decode the images and make the plan."""
-    given, vectors, rows = asked, None, None
-    if embeddings is None:
-        asked, weights, sentence = settle_start(asked)
-    else:
-        vectors, weights, sentence = read_vectors(embeddings), None, ""
-        asked = as_given(asked)
+    """Decode the images and make the plan; `rivals` are those of a run that is gone on with."""
+    progress.phase("looking at the images", 1)
+    given = asked
+    listing = list_source(source, labels)
+    asked, weights, sentence = settle_start(asked)
     if weights is not None and weights.path is None:
         progress.phase(f"downloading {weights.name}", 1)
         weights = weights.fetch()
-    progress.phase("looking at the images", 1)
-    store = None
-    if source is not None:
-        listing = list_source(source, labels)
-        if weights is None:
-            asked = scale_source(listing, asked)
-        elif not resume:
-            asked = _take_weights(listing, asked, weights)
-        store = open_images(
-            listing, data=asked.data, size=asked.size, progress=progress.callback("decoding")
-        )
-        asked = dataclasses.replace(asked, data=dataclasses.replace(asked.data, range=store.range))
-    if vectors is not None:
-        rows, store = pair(vectors, store)
-    assert store is not None
+    gone_on = rivals is not None and weights is not None
+    opened = (rivals or [asked])[0] if gone_on else _as_opened(listing, asked, weights)
+    store = open_images(
+        listing,
+        data=opened.data,
+        size=opened.size,
+        progress=progress.callback("decoding"),
+    )
+    opened = dataclasses.replace(opened, data=dataclasses.replace(opened.data, range=store.range))
+    asked = dataclasses.replace(asked, data=dataclasses.replace(asked.data, range=store.range))
+    if weights is None:
+        asked = opened
     spent = time.perf_counter() - sitting.clock
     limit = usual_minutes(given, len(store))
-    resolved, cost = _schedule(
-        asked,
-        weights,
-        n=len(store),
-        size=store.size,
-        channels=store.channels,
-        store_bytes=0 if isinstance(store.pixels, np.memmap) else store.pixels.nbytes,
-        spent=spent,
-        limit=limit,
-    )
-    return Work(
-        store,
-        asked,
-        resolved,
-        cost,
-        limit,
-        spent,
-        weights=weights,
-        sentence=sentence,
-        rows=rows,
-        pictured=source is not None,
-    )
+    facts: dict[str, Any] = {
+        "n": len(store),
+        "channels": store.channels,
+        "store_bytes": 0 if isinstance(store.pixels, np.memmap) else store.pixels.nbytes,
+        "spent": spent,
+        "limit": limit,
+    }
+    tried: list[Config] = rivals or []
+    if weights is None or (gone_on and asked.start != "frozen"):
+        assert weights is None or isinstance(asked.size, int)
+        size = store.size if weights is None else asked.size
+        resolved, cost = schedule_minutes(asked, size=size, **facts)  # type: ignore[arg-type]
+    else:
+        side = int(store.pixels.shape[1])
+        tried, resolved, cost = plan_starts(asked, opened, weights, side=side, **facts)
+    return Work(store, asked, resolved, cost, limit, spent, weights, sentence, tried)
+
+
+def _take(
+    vectors: Vectors,
+    source: Any,
+    asked: Config,
+    labels: str | None,
+    sitting: Sitting,
+    progress: Progress,
+) -> Work:
+    """Vectors in the place of a net, with their images if there are any, and the plan."""
+    progress.phase("looking at the vectors", 1)
+    asked, store = as_given(asked), None
+    if source is not None:
+        store = open_images(
+            list_source(source, labels),
+            data=asked.data,
+            progress=progress.callback("decoding"),
+        )
+    rows, store = pair(vectors, store)
+    resolved, cost = schedule_given(asked, n=len(rows))
+    spent = time.perf_counter() - sitting.clock
+    seen = source is not None
+    return Work(store, asked, resolved, cost, 0.0, spent, rows=rows, seen=seen)
 
 
 def _facts(
@@ -358,6 +360,7 @@ def _facts(
         "started": sitting.started.isoformat(timespec="seconds"),
         "seed": resolved.seed,
         "minutes": None if work.asked.minutes == "auto" else work.asked.minutes,
+        "asked": changed(work.asked),
         "versions": versions(),
         "hardware": hardware(resolved),
         "images": store.fingerprint(),
@@ -367,8 +370,9 @@ def _facts(
             "clusters": resolved.clusters,
             "classes": len(store.label_names) if store.labels is not None else 0,
         },
-        "weights": None if work.weights is None else work.weights.facts(),
         "passed_over": [dataclasses.asdict(one) for one in store.passed_over],
+        "weights": None if work.weights is None else work.weights.facts(),
+        "rivals": [flatten(dataclasses.asdict(rival)) for rival in work.rivals],
         "notes": left_out(store)
         + store.remarks
         + about_start(work.weights, work.sentence)
@@ -397,7 +401,8 @@ def _continue(run: RunDir, work: Work, info: dict[str, Any]) -> tuple[Work, dict
             f"{run.path} was fitted on other images than the source holds now: "
             "give the same source, or start anew in another folder"
         )
-    info |= {name: before.get(name) for name in ("started", "command", "minutes")}
+    kept = ("started", "command", "minutes", "asked")
+    info |= {name: before[name] for name in kept if name in before}
     # what the sittings before took, not lost if this one is killed
     info |= {name: before.get(name, 0.0) for name in ("seconds", "processor_seconds")}
     assert isinstance(work.resolved.epochs, int)
@@ -429,15 +434,17 @@ def _train(
             log.note(sentence)
         memory = f"about {work.cost.memory / 1e9:.1f} GB of memory"
         log.note(f"expected: {_span(work.cost.seconds)}, {memory}")
-        store = work.store
-        if work.rows is None:
-            result = fit(store, work.resolved, run=run, resume=resume, progress=log, pace=pace)
-        else:
-            seen = store if work.pictured else None
-            result = fit_vectors(
-                work.rows, work.resolved, store=seen, truth=store.labels, progress=log
-            )
-        _write_result(run, store, result, log)
+        best = _fit(run, work, resume=resume, log=log, pace=pace)
+        result = best.result
+        if result.config.start != work.resolved.start:
+            run.write_config(result.config)
+            run.truncate_metrics(0)
+        _write_result(run, work.store, result, log)
+        for other in best.others:
+            told = {name: info[name] for name in ("started", "images", "weights")}
+            told["starts"] = best.facts(other)
+            _write_other(run.other(other.config.start), work.store, other, told, report=report)
+        info["starts"] = best.facts()
         if remembered is not None:
             info["carried"] = str(carry_names(remembered, run)).splitlines()
     except BaseException as error:
@@ -465,6 +472,36 @@ def _train(
             "unwritten": ["pictures", *(["report"] if report else [])],
         }
     )
+
+
+def _fit(run: RunDir, work: Work, *, resume: bool, log: Logged, pace: Pace | None) -> Best:
+    """Train, or take what is given, and cluster."""
+    if work.rows is not None:
+        store = work.store if work.seen else None
+        truth = work.store.labels
+        found = fit_vectors(work.rows, work.resolved, store=store, truth=truth, progress=log)
+        return Best(found, [])
+    return fit_best(
+        work.store,
+        work.resolved,
+        work.rivals,
+        run=run,
+        resume=resume,
+        progress=log,
+        pace=pace,
+    )
+
+
+def _write_other(
+    run: RunDir, store: ImageStore, result: FitResult, facts: dict[str, Any], *, report: bool
+) -> None:
+    """A run folder, in that of the start which was kept, for one that was not."""
+    run.remove()
+    run.path.mkdir()
+    write_finished(run, store, result, facts)
+    write_pictures(run)
+    if report:
+        write_report(run)
 
 
 def _say_how_to_go_on(run: RunDir, source: Any, log: Logged, *, stopped: bool) -> None:
@@ -509,8 +546,8 @@ def _complete(
     kept = run.remove_replaced()
     if kept is not None:
         progress.note(
-            f"the run that was in {run.path} before is kept in {kept}: a person gave its clusters "
-            "names, or put something into it"
+            f"the run that was in {run.path} before is kept in {kept}: it holds a person's work "
+            "(names, moves, labels)"
         )
     return run
 
@@ -525,16 +562,15 @@ def _reopen(out: str | Path | None, asked: Config, given: Collection[str]) -> tu
         raise ConfigError("--resume needs --out: the folder of the run to go on with")
     run = RunDir.open(out, finished=False)
     saved, info = run.read_config(), run.read_info()
-    default, wanted, kept = (
-        flatten(dataclasses.asdict(config)) for config in (Config(), asked, saved)
-    )
-    minutes = info.get("minutes")  # the settings hold the epochs these came to
-    kept["minutes"] = "auto" if minutes is None else minutes
+    wanted, kept = (flatten(dataclasses.asdict(config)) for config in (asked, saved))
+    before = info.get("asked", {})  # what the kept ones came from: minutes, say, from which epochs
+    if info.get("minutes") is not None:
+        before["minutes"] = info["minutes"]
     differing = {
         name: value
         for name, value in wanted.items()
-        if (value != default[name] or name in given)
-        and value not in (kept[name], "auto")
+        if name in changed(asked).keys() | set(given)
+        and value not in (kept[name], before.get(name), "auto")
         and name != "device"
     }
     late = {
@@ -569,6 +605,11 @@ def _remember(names_from: str | Path | None, out: str | Path | None) -> Remember
 
 
 def _write_result(run: RunDir, store: ImageStore, result: FitResult, progress: Progress) -> None:
+    progress.phase("nearest images", 1)
+    features = torch.from_numpy(result.embeddings).to(result.config.device)
+    index, distance, recall = nearest_rows(features, NEIGHBOURS)
+    run.write_neighbours(Neighbours(index.cpu().numpy(), distance.cpu().numpy(), recall))
+    progress.advance(1)
     progress.phase("writing the run folder", len(store))
     n = len(store)
     classes: list[str | None] = [None] * n
@@ -577,9 +618,6 @@ def _write_result(run: RunDir, store: ImageStore, result: FitResult, progress: P
     run.write_embeddings(result.embeddings)
     if store.contents is not None:
         run.write_contents(store.contents)
-    features = torch.from_numpy(result.embeddings).to(result.config.device)
-    index, distance, recall = nearest_rows(features, NEIGHBOURS)
-    run.write_neighbours(Neighbours(index.cpu().numpy(), distance.cpu().numpy(), recall))
     run.write_items(
         {
             "id": store.ids,
@@ -594,6 +632,8 @@ def _write_result(run: RunDir, store: ImageStore, result: FitResult, progress: P
             "y": result.places[:, 1],
         }
     )
+    if result.tree is not None:
+        run.write_tree(result.tree.merges.numpy(), result.tree.heights.numpy(), result.parts)
     result.model.save(run.model)
     if not len(store.pixels):  # an estimator that was pickled has none
         return
@@ -671,7 +711,18 @@ def read_result(run: RunDir, *, backbone: nn.Module | None = None) -> tuple[FitR
         skipped=run.read_skipped(),
         contents=run.read_contents() if run.contents.is_file() else None,
     )
+    tree, parts = None, items["cluster"].to_numpy().astype(np.int64)
+    if run.tree.is_file():
+        merges, heights, part = run.read_tree()
+        parts, own = part.astype(np.int64), model.prototypes.part
+        tree = Tree(
+            model.prototypes.cluster if own is None else own,
+            torch.from_numpy(merges.astype(np.int64)),
+            torch.from_numpy(heights),
+        )
     result = FitResult(
+        tree=tree,
+        parts=parts,
         config=config,
         model=model,
         embeddings=np.array(run.read_embeddings()),
@@ -757,16 +808,17 @@ def notes(
     return sentences
 
 
+def changed(config: Config) -> dict[str, Any]:
+    """Settings that are not as by default."""
+    default, wanted = (flatten(dataclasses.asdict(each)) for each in (Config(), config))
+    return {name: value for name, value in wanted.items() if value != default[name]}
+
+
 def without_effect(asked: Config) -> list[str]:
     """Settings that were changed and that the method does not read."""
     others = {group for groups in SECTIONS.values() for group in groups}
     others -= set(SECTIONS.get(asked.method, ()))
-    default, wanted = (flatten(dataclasses.asdict(config)) for config in (Config(), asked))
-    idle = [
-        name
-        for name, value in wanted.items()
-        if name.partition(".")[0] in others and value != default[name]
-    ]
+    idle = [name for name in changed(asked) if name.partition(".")[0] in others]
     if asked.final.algorithm == "graph" and asked.final.restarts != Config().final.restarts:
         idle.append("final.restarts")
     return idle

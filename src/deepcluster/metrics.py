@@ -206,6 +206,28 @@ def effective_rank(embeddings: np.ndarray) -> float:
     return float(np.exp(-(share * np.log(share)).sum()))
 
 
+def balanced_accuracy(predicted: np.ndarray, labels: np.ndarray) -> float:
+    """Mean over the true classes of the share of their images that are predicted right.
+
+    Not in METRICS: it is of a classifier, whose numbers mean the labels' classes. A label below 0
+    is a class of its own, which no prediction meets.
+    """
+    return float(np.mean([(predicted[labels == k] == k).mean() for k in np.unique(labels)]))
+
+
+def calibration_error(confidence: np.ndarray, right: np.ndarray, bins: int = 15) -> float:
+    """Expected calibration error: how far confidences are from the shares of right answers.
+
+    Args:
+        confidence: ``(n,)`` probability of the predicted class.
+        right: ``(n,)`` whether it was right.
+        bins: of equal width, between 0 and 1 (15 in Guo et al. 2017).
+    """
+    place = np.minimum((np.asarray(confidence, np.float64) * bins).astype(int), bins - 1)
+    gap = np.bincount(place, weights=confidence - np.asarray(right, np.float64), minlength=bins)
+    return float(np.abs(gap).sum() / len(place))
+
+
 METRICS: dict[str, Callable[..., float]] = {
     "nmi": nmi,
     "nmi_arithmetic": nmi_arithmetic,

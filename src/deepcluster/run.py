@@ -3,7 +3,7 @@
 ``docs/run-folder.md`` describes the files for people. Nothing here needs torch, so the report and
 other tools can read a run without it. Files that matter are written under another name first and
 then moved into place: a run that is cut off never leaves half a file. What is read is checked, and
-an error names the file and what to do (:func:`reading`).
+an error names the file and what to do (:mod:`deepcluster.files`).
 
 Nothing but this module deletes a run, and only files of the names that a fit writes (`_OWN`). A run
 that is replaced lies beside the new one, as ``NAME.replaced``, until that one has ended.
@@ -19,13 +19,11 @@ import os
 import re
 import shutil
 import socket
-import sys
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -35,6 +33,7 @@ import pyarrow.parquet as pq
 
 from deepcluster.config import Config, override, parse_toml, to_toml
 from deepcluster.errors import ConfigError, DamagedError, RunError
+from deepcluster.files import CURE, check, reading, replacing, take_lock
 
 SCHEMA = 1
 """Version of the run folder; readers refuse a newer one."""
@@ -92,7 +91,8 @@ class Neighbours:
 
 
 _OWN = re.compile(
-    r"""(run\.json | config\.toml | metrics\.jsonl | log\.txt | skipped\.csv | fit\.lock
+    r"""((frozen|scratch|adapt)/)?  # a run within, of a start that was not kept
+    (run\.json | config\.toml | metrics\.jsonl | log\.txt | skipped\.csv | fit\.lock
     | items\.(parquet|csv) | clusters\.json | (embeddings|contents)\.npy
     | neighbours\.safetensors | tree\.npz
     | model/((config\.json) | (model|clusters)\.safetensors | README\.md)
@@ -101,17 +101,21 @@ _OWN = re.compile(
     | updates/\d{8}-\d{6}(-\d+)?\.csv
     | pictures/(curves\.svg | clusters\.png | cluster-\d+\.png)
     | tensorboard/events\.out\.tfevents\.[^/]+
-    | report(\.part)?/(index\.html | style\.css | scripts/[a-z-]+\.js | data/[a-z-]+\.(js|webp)
-        | thumbnails/\d{4,}\.webp)
+    | classifier/(classifier\.(safetensors|json) | labels\.csv)
+    | labelling/(suggested\.json | to_label\.csv)
+    | (report|report\.part|labelling)/(index\.html | style\.css | scripts/[a-z-]+\.js
+        | data/[a-z-]+\.(js|webp) | thumbnails/\d{4,}\.webp)
     )(\.part)?
     | (.+/)?(\.DS_Store | Thumbs\.db | desktop\.ini)  # what file managers leave
     """,
     re.VERBOSE,
 )
-"""Paths, in the run folder, of all that a fit and the report write."""
+"""Paths, in the run folder, of all that a fit, the report and a person's work with them write."""
 
 _OWN_FOLDERS = re.compile(
-    r"model|thumbnails|checkpoints|pictures|tensorboard|updates|report(\.part)?(/(scripts|data|thumbnails))?"
+    r"(frozen|scratch|adapt)|((frozen|scratch|adapt)/)?"
+    r"(model|thumbnails|checkpoints|pictures|tensorboard|updates|classifier"
+    r"|(report|report\.part|labelling)(/(scripts|data|thumbnails))?)"
 )
 
 _STATUSES = ("running", "interrupted", "failed", "done")
@@ -195,15 +199,17 @@ class RunDir:
         try:
             if begin is not None:
                 begin(part)
-            if run.aside.path.exists() and run._peek().get("status") == "done":
-                run.remove_replaced()  # what a fit that was killed at its very end has left
-            elif run.aside.path.exists():
-                run.remove()  # it is to replace that one, which stays, and has not ended itself
-            if run._is_ours():
-                place.replace(run.aside.path)
-            elif place.is_dir():
-                place.rmdir()  # empty: a folder can only be renamed to what does not exist
+            if overwrite and run._is_ours():
+                if not run.aside.path.exists():
+                    place.replace(run.aside.path)
+                elif run._peek().get("status") == "done":
+                    run.remove_replaced()  # what a fit that was killed at its very end has left
+                    place.replace(run.aside.path)
+                else:
+                    run.remove()  # it is to replace the one aside, which stays, and has not ended
             try:
+                if place.is_dir():
+                    place.rmdir()  # empty: a folder takes only a name that nothing has
                 part.path.rename(place)
             except OSError as error:  # somebody was faster
                 raise RunError(f"{run.path} is not empty: choose another folder") from error
@@ -324,13 +330,16 @@ class RunDir:
         """Delete the run that this one has replaced.
 
         Returns:
-            Where it is kept, if it holds names or moves of a person, or what no fit wrote.
+            Where it is kept, if it holds a person's work (names, moves, labels) or what no fit
+            wrote.
         """
         aside = self.aside
         if not aside._is_ours():
             return None
         try:
-            untouched = not aside._clusters.exists() and not aside.foreign()
+            named = any(aside.path.glob(f"**/{aside._clusters.name}"))  # in another start's too
+            work = (aside._updates, aside.classifier, aside.labelling)
+            untouched = not (named or any(path.exists() for path in work) or aside.foreign())
         except OSError:
             untouched = False
         if untouched:
@@ -357,9 +366,9 @@ class RunDir:
             RunError: a fit is at work in it.
         """
         with self._lock.open("a+", encoding="utf-8") as file:
-            if not _take(file):
+            if not take_lock(file):
                 self.refuse_if_live()
-                if not _take(file):  # else whoever had it has only looked
+                if not take_lock(file):  # else whoever had it has only looked
                     raise RunError(f"another fit is at work in {self.path}")
             file.truncate(0)
             json.dump({"pid": os.getpid(), "host": socket.gethostname()}, file)
@@ -376,7 +385,7 @@ class RunDir:
         """Whether a fit is at work in the folder."""
         try:
             with self._lock.open("r+", encoding="utf-8") as file:
-                return not _take(file)
+                return not take_lock(file)
         except OSError:
             return False
 
@@ -440,6 +449,10 @@ class RunDir:
         """Folder of the checkpoints."""
         return self.path / "checkpoints"
 
+    def other(self, start: str) -> RunDir:
+        """A run within this one: the same images by another start, which was not kept."""
+        return RunDir(self.path / start)
+
     @property
     def pictures(self) -> Path:
         """Folder of the curves and the grids of clusters."""
@@ -479,6 +492,16 @@ class RunDir:
         """The nearest images of each image; runs of older versions lack it."""
         return self.path / "neighbours.safetensors"
 
+    @property
+    def classifier(self) -> Path:
+        """Folder of the classifier that a few labels made (absent before `deepcluster teach`)."""
+        return self.path / "classifier"
+
+    @property
+    def labelling(self) -> Path:
+        """Folder of the page to label images in (absent before `deepcluster suggest`)."""
+        return self.path / "labelling"
+
     # -- what happened ------------------------------------------------------------------------
 
     def write_info(self, info: Mapping[str, Any]) -> None:
@@ -493,7 +516,7 @@ class RunDir:
         """
         with reading(self._info):
             info = json.loads(self._info.read_bytes())
-            _check(isinstance(info, dict), "it is no JSON object")
+            check(isinstance(info, dict), "it is no JSON object")
             schema = info.get("schema", 0)
             if isinstance(schema, int) and schema > SCHEMA:
                 raise RunError(
@@ -522,7 +545,7 @@ class RunDir:
             except ConfigError as error:
                 raise DamagedError(str(error)) from error
             missing = {"method", "clusters", "epochs", "size", "backbone"} - values.keys()
-            _check(not missing, f"it says nothing of {', '.join(sorted(missing))}")
+            check(not missing, f"it says nothing of {', '.join(sorted(missing))}")
         return config
 
     def append_metrics(self, line: Mapping[str, Any]) -> None:
@@ -552,7 +575,7 @@ class RunDir:
                 if fits:
                     lines.append(line)
                 else:
-                    _check(
+                    check(
                         number == len(raw) - 1, f"its line {number + 1} is broken: delete that line"
                     )
         return lines
@@ -580,9 +603,9 @@ class RunDir:
             self._skipped.open(newline="", encoding="utf-8") as file,
         ):
             rows = csv.reader(file, strict=True)
-            _check(next(rows, None) == ["path", "reason"], "its columns are not path, reason")
+            check(next(rows, None) == ["path", "reason"], "its columns are not path, reason")
             pairs = list(rows)
-            _check(all(len(row) == 2 for row in pairs), "a row has not two values")
+            check(all(len(row) == 2 for row in pairs), "a row has not two values")
             return [(path, reason) for path, reason in pairs]
 
     # -- the images' table --------------------------------------------------------------------
@@ -613,24 +636,24 @@ class RunDir:
         with reading(self._items):
             table = pq.read_table(self._items)
             missing = [name for name in ITEMS_SCHEMA.names if name not in table.column_names]
-            _check(not missing, f"it has no column {', '.join(missing)}")
+            check(not missing, f"it has no column {', '.join(missing)}")
             table = table.select(ITEMS_SCHEMA.names).cast(ITEMS_SCHEMA)
             table.validate(full=True)
             n = len(table)
-            _check(n > 0, "it has no row")
-            _check(table["id"].null_count == 0, "an image has no id")
-            _check(pc.count_distinct(table["id"]).as_py() == n, "two images have one id")
+            check(n > 0, "it has no row")
+            check(table["id"].null_count == 0, "an image has no id")
+            check(pc.count_distinct(table["id"]).as_py() == n, "two images have one id")
             clusters = table["cluster"]
-            _check(clusters.null_count == 0, "an image has no cluster")
+            check(clusters.null_count == 0, "an image has no cluster")
             bounds = pc.min_max(clusters).as_py()
             low, high = bounds["min"], bounds["max"]
-            _check(low >= -1, f"there is no cluster {low}")
-            _check(high < MOST_CLUSTERS + n, f"there is no cluster {high}")
+            check(low >= -1, f"there is no cluster {low}")
+            check(high < MOST_CLUSTERS + n, f"there is no cluster {high}")
             by = set(pc.unique(table["by"]).to_pylist())
-            _check(by <= {"model", "person"}, "`by` is something else than model or person")
+            check(by <= {"model", "person"}, "`by` is something else than model or person")
             for name in ("distance", "confidence", "x", "y"):
                 finite = pc.all(pc.is_finite(table[name]), skip_nulls=True).as_py()
-                _check(finite is not False, f"a {name} is not a finite number")
+                check(finite is not False, f"a {name} is not a finite number")
         return table
 
     def write_embeddings(self, embeddings: np.ndarray) -> None:
@@ -648,12 +671,12 @@ class RunDir:
             n = pq.read_metadata(self._items).num_rows
         with reading(self.embeddings):
             found = np.load(self.embeddings, mmap_mode="r", allow_pickle=False)
-            _check(found.ndim == 2 and found.dtype == np.float32, "it is no table of float32")
-            _check(len(found) == n, f"it has {len(found)} rows for {n} images")
-            _check(found.shape[1] > 0, "it has no column")
+            check(found.ndim == 2 and found.dtype == np.float32, "it is no table of float32")
+            check(len(found) == n, f"it has {len(found)} rows for {n} images")
+            check(found.shape[1] > 0, "it has no column")
             rows = max(1, 2**22 // found.shape[1])
             blocks = (found[start : start + rows] for start in range(0, n, rows))
-            _check(all(np.isfinite(block).all() for block in blocks), "a feature is not finite")
+            check(all(np.isfinite(block).all() for block in blocks), "a feature is not finite")
         return cast(np.ndarray, found)
 
     def write_contents(self, contents: np.ndarray) -> None:
@@ -676,8 +699,8 @@ class RunDir:
             n = pq.read_metadata(self._items).num_rows
         with reading(self.contents):
             found = np.load(self.contents, allow_pickle=False)
-            _check(found.shape == (n,), f"it has {found.size} rows for {n} images")
-            _check(found.dtype == np.uint64, "it holds no contents")
+            check(found.shape == (n,), f"it has {found.size} rows for {n} images")
+            check(found.dtype == np.uint64, "it holds no contents")
         return cast(np.ndarray, found)
 
     def write_neighbours(self, neighbours: Neighbours) -> None:
@@ -710,11 +733,11 @@ class RunDir:
         with reading(self.neighbours):
             held = load_file(self.neighbours)
             index, distance, recall = held["index"], held["distance"], float(held["recall"][0])
-            _check(index.ndim == 2 and index.shape == distance.shape, "its shapes do not agree")
+            check(index.ndim == 2 and index.shape == distance.shape, "its shapes do not agree")
             if len(index) != count:
                 return None
-            _check(index.dtype == np.uint32 and int(index.max(initial=0)) < count, "no such image")
-            _check(bool(np.isfinite(distance).all()) and 0 <= recall <= 1, "not finite")
+            check(index.dtype == np.uint32 and int(index.max(initial=0)) < count, "no such image")
+            check(bool(np.isfinite(distance).all()) and 0 <= recall <= 1, "not finite")
         return Neighbours(index, distance, recall)
 
     def write_tree(self, merges: np.ndarray, heights: np.ndarray, part: np.ndarray) -> None:
@@ -748,14 +771,84 @@ class RunDir:
         with reading(self.tree), np.load(self.tree, allow_pickle=False) as arrays:
             merges, heights, part = arrays["merges"], arrays["heights"], arrays["part"]
             p = len(merges) + 1
-            _check(merges.shape == (p - 1, 2) and heights.shape == (p - 1,), "its shapes disagree")
-            _check(part.ndim == 1 and merges.dtype == part.dtype == np.int32, "no whole numbers")
-            _check(bool(((part >= 0) & (part < p)).all()), "it has no such part")
+            check(merges.shape == (p - 1, 2) and heights.shape == (p - 1,), "its shapes disagree")
+            check(part.ndim == 1 and merges.dtype == part.dtype == np.int32, "no whole numbers")
+            check(bool(((part >= 0) & (part < p)).all()), "it has no such part")
             gone = merges[:, 1]  # joins another, once, and is in no merge after that
-            _check(bool((merges[:, 0] >= 0).all() and (merges[:, 0] < gone).all()), "no such merge")
-            _check(np.array_equal(np.sort(gone), np.arange(1, p)), "its merges are no tree")
-            _check(bool(np.isfinite(heights).all()), "a height is not finite")
+            check(bool((merges[:, 0] >= 0).all() and (merges[:, 0] < gone).all()), "no such merge")
+            check(np.array_equal(np.sort(gone), np.arange(1, p)), "its merges are no tree")
+            check(bool(np.isfinite(heights).all()), "a height is not finite")
         return merges, heights, part
+
+    def write_classifier(self, tensors: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> None:
+        """Write the classifier: its tensors, and what is said of it."""
+        from safetensors.numpy import save_file
+
+        self.classifier.mkdir(exist_ok=True)
+        with replacing(self.classifier / "classifier.safetensors") as part:
+            save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, part)
+        _write_json(self.classifier / "classifier.json", facts)
+
+    def read_classifier(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """What :meth:`write_classifier` wrote.
+
+        Raises:
+            RunError: there is none.
+        """
+        from safetensors.numpy import load_file
+
+        if not (self.classifier / "classifier.json").is_file():
+            raise RunError(
+                f"{self.path} has no classifier: label some images (`deepcluster suggest "
+                f"{self.path}` says which), then `deepcluster teach {self.path} labels.csv`"
+            )
+        with reading(self.classifier / "classifier.json"):
+            facts = json.loads((self.classifier / "classifier.json").read_bytes())
+            check(isinstance(facts, dict), "it is no JSON object")
+        with reading(self.classifier / "classifier.safetensors"):
+            tensors = load_file(self.classifier / "classifier.safetensors")
+            finite = (np.isfinite(t).all() for t in tensors.values() if t.dtype.kind == "f")
+            check(all(finite), "a number in it is not finite")
+        return tensors, facts
+
+    def write_labels(self, rows: Iterable[tuple[str, str]]) -> None:
+        """Write the (id, label) pairs that the classifier learnt from."""
+        self.classifier.mkdir(exist_ok=True)
+        with (
+            replacing(self.classifier / "labels.csv") as part,
+            part.open("w", newline="", encoding="utf-8") as file,
+        ):
+            writer = csv.writer(file)
+            writer.writerow(["id", "label"])
+            writer.writerows(rows)
+
+    def read_labels(self) -> dict[str, str]:
+        """The label of each image that the classifier learnt from, by id; empty without one."""
+        path = self.classifier / "labels.csv"
+        if not path.is_file():
+            return {}
+        with reading(path), path.open(newline="", encoding="utf-8") as file:
+            return {row["id"]: row["label"] for row in csv.DictReader(file, strict=True)}
+
+    def write_suggested(self, ids: Sequence[str]) -> None:
+        """Add images to those that a person was ever asked to label."""
+        self.labelling.mkdir(exist_ok=True)
+        known = self.read_suggested()
+        _write_json(self._suggested, known + [id_ for id_ in ids if id_ not in set(known)])
+
+    def read_suggested(self) -> list[str]:
+        """Ids of the images that a person was ever asked to label, the first asked first."""
+        if not self._suggested.is_file():
+            return []
+        with reading(self._suggested):
+            ids = json.loads(self._suggested.read_bytes())
+            sound = isinstance(ids, list) and all(isinstance(id_, str) for id_ in ids)
+            check(sound, "it is no list of ids")
+        return cast(list[str], ids)
+
+    @property
+    def _suggested(self) -> Path:
+        return self.labelling / "suggested.json"
 
     def fingerprint(self) -> str:
         """Tells this fit, and its number of clusters, from any other, wherever its folder lies."""
@@ -788,16 +881,16 @@ class RunDir:
         clusters, known = set(self._read_clusters_column()), self.read_info()["counts"]["clusters"]
         with reading(self._clusters):
             said = json.loads(self._clusters.read_bytes())
-            _check(_fits(said, {"names": dict, "merged": dict}), "names or merged are missing")
+            check(_fits(said, {"names": dict, "merged": dict}), "names or merged are missing")
             for key in (*said["names"], *said["merged"]):
-                _check(re.fullmatch(r"\d{1,9}", key) is not None, f"{key[:20]!r} is no cluster")
+                check(re.fullmatch(r"\d{1,9}", key) is not None, f"{key[:20]!r} is no cluster")
             for name in said["names"].values():
-                _check(isinstance(name, str), "a name is no text")
+                check(isinstance(name, str), "a name is no text")
             for new in said["merged"].values():
                 there = type(new) is int and (new in clusters or 0 <= new < known)
-                _check(there, f"a cluster is merged into {str(new)[:20]}, which does not exist")
+                check(there, f"a cluster is merged into {str(new)[:20]}, which does not exist")
             cut = said.get("by_level", [])
-            _check(isinstance(cut, list) and all(type(c) is int for c in cut), "by_level is wrong")
+            check(isinstance(cut, list) and all(type(c) is int for c in cut), "by_level is wrong")
         return nothing | cast(dict[str, Any], said)
 
     def _read_clusters_column(self) -> list[int]:
@@ -906,14 +999,14 @@ class RunDir:
         with reading(index):
             facts = json.loads(index.read_bytes())
             whole = {"tile": int, "columns": int, "rows": int, "count": int}
-            _check(_fits(facts, whole) and min(facts[k] for k in whole) > 0, "a number is missing")
-            _check(facts["columns"] * facts["rows"] < 10**8, "its sheets are too large")
+            check(_fits(facts, whole) and min(facts[k] for k in whole) > 0, "a number is missing")
+            check(facts["columns"] * facts["rows"] < 10**8, "its sheets are too large")
         order = self._thumbnails / "order.npy"
         with reading(order):
             found = np.load(order, allow_pickle=False)
-            _check(found.ndim == 1 and found.dtype.kind in "ui", "it is no list of numbers")
-            _check(len(found) == facts["count"], f"it has {len(found)} of {facts['count']} images")
-            _check(np.array_equal(np.sort(found), np.arange(len(found))), "it misses an image")
+            check(found.ndim == 1 and found.dtype.kind in "ui", "it is no list of numbers")
+            check(len(found) == facts["count"], f"it has {len(found)} of {facts['count']} images")
+            check(np.array_equal(np.sort(found), np.arange(len(found))), "it misses an image")
         sheets = sorted(self._thumbnails.glob("[0-9]*.webp"))
         needed = -(-facts["count"] // (facts["columns"] * facts["rows"]))
         if len(sheets) != needed:
@@ -923,40 +1016,11 @@ class RunDir:
 
 # -- checked reading ---------------------------------------------------------------------------
 
-CURE = "copy the whole run folder anew from where it was made, or fit again"
-
-
-@contextlib.contextmanager
-def reading(path: Path) -> Iterator[None]:
-    """Turn whatever goes wrong while a file is read into words: which file, and what to do.
-
-    Raises:
-        RunError: of whatever was raised in the block.
-    """
-    try:
-        yield
-    except DamagedError as error:
-        raise RunError(f"{path} was damaged or changed by hand ({error}): {CURE}") from error
-    except RunError:
-        raise
-    except FileNotFoundError as error:
-        raise RunError(f"{path} is missing: {CURE}") from error
-    except OSError as error:
-        why = error.strerror or "it is no such file"
-        raise RunError(f"{path} cannot be read ({why}): {CURE}") from error
-    except Exception as error:  # whatever a decoder makes of foreign bytes
-        raise RunError(f"{path} was damaged or changed by hand: {CURE}") from error
-
-
-def _check(sound: bool, words: str) -> None:
-    if not sound:
-        raise DamagedError(words)
-
-
 _LINE = {"epoch": int, "loss": (int, float), "seconds": dict}
 _INFO = {"status": str, "name": str, "command": list, "started": str, "counts": dict}
 _INFO_MAY = {
     "scores": dict, "timings": dict, "versions": dict, "hardware": dict, "choice": dict,
+    "asked": dict,
     "notes": list, "unwritten": list, "seconds": (int, float), "processor_seconds": (int, float),
     "minutes": (int, float, type(None)), "labels": (str, type(None)), "images": str, "seed": int,
 }  # fmt: skip
@@ -981,101 +1045,23 @@ def _check_info(info: dict[str, Any]) -> None:
         DamagedError: it is so.
     """
     for key in _INFO:
-        _check(_fits(info, {key: _INFO[key]}), f"{key!r} is missing or something else")
+        check(_fits(info, {key: _INFO[key]}), f"{key!r} is missing or something else")
     for key in _INFO_MAY.keys() & info.keys():
-        _check(_fits(info, {key: _INFO_MAY[key]}), f"{key!r} is something else")
-    _check(info["status"] in _STATUSES, f"there is no status {info['status'][:20]!r}")
-    _check(all(isinstance(word, str) for word in info["command"]), "'command' is something else")
-    _check(all(isinstance(word, str) for word in info.get("notes", [])), "'notes' is no text")
+        check(_fits(info, {key: _INFO_MAY[key]}), f"{key!r} is something else")
+    check(info["status"] in _STATUSES, f"there is no status {info['status'][:20]!r}")
+    check(all(isinstance(word, str) for word in info["command"]), "'command' is something else")
+    check(all(isinstance(word, str) for word in info.get("notes", [])), "'notes' is no text")
     whole = {"images": int, "skipped": int, "clusters": int}
-    _check(_fits(info["counts"], whole), "'counts' is something else")
-    _check(all(_is_number(info["counts"][key]) for key in whole), "'counts' is something else")
+    check(_fits(info["counts"], whole), "'counts' is something else")
+    check(all(_is_number(info["counts"][key]) for key in whole), "'counts' is something else")
     for scores in info.get("scores", {}).values():
         sound = isinstance(scores, dict) and all(
             isinstance(x, int | float) for x in scores.values()
         )
-        _check(sound, "'scores' is something else")
+        check(sound, "'scores' is something else")
 
 
 # -- files -------------------------------------------------------------------------------------
-
-
-def _take(file: IO[str]) -> bool:
-    """Try to lock an open file; the lock falls when it is closed or the process ends.
-
-    Returns:
-        Whether nobody else had it. Where the file system knows no locks, nobody ever has it.
-    """
-    try:
-        if sys.platform == "win32":
-            import msvcrt
-
-            file.seek(2**20)  # a byte that nobody reads: on Windows a locked one cannot be read
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        else:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        return False
-    except OSError:
-        return True
-    return True
-
-
-class Output:
-    """A file or folder that a command is to write beside runs: never over one that is there.
-
-    Args:
-        path: where to write. A device such as ``/dev/null`` is written to as it is.
-
-    Raises:
-        RunError: it exists already, or there is no folder to write into.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.device = path.exists() and not (path.is_file() or path.is_dir())
-        if self.device:
-            return
-        if path.exists() or path.is_symlink():
-            raise RunError(
-                f"{path} exists already, and nothing is written over: choose another name with "
-                "--out, or delete it first"
-            )
-        above = path.absolute().parent
-        while not above.exists():
-            above = above.parent
-        if not above.is_dir() or not os.access(above, os.W_OK):
-            raise RunError(f"{path} cannot be written: {above} is no folder that can be written to")
-
-    @contextlib.contextmanager
-    def writing(self) -> Iterator[Path]:
-        """A name to write under; it becomes the file once the block ends well."""
-        if self.device:
-            yield self.path
-            return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".deepcluster-", dir=self.path.parent) as place:
-            part = Path(place) / f"part{self.path.suffix}"
-            yield part
-            Output(self.path)  # still nothing there?
-            part.rename(self.path)
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A name to write under; it takes the place of `path` once the block ends well."""
-    part = path.with_name(f"{path.name}.part")
-    try:
-        yield part
-        with part.open("rb+") as file:
-            os.fsync(file.fileno())  # else a power cut may leave the new name and no content
-        part.replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
-        raise
 
 
 def _write_json(path: Path, value: Any) -> None:

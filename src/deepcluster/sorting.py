@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from deepcluster.errors import RunError
-from deepcluster.run import replacing
+from deepcluster.files import replacing
 
 if TYPE_CHECKING:
     from deepcluster.images.store import ImageStore

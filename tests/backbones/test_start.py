@@ -13,9 +13,9 @@ from PIL import Image
 from timm.data import create_transform, resolve_model_data_config
 
 from deepcluster.backbones import start
-from deepcluster.backbones.features import FittedModel, find_pace, kept_features
+from deepcluster.backbones.features import FittedModel, find_speed, kept_features
 from deepcluster.backbones.start import Weights, find_weights
-from deepcluster.clustering.graph import Prototypes
+from deepcluster.clustering.prototypes import Prototypes
 from deepcluster.errors import ConfigError
 from deepcluster.images.store import open_images
 
@@ -173,8 +173,8 @@ def test_features_are_kept_until_anything_changes(net_folder: Path):
 
 def test_pace_is_found_in_the_arithmetic_that_is_asked_for(net_folder: Path):
     net = find_weights(str(net_folder)).build(32)
-    pace = find_pace(net, channels=3, size=32, device=torch.device("cpu"), dtype="float32")
-    assert pace.dtype == torch.float32 and pace.batch_size in (32, 128) and pace.seconds > 0
+    speed = find_speed(net, channels=3, size=32, device=torch.device("cpu"), dtype="float32")
+    assert speed.dtype == torch.float32 and speed.batch_size in (32, 128) and speed.seconds > 0
 
 
 def test_weights_describe_themselves_where_nothing_is_said(tmp_path: Path):

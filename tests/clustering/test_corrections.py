@@ -8,8 +8,8 @@ from torch import Tensor
 
 from deepcluster.clustering import corrections as corrections_module
 from deepcluster.clustering.corrections import STAYED, Corrections, find_corrections
-from deepcluster.clustering.graph import Prototypes
 from deepcluster.clustering.pca import normalise
+from deepcluster.clustering.prototypes import Prototypes
 
 
 def blobs(n: int = 600, groups: int = 6, spread: float = 0.22, seed: int = 0) -> tuple[Tensor, ...]:

@@ -9,7 +9,8 @@ from sklearn.metrics import normalized_mutual_info_score as nmi
 from torch.nn.functional import normalize
 
 from deepcluster.clustering import graph
-from deepcluster.clustering.graph import Prototypes, cluster_graph, consensus
+from deepcluster.clustering.graph import cluster_graph, cluster_tree, vote
+from deepcluster.clustering.prototypes import Prototypes
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -64,36 +65,28 @@ def test_cuts_agree_on_what_most_of_them_say(first: int) -> None:
     places = torch.tensor([[0.0], [1.0], [2.0], [3.0], [4.0], [5.0]])
     said = [[0, 0, 0, 1, 1, 1], [1, 1, 1, 0, 0, 0], [0, 0, 1, 1, 1, 1]]  # numbers mean nothing
     cuts = [Prototypes(places, torch.tensor(clusters)) for clusters in said]
-    agreed = consensus([cuts[first], *cuts[:first], *cuts[first + 1 :]], torch.ones(6), 2)
+    agreed = vote([cuts[first], *cuts[:first], *cuts[first + 1 :]], 2)
     assert agreed.cluster.tolist() in ([0, 0, 0, 1, 1, 1], [1, 1, 1, 0, 0, 0])
     assert torch.equal(agreed.centers, places)
 
 
 def test_cuts_that_nearly_agree_keep_their_clusters() -> None:
-    """Shares of few cuts are mostly ties; a tree of such ties is where libraries stumble."""
     rng = np.random.default_rng(1)
     groups = rng.integers(0, 9, 700)
     places = torch.from_numpy(rng.normal(size=(700, 8)) + 9 * np.eye(9)[groups][:, :8]).float()
     cuts = []
     for _ in range(5):
         said = np.where(rng.random(700) < 0.08, rng.integers(0, 9, 700), groups)
-        cuts.append(Prototypes(places, torch.from_numpy(said)))
-    agreed = consensus(cuts, torch.ones(700), 9).cluster.numpy()
-    assert nmi(agreed, groups) == pytest.approx(1)
+        cuts.append(Prototypes(places, torch.from_numpy(rng.permutation(9)[said])))
+    agreed = vote(cuts, 9).cluster.numpy()
+    assert nmi(agreed, groups) > 0.99
 
 
-def test_a_landmark_of_many_rows_is_no_crumb() -> None:
-    places = torch.cat([torch.arange(20.0), 40 + torch.arange(79.0), torch.tensor([200.0])])[
-        :, None
-    ]
-    said = torch.tensor([0] * 20 + [1] * 40 + [2] * 39 + [3])  # four groups: one must go
-    cuts = [Prototypes(places, said)] * 2
-    rows = torch.ones(100)
-    agreed = consensus(cuts, rows, 3).cluster
-    assert agreed.bincount().tolist() == [20, 40, 40], "the crumb goes to the nearest"
-    rows[-1] = 100
-    agreed = consensus(cuts, rows, 3).cluster
-    assert agreed.bincount().tolist() == [20, 79, 1]
+def test_a_cluster_that_is_outvoted_everywhere_is_kept() -> None:
+    places = torch.arange(4.0)[:, None]
+    said = [[0, 0, 1, 2], [0, 0, 1, 1], [1, 1, 0, 0]]
+    agreed = vote([Prototypes(places, torch.tensor(clusters)) for clusters in said], 3)
+    assert len(agreed.cluster.unique()) == 3
 
 
 def test_cuts_that_agree_swing_less(
@@ -141,11 +134,6 @@ def test_fewer_different_rows_than_k_leave_clusters_empty() -> None:
     assert found[0::2].unique().numel() == found[1::2].unique().numel() == 1
 
 
-def test_there_are_no_crumbs_on_data_without_clusters() -> None:
-    x = normalize(torch.randn(4000, 20, generator=seeded()), dim=1)
-    assert np.bincount(labels_of(x, 10)).min() > 4000 / 10 / 20 / 2
-
-
 def test_fewer_queries_than_rows_find_the_same_clusters(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(graph, "QUERIES", 300)
     x, truth = make_moons(1000, noise=0.05, random_state=0)
@@ -166,104 +154,112 @@ def test_what_cannot_be_clustered_is_refused() -> None:
         cluster_graph(x, 2, generator=seeded())
 
 
-# -- prototypes -------------------------------------------------------------------------------
+# -- sizes as they are ------------------------------------------------------------------------
 
 
-def test_assignment_by_hand() -> None:
-    centers = torch.tensor([[0.0, 0], [10, 0], [4, 0]])
-    prototypes = Prototypes(centers, torch.tensor([0, 0, 1]))
-    labels, distance, confidence = prototypes.assign(
-        torch.tensor([[1.0, 0], [9, 0], [4, 0], [7, 0]])
-    )
-    assert labels[:3].tolist() == [0, 0, 1]
-    assert distance.tolist() == pytest.approx([1, 1, 0, 3], abs=1e-5)
-    assert confidence.tolist() == pytest.approx([1 - 1 / 3, 1 - 1 / 5, 1, 0], abs=1e-5)
+def around(sizes: list[int], spread: float, seed: int = 0) -> tuple[torch.Tensor, np.ndarray]:
+    """Rows around as many random directions as there are sizes."""
+    rng = np.random.default_rng(seed)
+    centers = rng.normal(size=(len(sizes), 16))
+    centers /= np.linalg.norm(centers, axis=1, keepdims=True)
+    truth = np.repeat(np.arange(len(sizes)), sizes)
+    x = centers[truth] + spread * rng.normal(size=(len(truth), 16))
+    return normalize(torch.from_numpy(x).float(), dim=1), truth
 
 
-def test_a_stray_centre_draws_nothing_over() -> None:
-    centers = torch.tensor([0.0] * 7 + [4.2] + [5.0] * 8)[:, None]  # the two nearest of 8 count
-    prototypes = Prototypes(centers, torch.tensor([0] * 8 + [1] * 8))
-    labels, distance, confidence = prototypes.assign(torch.tensor([[4.5]]))
-    assert labels.tolist() == [1]
-    assert distance.tolist() == pytest.approx([0.5], abs=1e-5)
-    assert confidence.tolist() == pytest.approx([1 - 0.5 / 2.4], abs=1e-5)
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_giant_is_not_cut_while_there_are_small_groups(seed: int) -> None:
+    x, truth = around([1880, 60, 60], 0.12, seed)
+    assert nmi(truth, labels_of(x, 3, seed).numpy()) > 0.97
 
 
-@pytest.mark.parametrize(
-    ("size", "several"), [(1, 1), (4, 1), (5, 2), (8, 2), (16, 4), (17, 5), (300, 5)]
-)
-def test_a_quarter_of_the_centres_says_how_far(size: int, several: int) -> None:
-    away = torch.arange(1.0, size + 1)
-    prototypes = Prototypes(away[:, None], torch.full((size,), 3))
-    labels, distance, _ = prototypes.assign(torch.zeros(1, 1))
-    assert labels.tolist() == [3]
-    assert distance.tolist() == pytest.approx([away[:several].mean().item()], rel=1e-5)
+def test_a_long_giant_is_not_cut_either() -> None:
+    x, truth = around([1880, 60, 60], 0.12)
+    along = normalize(torch.randn(16, generator=seeded(5)), dim=0)
+    x[:1880] += 0.4 * torch.randn(1880, 1, generator=seeded(6)) * along
+    assert nmi(truth, labels_of(normalize(x, dim=1), 3).numpy()) > 0.97
 
 
-def test_distances_far_from_the_origin_are_exact() -> None:
-    centers = 1000 + torch.randn(60, 3, generator=seeded())
-    prototypes = Prototypes(centers, torch.arange(60) % 3)
-    x = 1000 + torch.randn(40, 3, generator=seeded(1))
-    labels, distance, _ = prototypes.assign(x)
-    by_hand = torch.cdist(x.double(), centers.double()).view(40, 20, 3)
-    expected = by_hand.topk(5, dim=1, largest=False).values.mean(1).min(1)
-    np.testing.assert_allclose(distance, expected.values, atol=1e-3)
-    assert labels.tolist() == expected.indices.tolist()
+@pytest.mark.parametrize("ratio", [1, 10, 50])
+def test_groups_of_any_sizes_are_found(ratio: int) -> None:
+    share = float(ratio) ** (-np.arange(10) / 9)
+    x, truth = around((2500 * share / share.sum()).round().astype(int).tolist(), 0.16)
+    assert nmi(truth, labels_of(x, 10).numpy()) > 0.97
 
 
-def test_one_cluster_is_certain_and_no_rows_are_fine() -> None:
-    prototypes = Prototypes(torch.zeros(2, 3), torch.zeros(2, dtype=torch.long))
-    assert prototypes.assign(torch.ones(4, 3))[2].tolist() == [1] * 4
-    assert [len(part) for part in prototypes.assign(torch.ones(0, 3))] == [0, 0, 0]
+def test_odd_rows_are_no_group() -> None:
+    x, truth = around([500, 500], 0.12)
+    odd = normalize(torch.randn(12, 16, generator=seeded(3)), dim=1)
+    found = labels_of(torch.cat([x, odd]), 2).numpy()
+    assert nmi(truth, found[:1000]) > 0.97
 
 
-def test_clusters_at_the_same_place_give_no_confidence() -> None:
-    prototypes = Prototypes(torch.zeros(2, 3), torch.arange(2))
-    assert prototypes.assign(torch.zeros(1, 3))[2].tolist() == [0]
-    centers = torch.randn(50, 8, generator=seeded())
-    prototypes = Prototypes(centers.repeat(2, 1), torch.arange(100))
-    _, distance, confidence = prototypes.assign(centers)
-    assert distance.tolist() == confidence.tolist() == [0] * 50
+# -- the tree ---------------------------------------------------------------------------------
 
 
-def test_other_features_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"\(n, 3\) features"):
-        Prototypes(torch.zeros(2, 3), torch.arange(2)).assign(torch.zeros(5, 4))
-
-
-def test_confident_images_are_right_more_often(digits: tuple[torch.Tensor, np.ndarray]) -> None:
-    x, truth = digits
-    found, _, confidence = cluster_graph(x, 20, generator=seeded()).assign(x)
-    assert 0 <= float(confidence.min()) <= float(confidence.max()) <= 1
-    table = np.zeros((20, 10))
-    np.add.at(table, (found.numpy(), truth), 1)
-    right = table.argmax(1)[found.numpy()] == truth
-    order = confidence.argsort().numpy()
-    assert right[order[900:]].mean() > right[order[:900]].mean() + 0.03
-
-
-# -- merging and moving -----------------------------------------------------------------------
-
-
-def test_a_move_that_would_leave_a_crumb_is_not_made() -> None:
-    # Nodes 0, 1 and 2 belong together; 3 is hardly linked to anything, 4 and 5 are a pair.
-    weights = np.zeros((6, 6))
-    for i, j, weight in [(0, 1, 9), (0, 2, 9), (1, 2, 9), (2, 3, 0.1), (4, 5, 20), (3, 4, 0.05)]:
+def test_merges_by_hand() -> None:
+    """Two triples and a pair: each comes together, then the two that an edge of weight 1 links."""
+    weights = np.zeros((8, 8))
+    pairs = [(0, 1, 9), (0, 2, 9), (1, 2, 9), (3, 4, 9), (3, 5, 9), (4, 5, 9), (6, 7, 9)]
+    for i, j, weight in [*pairs, (2, 3, 1), (5, 6, 0.1)]:
         weights[i, j] = weights[j, i] = weight
-    cluster = np.array([0, 0, 1, 1, 2, 2])
-    assert graph._refine(weights, cluster).tolist() == cluster.tolist()
-    weights[3, 3] = 9  # now what 2 leaves behind is a cluster of its own
-    assert graph._refine(weights, cluster).tolist() == [0, 0, 0, 1, 2, 2]
+    weights += 20 * np.eye(8)
+    merges, ranks = graph.agglomerate(weights)
+    assert graph.cluster_at(merges, 8, 3).tolist() == [0, 0, 0, 1, 1, 1, 2, 2]
+    assert graph.cluster_at(merges, 8, 2).tolist() == [0, 0, 0, 0, 0, 0, 1, 1]
+    shares = weights / weights.sum()
+    sizes = [shares[:6].sum(), shares[6:].sum()]
+    between = shares[:6, 6:].sum()
+    assert ranks[-1] == pytest.approx(between / (sizes[0] * sizes[1]) ** (0.5 + graph.SIZE))
+    within = np.array([0, 0, 1, 1, 1, 1, 2, 2])
+    merges, _ = graph.agglomerate(weights, within)
+    assert graph.cluster_at(merges, 8, 3).tolist() == within.tolist()
 
 
-def test_an_odd_image_with_a_centre_of_its_own_is_no_good_example() -> None:
-    generator = torch.Generator().manual_seed(0)
-    left = torch.randn(10, 2, generator=generator) * 0.1
-    odd = torch.tensor([[2.0, 0.0]])  # belongs to the left, lies towards the right
-    right = torch.tensor([[5.0, 0.0]]) + torch.randn(10, 2, generator=generator) * 0.1
-    cluster = torch.tensor([0] * 11 + [1] * 10)
-    prototypes = Prototypes(torch.cat([left, odd, right]), cluster)
-    labels, distance, confidence = prototypes.assign(torch.cat([odd, left.mean(0, keepdim=True)]))
-    assert labels.tolist() == [0, 0]
-    assert distance[0] > 5 * distance[1]
-    assert confidence[0] < 0.6 < 0.9 < confidence[1]
+def test_merges_are_those_of_a_plain_search() -> None:
+    rng = np.random.default_rng(0)
+    weights = rng.random((40, 40)) ** 6
+    weights += weights.T
+    merges, ranks = graph.agglomerate(weights)
+    table, alive = weights / weights.sum(), list(range(40))
+    for (i, j), rank in zip(merges.tolist(), ranks, strict=True):
+        size = table.sum(1)
+        pairs = [(a, b) for a, b in itertools.combinations(alive, 2)]
+        plain = {
+            pair: table[pair] / (size[pair[0]] * size[pair[1]]) ** (0.5 + graph.SIZE)
+            for pair in pairs
+        }
+        assert (i, j) == max(plain, key=lambda pair: plain[pair])
+        assert rank == pytest.approx(plain[i, j])
+        table[i] += table[j]
+        table[:, i] += table[:, j]
+        table[j] = table[:, j] = 0
+        alive.remove(j)
+
+
+def test_the_clusters_are_a_cut_of_the_tree(digits: tuple[torch.Tensor, np.ndarray]) -> None:
+    x, truth = digits
+    prototypes, tree = cluster_tree(x, 10, generator=seeded())
+    labels, part = prototypes.assign(x)[0], prototypes.parts_of(x)
+    assert tree.largest == 35  # 1,797 images
+    assert set(part.tolist()) <= set(range(35))
+    assert torch.equal(tree.cut(10)[part], labels)
+    assert nmi(truth, labels.numpy()) > nmi(truth, labels_of(x, 10).numpy()) - 0.01
+    assert (tree.heights.diff() >= 0).all()
+    for k in range(1, 35):  # each cut is inside the one before
+        pairs = torch.stack([tree.cut(k), tree.cut(k + 1)], dim=1).unique(dim=0)
+        assert len(pairs) == k + 1
+    with pytest.raises(ValueError, match="35 parts"):
+        tree.cut(36)
+    again = prototypes.regroup(tree.cut(4))
+    assert torch.equal(again.assign(x)[0], tree.cut(4)[part])
+
+
+def test_the_tree_of_clusters_by_k_means(digits: tuple[torch.Tensor, np.ndarray]) -> None:
+    x, truth = digits
+    found = KMeans(40, n_init=1, random_state=0).fit(x.numpy())
+    prototypes = Prototypes(torch.from_numpy(found.cluster_centers_), torch.arange(40))
+    tree = graph.tree_of(x, prototypes, generator=seeded())
+    assert tree.largest == 40
+    assert tree.cut(40).tolist() == list(range(40))
+    assert nmi(truth, tree.cut(10)[prototypes.assign(x)[0]].numpy()) > 0.8

@@ -315,7 +315,7 @@ def test_dialogs_show_typical_images(made: RunDir, visit: Open) -> None:
         """() => {
             const { changes, members, tileOf } = deepcluster;
             const first = members.near(0)[0];
-            return [...members.typical(changes.rowsOf(first))].slice(0, 5).map((row) => {
+            return [...members.ordered(changes.rowsOf(first), "typical")].slice(0, 5).map((row) => {
                 const { left, top } = tileOf(row);
                 return `${-left * 36}px ${-top * 36}px`;
             });
@@ -333,7 +333,9 @@ def test_the_command_works_from_anywhere_and_phones_show_counts(made: RunDir, vi
     assert page.locator(".cover-size").first.is_visible()
     with page.expect_download():
         page.click("#download")
-    command = page.inner_text("#toast span").split(": ", 1)[1]
+    said = page.locator("#toast span")
+    playwright.expect(said).to_contain_text("deepcluster apply")
+    command = said.inner_text().split(": ", 1)[1]
     assert shlex.split(command) == ["deepcluster", "apply", str(made.path.resolve()), "labels.csv"]
 
 
@@ -556,6 +558,11 @@ def test_the_slider_goes_through_all_cuts_of_the_tree(tree: RunDir, visit: Open)
     page.get_by_label("Fewer clusters").click()
     page.get_by_label("Fewer clusters").click()
     playwright.expect(page.locator(".level-said")).to_have_text("16 clusters")
+    page.locator("main").focus()
+    page.keyboard.press("-")
+    playwright.expect(page.locator(".level-said")).to_have_text("15 clusters")
+    page.keyboard.press("+")
+    playwright.expect(page.locator(".level-said")).to_have_text("16 clusters")
     page.click("text=Back to the 6 of the fit")
     playwright.expect(page.locator(".level-said")).to_have_text("6 clusters")
     assert same(shown(page), [set(map(int, members(tree, c))) for c in range(6)])
@@ -625,6 +632,30 @@ def test_names_stay_with_their_images_at_every_level(tree: RunDir, visit: Open) 
     assert page.evaluate("deepcluster.changes.level") == 2
     to_level(page, 12)
     assert page.evaluate("c => deepcluster.changes.nameOf(c)", cat) == "tabby"
+
+
+def test_a_name_given_to_several_counts_as_one(tree: RunDir, visit: Open) -> None:
+    page = visit(tree, "clusters")
+    to_level(page, 18)
+    mine = np.array(list(map(int, members(tree, 0))))
+    parts = tree.read_tree()[2][mine]
+    numbers, sizes = np.unique(parts, return_counts=True)
+    largest, *others = numbers[np.argsort(-sizes)].tolist()
+    for part, name in ((largest, "large"), (others[0], "small"), (others[1], "small")):
+        page.evaluate(
+            "([row, name]) => deepcluster.changes.rename(deepcluster.changes.clusterOf(row), name)",
+            [int(mine[parts == part][0]), name],
+        )
+    page.evaluate(
+        "row => deepcluster.changes.move([row], deepcluster.NO_CLUSTER)",
+        int(mine[parts == largest][0]),
+    )
+    to_level(page, 6)
+    home = page.evaluate("row => deepcluster.changes.clusterOf(row)", int(mine[-1]))
+    assert page.evaluate("c => deepcluster.changes.nameOf(c)", home) == "small"  # 20 of 39
+    assert page.evaluate("c => deepcluster.changes.othersOf(c)", home) == [
+        {"name": "large", "size": 19}
+    ]
 
 
 def test_moves_and_merges_stay_with_their_images_at_every_level(tree: RunDir, visit: Open) -> None:
@@ -722,6 +753,36 @@ def test_the_chosen_level_goes_out_and_comes_back(
         four = [int(i) for i in members(tree, int(items[mine[0]]))]
         of = again.evaluate("rows => rows.map((row) => deepcluster.changes.clusterOf(row))", four)
         assert of[four.index(mine[0])] == of[four.index(mine[1])]
+
+
+def test_typical_images_of_a_coarse_cluster_are_of_all_its_kinds(tree: RunDir, visit: Open) -> None:
+    page = visit(tree, "clusters")
+    to_level(page, 2)
+    for cluster in page.evaluate("deepcluster.changes.clusters()"):
+        chosen = page.evaluate(
+            "c => deepcluster.members.typical(deepcluster.changes.rowsOf(c), 12)", cluster
+        )
+        rows = page.evaluate("c => [...deepcluster.changes.rowsOf(c)]", cluster)
+        of = tree.read_items()["cluster"].to_numpy()
+        kinds, sizes = np.unique(of[rows], return_counts=True)
+        shown = [int((of[chosen] == kind).sum()) for kind in kinds]
+        assert len(chosen) == len(set(chosen)) == min(12, len(rows))
+        assert all(
+            abs(n - 12 * size / len(rows)) <= 1 for n, size in zip(shown, sizes, strict=True)
+        )
+
+
+def test_clusters_of_one_name_are_told_apart(tree: RunDir, visit: Open) -> None:
+    page = visit(tree, "clusters")
+    page.evaluate("deepcluster.changes.rename(0, 'cats')")
+    assert page.evaluate("deepcluster.changes.titleOf(0)") == "cats"
+    to_level(page, 18)
+    titles = page.evaluate(
+        """deepcluster.changes.clusters().map((c) => [deepcluster.changes.nameOf(c),
+            deepcluster.changes.titleOf(c), c])"""
+    )
+    cats = [(title, cluster) for name, title, cluster in titles if name == "cats"]
+    assert len(cats) == 3 and all(title == f"cats · {cluster}" for title, cluster in cats)
 
 
 def test_a_run_without_a_tree_has_no_slider(made: RunDir, visit: Open) -> None:

@@ -7,6 +7,7 @@ import csv
 import json
 import math
 import re
+import shutil
 import subprocess
 import sys
 from importlib import resources
@@ -583,6 +584,7 @@ def test_another_level_is_nobodys_move_and_nobodys_merge(run: RunDir) -> None:
     text = "".join(f"{i:03d},{c},model,3\n" for i, c in enumerate(rows))
     done = apply_labels(run, labels_csv(run, "id,cluster,by,level\n" + text))
     assert (done.moved, done.merged) == (0, {2: 1})
+    assert str(done).startswith("3 clusters now, 0 clusters renamed, 1 merged, 0 images moved")
     assert column(run, "cluster") == rows and set(column(run, "by")) == {"model"}
     assert run.read_clusters()["by_level"] == [2]
     done = apply_labels(run, labels_csv(run, "id,cluster\n000,3\n001,3\n"))
@@ -688,3 +690,17 @@ def test_all_images_taken_out_leave_no_grids(tmp_path: Path) -> None:
     text = "id,cluster\n" + "".join(f"{id_},-1\n" for id_ in ids)
     apply_labels(run, labels_csv(run, text))
     assert [path.name for path in write_pictures(run)] == ["curves.svg"]
+
+
+def test_a_fit_writes_what_the_report_reads(finished: RunDir, tmp_path: Path) -> None:
+    run = RunDir(shutil.copytree(finished.path, tmp_path / "run"))
+    n = len(run.read_items())
+    known = run.read_neighbours(n)
+    assert known is not None and known.recall == 1
+    distance, _ = NearestNeighbors(n_neighbors=12).fit(run.read_embeddings()).kneighbors()
+    np.testing.assert_allclose(known.distance, distance, atol=1e-4)
+    write_report(run)
+    summary = data_of(run, "summary")
+    assert summary["map"]["shown"] == n
+    levels_ = summary["levels"]
+    assert levels_["exact"] and levels_["own"] == len(set(run.read_items()["cluster"].to_pylist()))

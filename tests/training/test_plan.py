@@ -10,6 +10,7 @@ from conftest import make_shapes
 from deepcluster import DeepCluster
 from deepcluster.config import Config, override
 from deepcluster.errors import ConfigError
+from deepcluster.images.store import ImageStore
 from deepcluster.training import plan
 from deepcluster.training.plan import Cost, choose_scale, resolve, schedule_minutes
 
@@ -117,10 +118,13 @@ def test_what_was_asked_for_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     "values", [{"minutes": 0}, {"minutes": -1.0}, {"minutes": 1e308}, {"minutes": 1, "epochs": 3}]
 )
 def test_minutes_that_will_not_do(values: dict[str, Any]) -> None:
-    asked = override(Config(), values)
-    for refuses in (resolve, choose_scale):  # before any work, and after
-        with pytest.raises(ConfigError, match="minutes"):
-            refuses(asked, **FACTS)
+    with pytest.raises(ConfigError, match="minutes"):  # however the settings were made
+        resolve(dataclasses.replace(Config(), **values), **FACTS)
+    refuses = (
+        choose_scale if "epochs" in values else lambda config, **facts: override(config, values)
+    )
+    with pytest.raises(ConfigError, match="minutes"):  # before any work
+        refuses(dataclasses.replace(Config(), **values), **FACTS)
 
 
 def test_a_fit_in_minutes_repeats_from_its_settings() -> None:
@@ -142,3 +146,26 @@ def test_from_python_no_clock_is_read_unless_asked(monkeypatch: pytest.MonkeyPat
     assert DeepCluster(n_clusters=3, random_state=0).fit(make_shapes(12)).n_iter_ == 80
     with pytest.raises(AssertionError, match="timed"):
         DeepCluster(n_clusters=3, minutes=1).fit(make_shapes(12))
+
+
+def test_a_gpu_takes_larger_batches_of_many_images() -> None:
+    asked = [(50_000, "cuda"), (2000, "cuda"), (50_000, "cpu"), (50_000, "mps")]
+    assert [plan.usual_batch(n, device) for n, device in asked] == [512, 256, 256, 256]
+
+
+def test_giants_are_timed_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[tuple[int, ...]] = []
+
+    def record(**how: Any) -> ImageStore:
+        sizes.append(how["pixels"].shape)
+        return ImageStore(**how)
+
+    monkeypatch.setattr(plan, "ImageStore", record)
+    settings = {"backbone": "convnet_tiny", "device": "cpu", "epochs": 1, "clusters": 2}
+    config = override(Config(), settings)
+    few = resolve(override(config, {"size": 48}), n=40, size=48, channels=1)
+    whole = plan.estimate(few, n=40, channels=1, store_bytes=0, patience=0)
+    monkeypatch.setattr(plan, "TRIAL_PIXELS", 48**2 * 20)
+    part = plan.estimate(few, n=40, channels=1, store_bytes=0, patience=0)
+    assert sizes == [(40, 48, 48, 1), (10, 48, 48, 1)]
+    assert 0.8 < part.memory / whole.memory < 1.25

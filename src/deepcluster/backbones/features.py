@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,11 +21,12 @@ from deepcluster.backbones.preprocessing import Preprocessing, to_device
 from deepcluster.backbones.start import GIVEN, weights_key
 from deepcluster.backbones.weights import load_timm, load_weights, save_timm
 from deepcluster.clustering.corrections import Corrections
-from deepcluster.clustering.graph import Prototypes
 from deepcluster.clustering.pca import PCA, normalise
+from deepcluster.clustering.prototypes import Prototypes
 from deepcluster.errors import DamagedError, RunError
+from deepcluster.files import reading, replacing
+from deepcluster.images.sinks import pixel_digest
 from deepcluster.images.sources import cache_folder
-from deepcluster.run import reading
 
 if TYPE_CHECKING:
     from deepcluster.images.store import ImageStore
@@ -102,10 +103,12 @@ BATCHES = (32, 128)
 """Batches that are tried."""
 CLEARLY = 1.1
 """By so much bfloat16, or the larger batch, must be the faster to be taken."""
+KEPT_BYTES = 4_000_000_000
+"""Features of frozen nets that stay in the user's cache folder; the oldest go first."""
 
 
 @dataclass(frozen=True)
-class Pace:
+class Speed:
     """How a machine is best asked for features."""
 
     dtype: torch.dtype
@@ -114,9 +117,9 @@ class Pace:
 
 
 @torch.no_grad()
-def find_pace(
+def find_speed(
     backbone: nn.Module, *, channels: int, size: int, device: torch.device, dtype: str = "auto"
-) -> Pace:
+) -> Speed:
     """The fastest arithmetic and batch for this net on this machine, by a timed trial.
 
     Channels-last always: no net was seen that is faster without.
@@ -132,7 +135,7 @@ def find_pace(
     backbone.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def timed(arithmetic: torch.dtype, batch: int) -> float:
-        images = torch.rand(batch, channels, size, size).to(device)
+        images = torch.zeros(batch, channels, size, size, device=device)
         images = images.contiguous(memory_format=torch.channels_last)
         took = math.inf
         for _ in range(3):  # the first one builds kernels
@@ -150,12 +153,8 @@ def find_pace(
     small, large = (timed(arithmetic, batch) for batch in BATCHES)
     backbone.train(training)
     if CLEARLY * large < small:
-        return Pace(arithmetic, BATCHES[1], large)
-    return Pace(arithmetic, BATCHES[0], small)
-
-
-KEPT_BYTES = 4_000_000_000
-"""Features of frozen nets that stay in the user's cache folder; the oldest go first."""
+        return Speed(arithmetic, BATCHES[1], large)
+    return Speed(arithmetic, BATCHES[0], small)
 
 
 def kept_features(
@@ -173,14 +172,11 @@ def kept_features(
     They are kept under a hash of every pixel, every weight and all that lies between. Arguments as
     for :func:`extract`.
     """
-    digest = hashlib.blake2b(digest_size=16)
     facts = (store.pixels.shape, preprocessing, str(dtype), device.type, torch.__version__)
-    digest.update(repr((*facts, weights_key(backbone))).encode())
-    for start in range(0, len(store), 1024):
-        index = np.arange(start, min(start + 1024, len(store)))
-        digest.update(np.ascontiguousarray(store.batch(index)).data)
+    pixels = store.digest or pixel_digest(store.pixels)
+    key = repr((*facts, weights_key(backbone), pixels)).encode()
     folder = cache_folder() / "features"
-    file = folder / f"{digest.hexdigest()}.npy"
+    file = folder / f"{hashlib.blake2b(key, digest_size=16).hexdigest()}.npy"
     if file.is_file():
         file.touch()
         advance(len(store))
@@ -201,8 +197,8 @@ def kept_features(
     with part.open("wb") as opened:
         np.save(opened, features.numpy(), allow_pickle=False)
     part.replace(file)
-    kept = sorted(folder.glob("*.npy"), key=lambda path: path.stat().st_mtime)
     room = KEPT_BYTES
+    kept = sorted(folder.glob("*.npy"), key=lambda path: path.stat().st_mtime)
     for path in reversed(kept):
         room -= path.stat().st_size
         if room < 0 and path != file:
@@ -221,10 +217,10 @@ class FittedModel:
         sobel: whether the net begins with a Sobel filter.
         preprocessing: what lies between pixels and net.
         pca: projection before the clusters, if any.
-        prototypes: centres, and the cluster of each.
-        license: that the weights it began with came with, if any.
+        prototypes: centres, and the part and the cluster of each.
         corrections: what a person merged and moved, if anything; not saved with the model, but
             found by :func:`deepcluster.naming.load_model`.
+        license: that the weights it began with came with, if any.
     """
 
     backbone: nn.Module | None
@@ -234,8 +230,8 @@ class FittedModel:
     preprocessing: Preprocessing
     pca: PCA | None
     prototypes: Prototypes
-    license: str = ""
     corrections: Corrections | None = None
+    license: str = ""
 
     def embed(
         self,
@@ -249,7 +245,7 @@ class FittedModel:
         """L2-normalised features of images, ``(n, d)`` float32 on the CPU.
 
         Raises:
-            RunError: the features were made elsewhere.
+            RunError: the features of the fit were made elsewhere.
         """
         if self.backbone is None:
             raise RunError("this run was made of vectors, it has no net: give vectors, not images")
@@ -285,33 +281,44 @@ class FittedModel:
         assigned = self.prototypes.assign(reduced)
         return assigned if self.corrections is None else self.corrections.apply(reduced, *assigned)
 
+    def parts_of(self, embeddings: Tensor) -> Tensor:
+        """The part of the tree that each embedding belongs to, ``(n,)`` int64."""
+        return self.prototypes.parts_of(self.reduce(embeddings))
+
     def save(self, folder: Path) -> None:
         """Write the folder that timm and :meth:`load` read."""
         folder.mkdir(parents=True, exist_ok=True)
         if self.backbone is not None:
             self._save_net(self.backbone, folder)
+        self.save_clusters(folder)
+
+    def save_clusters(self, folder: Path) -> None:
+        """Write what assigns an image, and leave the net as it is."""
         tensors = {"centers": self.prototypes.centers, "cluster": self.prototypes.cluster}
+        given = {"part": self.prototypes.part, "base": self.prototypes.base}
+        tensors |= {name: value for name, value in given.items() if value is not None}
         if self.pca is not None:
             tensors |= {
                 "pca.mean": self.pca.mean,
                 "pca.components": self.pca.components,
                 "pca.scale": self.pca.scale,
             }
-        save_file({k: v.cpu().contiguous() for k, v in tensors.items()}, folder / CLUSTERS_FILE)
+        with replacing(folder / CLUSTERS_FILE) as part:
+            save_file({k: v.cpu().contiguous() for k, v in tensors.items()}, part)
         for path in folder.glob("*.safetensors"):
             path.chmod(0o644)  # the library makes them unreadable for others
 
     def _save_net(self, backbone: nn.Module, folder: Path) -> None:
+        facts = self.preprocessing
         save_timm(
             backbone,
             folder,
             name=self.name,
             channels=self.channels,
-            preprocessing=self.preprocessing,
+            preprocessing=facts,
             sobel=self.sobel,
             license=self.license,
         )
-        facts = self.preprocessing
         card = MODEL_CARD.format(
             name=self.name,
             channels=self.channels,
@@ -333,66 +340,72 @@ class FittedModel:
         Raises:
             RunError: a file is missing or damaged.
         """
-        if not (folder / "config.json").exists() and not (folder / "model.safetensors").exists():
-            with reading(folder / CLUSTERS_FILE):
-                tensors = load_file(folder / CLUSTERS_FILE)
-                _check_clusters(tensors, None)
-            nothing = Preprocessing(1, (0.0,), (1.0,))
-            return cls(None, GIVEN, 1, False, nothing, *_clusters_of(tensors))
-        with reading(folder / "config.json"):
-            facts = json.loads((folder / "config.json").read_bytes())
-            pretrained = facts["pretrained_cfg"]
-            channels, size, _ = pretrained["input_size"]
-            numbers = torch.tensor(
-                [*pretrained["mean"], *pretrained["std"], size, channels]
-            ).double()
-            if len(numbers) != 2 * channels + 2 or not bool(numbers.isfinite().all()):
-                raise DamagedError("its numbers do not go together")
-        with reading(folder / "model.safetensors"):
-            net = load_timm(folder) if backbone is None else load_weights(backbone, folder)
-            weights = [t for t in net.state_dict().values() if t.is_floating_point()]
-            if not all(bool(weight.isfinite().all()) for weight in weights):
-                raise DamagedError("a weight is not finite")
+        net: nn.Module | None = None
+        rest: dict[str, Any] = {"name": GIVEN, "channels": 1, "sobel": False}
+        preprocessing = Preprocessing(1, (0.0,), (1.0,))
+        if (folder / "config.json").exists() or (folder / "model.safetensors").exists():
+            net, preprocessing, rest = _load_net(folder, backbone)
         with reading(folder / CLUSTERS_FILE):
             tensors = load_file(folder / CLUSTERS_FILE)
-            _check_clusters(tensors, int(net.num_features))  # type: ignore[arg-type]
-        pca, prototypes = _clusters_of(tensors)
+            _check_clusters(tensors, None if net is None else int(net.num_features))  # type: ignore[arg-type]
+        pca = (
+            PCA(tensors["pca.mean"], tensors["pca.components"], tensors["pca.scale"])
+            if "pca.mean" in tensors
+            else None
+        )
+        prototypes = Prototypes(
+            tensors["centers"], tensors["cluster"], tensors.get("part"), tensors.get("base")
+        )
         return cls(
-            backbone=net,
-            name=facts["architecture"],
-            channels=channels,
-            sobel=bool(facts.get("model_args", {}).get("sobel", False)),
-            preprocessing=Preprocessing(
-                size,
-                tuple(pretrained["mean"]),
-                tuple(pretrained["std"]),
-                math.floor(size / pretrained["crop_pct"]),
-                pretrained["interpolation"],
-            ),
-            license=pretrained.get("license", ""),
-            pca=pca,
-            prototypes=prototypes,
+            backbone=net, preprocessing=preprocessing, pca=pca, prototypes=prototypes, **rest
         )
 
 
-def _clusters_of(tensors: dict[str, Tensor]) -> tuple[PCA | None, Prototypes]:
-    pca = (
-        PCA(tensors["pca.mean"], tensors["pca.components"], tensors["pca.scale"])
-        if "pca.mean" in tensors
-        else None
+def _load_net(
+    folder: Path, backbone: nn.Module | None
+) -> tuple[nn.Module, Preprocessing, dict[str, Any]]:
+    """The net of a folder, what lies before it, and what else its config.json says."""
+    with reading(folder / "config.json"):
+        facts = json.loads((folder / "config.json").read_bytes())
+        said = facts["pretrained_cfg"]
+        channels, size, _ = said["input_size"]
+        crop = said["crop_pct"]
+        numbers = torch.tensor([*said["mean"], *said["std"], size, channels, crop]).double()
+        if len(numbers) != 2 * channels + 3 or not bool(numbers.isfinite().all()) or crop <= 0:
+            raise DamagedError("its numbers do not go together")
+        preprocessing = Preprocessing(
+            size,
+            tuple(said["mean"]),
+            tuple(said["std"]),
+            math.floor(size / crop),
+            str(said["interpolation"]),
+        )
+    with reading(folder / "model.safetensors"):
+        net = load_timm(folder) if backbone is None else load_weights(backbone, folder)
+        weights = [t for t in net.state_dict().values() if t.is_floating_point()]
+        if not all(bool(weight.isfinite().all()) for weight in weights):
+            raise DamagedError("a weight is not finite")
+    return (
+        net,
+        preprocessing,
+        {
+            "name": facts["architecture"],
+            "channels": channels,
+            "sobel": bool(facts.get("model_args", {}).get("sobel", False)),
+            "license": said.get("license") or "",
+        },
     )
-    return pca, Prototypes(tensors["centers"], tensors["cluster"])
 
 
 def _check_clusters(tensors: dict[str, Tensor], d: int | None) -> None:
-    """Refuse centres that no fit of `d` features leaves; None: of as many as there are.
+    """Refuse centres that no fit of a net with `d` features leaves; None is vectors of any length.
 
     Raises:
         DamagedError: it is so.
     """
     centers, cluster = tensors["centers"], tensors["cluster"]
     if d is None:
-        d = int(tensors["pca.mean" if "pca.mean" in tensors else "centers"].shape[-1])
+        d = tensors["pca.mean" if "pca.mean" in tensors else "centers"].shape[-1]
     if "pca.mean" in tensors:
         mean, components, scale = (tensors[f"pca.{x}"] for x in ("mean", "components", "scale"))
         if mean.shape != (d,) or components.shape != (len(scale), d):
@@ -402,6 +415,10 @@ def _check_clusters(tensors: dict[str, Tensor], d: int | None) -> None:
         raise DamagedError("its centres are not of this net")
     if not all(bool(t.isfinite().all()) for t in tensors.values() if t.is_floating_point()):
         raise DamagedError("a centre is not finite")
-    numbers = cluster.unique()
-    if cluster.dtype != torch.int64 or not torch.equal(numbers, torch.arange(len(numbers))):
-        raise DamagedError("a cluster is missing")
+    for name in ("cluster", "part", "base"):
+        groups = tensors.get(name, cluster)
+        numbers = groups.unique()
+        if groups.dtype != torch.int64 or groups.shape != cluster.shape:
+            raise DamagedError("its centres are not of this net")
+        if not torch.equal(numbers, torch.arange(len(numbers))):
+            raise DamagedError(f"a {name} is missing")

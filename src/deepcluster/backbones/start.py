@@ -26,10 +26,12 @@ from deepcluster.backbones.nets import (
     CUSTOM,
     OWN_BACKBONES,
     architecture_of,
+    build_backbone,
     has_fixed_size,
     prepare_backbone,
 )
 from deepcluster.backbones.preprocessing import Preprocessing
+from deepcluster.config import Config
 from deepcluster.errors import ConfigError
 
 USUAL_SIDE = 224
@@ -306,6 +308,24 @@ def _described(
         license=str(config.get("license") or ""),
         hub=hub,
     )
+
+
+def build_net(config: Config, channels: int) -> nn.Module:
+    """The net of resolved settings, with the weights it begins with; those must be at hand.
+
+    Args:
+        config: resolved settings.
+        channels: of the images; a net with weights from elsewhere has its own.
+    """
+    assert isinstance(config.size, int)
+    if config.start == "scratch":
+        return build_backbone(
+            config.backbone, channels=channels, size=config.size, sobel=config.sobel
+        )
+    weights = find_weights(config.backbone, config.weights)
+    if weights is None:
+        raise ConfigError(f"there are no weights for {config.backbone!r}: say --start scratch")
+    return weights.build(config.size)
 
 
 def weights_key(model: nn.Module) -> str:

@@ -4,37 +4,39 @@ Where neighbours are mostly alike, clusters are shapes rather than balls, and k-
 them; the graph of nearest neighbours knows them. Here its communities are found among *landmarks*:
 rows that took a few steps of k-means, so that each stands for a small patch of the data. Edges of
 the graph are counted between the patches, and patches are merged until k clusters are left. That
-is done several times, with other landmarks and, of many rows, other edges, and the cuts agree on k
+is done several times, with other landmarks and, of many rows, other edges, and the cuts vote on k
 clusters. The landmarks of the first then assign any image, old or new, to the cluster whose nearest
 landmarks are nearest on average: the clusters of the training images are what their features say,
 without the graph.
 
-The merges follow modularity (Newman 2004, "Fast algorithm for detecting community structure in
-networks"). Differences, and why: the gain of a merge is divided by the geometric mean of the two
-degrees, because plain greedy merging grows a few communities and leaves crumbs (Danon et al. 2006
-divide by the smaller degree, for that reason). Merging ends at the k that was asked for, before
-the largest modularity or past it. Where no merge gains any more the densest pair goes first, that
-is the one that a coarser resolution would merge first (Bonald et al. 2018), lest two shapes that
-do not touch are joined for being small. Crumbs never count among the k while something larger
-could. Single landmarks move afterwards while that raises the modularity (Blondel et al. 2008), at
-the resolution where none of the k would merge, and without making a crumb.
+The pair that is linked most closely goes first, whatever the k that was asked for. How closely is
+a matter of size. The share of their edges that two clusters have with each other (the geometric
+mean of both shares) has no wish for any size, and lets a lone landmark stand as a cluster of its
+own beside all others; edges over those that chance would put there, as in modularity (Newman 2004)
+and in the cuts by resolution of Bonald et al. (2018), joins the small before the large and, where
+one kind is most of the data, cuts it in two and merges the rare. The rank here lies half-way
+(SIZE). Landmarks move afterwards to the cluster that most of their edges go to, at the same price
+of size. No cluster is refused for being small. What makes a group is that its rows are one
+another's neighbours: one that has more edges outwards than within (no community even in the weak
+sense of Radicchi et al. 2004), as a few odd rows have, is merged before any two of the others are.
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import scipy.sparse
 import scipy.sparse.csgraph
 import torch
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from deepcluster.clustering.neighbours import as_matrix, knn, score_blocks
+from deepcluster.clustering.prototypes import Prototypes
+from deepcluster.clustering.tree import Tree, parts_of
+from deepcluster.metrics import nmi
 
 CUTS = 5
-"""Cuts that agree on the clusters, unless so many landmarks are asked for that one is dear."""
+"""Cuts that vote on the clusters, unless so many landmarks are asked for that one is dear."""
 LANDMARKS = 1000
 """Landmarks at most, unless k asks for more."""
 QUERIES, QUERIES_A_CUT = 30_000, 15_000
@@ -42,80 +44,14 @@ QUERIES, QUERIES_A_CUT = 30_000, 15_000
 whose edges one cut counts."""
 SETTLING = 20_000
 """Rows at most, unless there are more landmarks, that tell landmarks where to settle."""
-NEAREST = 5
-"""Centres of a cluster, at most, that say how far an image is from it."""
+SIZE = 0.25
+"""Wish for even sizes: 0 is none (and leaves lone landmarks), 1/2 joins by density alone."""
 
 LLOYD_STEPS = 4
+SWEEPS = 20
 WEAK = 0.05  # of a landmark's mean degree: an edge between pieces of the graph
-CRUMB = 0.05  # a cluster below this share of the mean size is a crumb
-TIE = 1e-3  # of the largest distance: less than any two shares of the cuts differ
-ROUNDING = 2e-6  # a squared distance below this share of the row's square is rounding
-
-
-@dataclass(frozen=True)
-class Prototypes:
-    """Centres, each of one cluster: what assigns an image."""
-
-    centers: Tensor  # (m, d) float32
-    cluster: Tensor  # (m,) int64, the cluster of each centre
-
-    def assign(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The nearest cluster.
-
-        A cluster is as far from an image as its nearest centres are on average: a quarter of them,
-        rounded up, at most NEAREST. So the landmark of a few odd images does not draw others over
-        to a large cluster that has nothing else near them.
-
-        Args:
-            x: ``(n, d)``, on any device.
-
-        Returns:
-            labels ``(n,)`` int64, the Euclidean distance to the cluster, and the confidence in
-            [0, 1]: 1 - distance / distance to the second nearest cluster (the simplified
-            silhouette), 1 if there is only one cluster. On the device of `x`.
-
-        Raises:
-            ValueError: the centres have another number of features.
-        """
-        if x.ndim != 2 or x.shape[1] != self.centers.shape[1]:
-            raise ValueError(
-                f"x is {tuple(x.shape)}, the centres are {tuple(self.centers.shape)}: give (n, "
-                f"{self.centers.shape[1]}) features of the same backbone and PCA"
-            )
-        order = self.cluster.argsort(stable=True)  # a cluster's centres side by side
-        numbers, counts = self.cluster.unique(return_counts=True)
-        numbers, sizes = numbers.to(x.device), counts.tolist()
-        middle = self.centers.mean(0).to(x.device, torch.float32)
-        centers = self.centers[order].to(x.device, torch.float32) - middle
-        labels, distances, confidences = [], [], []
-        for rows, scores in score_blocks(x, centers, middle):
-            own = rows.square().sum(1, keepdim=True)
-            squares = own - 2 * scores
-            squares.masked_fill_(squares < ROUNDING * own, 0)  # the same place
-            apart = torch.stack(
-                [
-                    part.topk(_several(size), dim=1, largest=False).values.sqrt().mean(1)
-                    for part, size in zip(squares.split(sizes, dim=1), sizes, strict=True)
-                ],
-                dim=1,
-            )  # (b, clusters)
-            two = apart.topk(min(2, len(sizes)), dim=1, largest=False)
-            distance = two.values[:, 0]
-            confidence = torch.ones_like(distance)
-            if len(sizes) > 1:
-                # Two clusters at the same place: no telling them apart.
-                confidence = (1 - distance / two.values[:, 1]).nan_to_num(0.0)
-            labels.append(numbers[two.indices[:, 0]])
-            distances.append(distance)
-            confidences.append(confidence)
-        if not labels:
-            return numbers.new_empty(0), centers.new_empty(0), centers.new_empty(0)
-        return torch.cat(labels), torch.cat(distances), torch.cat(confidences)
-
-
-def _several(size: int) -> int:
-    """Centres that say how far a cluster of `size` centres is: few of few, lest it lose its own."""
-    return min(NEAREST, -(-size // 4))
+UNLINKED = 1e-12  # rank of two groups of one cluster that no edge links
+LATER, LAST = 1e-20, 1e-60  # times a rank: below that of all pairs that go first
 
 
 def cluster_graph(
@@ -141,55 +77,104 @@ def cluster_graph(
         ValueError: `x` is no matrix or holds NaN or infinity; k is below 1 or above n;
             `neighbours` is below 1.
     """
+    return _cut_by_vote(x, k, neighbours, generator)[0]
+
+
+def cluster_tree(
+    x: Tensor, k: int, *, neighbours: int = 15, generator: torch.Generator
+) -> tuple[Prototypes, Tree]:
+    """As :func:`cluster_graph`, with the tree of the clusters' parts.
+
+    Returns:
+        What assigns any row to a part and so to one of k clusters, and the tree of which these are
+        a cut.
+    """
+    prototypes, weights = _cut_by_vote(x, k, neighbours, generator)
+    tree = grow(weights, prototypes.cluster, parts_of(len(x), k))
+    cluster = tree.cut(min(k, tree.largest))[tree.parts]
+    return Prototypes(prototypes.centers, cluster, tree.parts), tree
+
+
+def tree_of(
+    x: Tensor, prototypes: Prototypes, *, neighbours: int = 15, generator: torch.Generator
+) -> Tree:
+    """The tree of clusters that were found without the graph, as by k-means.
+
+    Args:
+        x: ``(n, d)``, the rows.
+        prototypes: one centre for each of at least one cluster, numbered from 0.
+        neighbours: edges that go out from a row.
+        generator: draws the rows whose edges are counted.
+    """
+    x = as_matrix(x)
+    patch = prototypes.assign(x)[0]
+    asking, found = edges(x, neighbours, QUERIES_A_CUT, generator)
+    weights = patch_graph(prototypes.centers.to(x.device), patch, asking, found)
+    return grow(weights, prototypes.cluster, len(weights))
+
+
+def _cut_by_vote(
+    x: Tensor, k: int, neighbours: int, generator: torch.Generator
+) -> tuple[Prototypes, np.ndarray]:
+    """The clusters that several cuts vote for, and the graph of the landmarks."""
     x = as_matrix(x)
     n = len(x)
     if not 1 <= k <= n:
         raise ValueError(f"k = {k} clusters of n = {n} rows: k must be from 1 to n")
     if neighbours < 1:
         raise ValueError(f"neighbours = {neighbours}: a row needs at least 1")
-    wanted = min(n, max(min(n // 4, LANDMARKS), min(4 * k, 6000), k, 200))
+    wanted = min(n, max(min(n // 4, LANDMARKS), min(4 * k, 6000), k, 400))
     several = wanted <= LANDMARKS
     asking, found = edges(x, neighbours, QUERIES if several else QUERIES_A_CUT, generator)
     cuts: list[Prototypes] = []
-    patches: list[Tensor] = []
+    graph = np.empty((0, 0))
     for _ in range(CUTS if several else 1):
         centers, patch = landmarks(x, wanted, k, generator)
+        some = torch.randperm(len(asking), generator=generator)[:QUERIES_A_CUT].to(x.device)
         if len(centers) <= k:  # many duplicates
             if cuts:
                 continue
-            return Prototypes(centers.cpu(), torch.arange(len(centers)))
-        some = torch.randperm(len(asking), generator=generator)[:QUERIES_A_CUT].to(x.device)
+            weights = patch_graph(centers, patch, asking[some], found[some])
+            return Prototypes(centers.cpu(), torch.arange(len(centers))), weights
         weights = patch_graph(centers, patch, asking[some], found[some])
+        if not cuts:
+            graph = weights
         cuts.append(Prototypes(centers.cpu(), torch.from_numpy(cut(weights, k))))
-        patches.append(patch)
-    return cuts[0] if len(cuts) == 1 else consensus(cuts, torch.bincount(patches[0]).cpu(), k)
+    return vote(cuts, k), graph
 
 
-def consensus(cuts: list[Prototypes], rows: Tensor, k: int) -> Prototypes:
-    """The k clusters that several cuts of the same rows agree on most.
+def vote(cuts: list[Prototypes], k: int) -> Prototypes:
+    """The k clusters that several cuts of the same rows vote for.
 
-    Landmarks of the first cut are as alike as the share of the cuts that keep them together, and
-    are merged by average linkage (evidence accumulation; Fred and Jain 2005): a cut swings with its
-    landmarks where clusters touch, and this swings less. Of pairs equally alike the nearer counts
-    as more alike.
+    A cut swings with its landmarks where clusters touch, and a vote swings less. Clusters of the
+    other cuts take the numbers of the one that is most like them all, as well as they match, and
+    that one has a vote more in a tie.
 
     Args:
         cuts: of the same rows.
-        rows: ``(m,)``, how many rows each landmark of the first cut stands for.
-        k: number of clusters, at most m.
+        k: number of clusters of each.
+
+    Returns:
+        The landmarks of the first cut, in the clusters of the vote.
     """
     centers = cuts[0].centers
-    found = torch.stack([each.assign(centers)[0] for each in cuts], dim=1)  # (m, cuts)
-    gaps = torch.cdist(centers, centers)
-    alike = (found[:, None] == found).double().mean(2) - TIE * gaps / gaps.max().clamp_min(1e-12)
-    table, size = alike.numpy(), (rows / rows.sum()).double().numpy()
-
-    def join(i: int, j: int) -> np.ndarray:
-        share = size[j] / size[i]  # i counts the rows of j already
-        row: np.ndarray = (1 - share) * table[i] + share * table[j]
-        return row
-
-    return Prototypes(centers, torch.from_numpy(_agglomerate(table, size, k, join)))
+    own = cuts[0].cluster.numpy()
+    if len(cuts) == 1:
+        return cuts[0]
+    said = [own, *(each.assign(centers)[0].numpy() for each in cuts[1:])]
+    alike = [sum(nmi(one, other) for other in said) for one in said]
+    middle = said[int(np.argmax(alike))]
+    votes = np.zeros((len(own), k))
+    votes[np.arange(len(own)), middle] = 0.5
+    for one in said:
+        shared = np.zeros((k, k))
+        np.add.at(shared, (one, middle), 1)
+        number = linear_sum_assignment(shared, maximize=True)[1]
+        votes[np.arange(len(own)), number[one]] += 1
+    for cluster in (votes.argmax(1), middle, own):  # a cluster may be outvoted everywhere
+        if len(np.unique(cluster)) == k:
+            break
+    return Prototypes(centers, torch.from_numpy(cluster))
 
 
 def edges(
@@ -233,12 +218,93 @@ def patch_graph(centers: Tensor, patch: Tensor, asking: Tensor, found: Tensor) -
 
 
 def cut(weights: np.ndarray, k: int) -> np.ndarray:
-    """Cut a symmetric connected graph into k communities: the community of each node.
+    """Cut a symmetric connected graph into k communities: the community of each node."""
+    return refine(weights, cluster_at(agglomerate(weights)[0], len(weights), k))
 
-    Merged past the best modularity by size and by density; the better of both by `_merit`.
+
+def agglomerate(
+    weights: np.ndarray, within: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Merge the nodes of a symmetric connected graph until one is left, most closely linked first.
+
+    Pairs of which neither has more edges outwards than within wait for all others.
+
+    Args:
+        weights: ``(m, m)`` float64.
+        within: ``(m,)``, clusters that are whole before any two of them are merged.
+
+    Returns:
+        ``(m - 1, 2)`` int64, pairs i < j: what j belongs to joins what i belongs to; and their
+        ranks ``(m - 1,)``.
     """
-    cuts = [_refine(weights, _merge(weights, k, by_density)) for by_density in (False, True)]
-    return max(cuts, key=lambda cluster: _merit(weights, cluster))
+    m = len(weights)
+    weights = weights / weights.sum() if m > 1 else np.ones((1, 1))
+    size = weights.sum(1)
+    within = np.zeros(m, int) if within is None else within
+
+    def ranks(i: int) -> np.ndarray:
+        rank = weights[i] / (size[i] * size) ** (0.5 + SIZE)
+        strong = weights.diagonal() >= 0.5 * size
+        rank = np.maximum(rank, UNLINKED) * np.where(strong & strong[i], LATER, 1)
+        found: np.ndarray = np.where(within == within[i], rank, rank * LAST)
+        return found
+
+    alive = np.ones(m, bool)
+    table = np.stack([ranks(i) for i in range(m)])
+    np.fill_diagonal(table, -np.inf)
+    partner = table.argmax(1)
+    best = table[np.arange(m), partner]
+    merges, rank = np.empty((m - 1, 2), np.int64), np.empty(m - 1)
+    for step in range(m - 1):
+        i = int(best.argmax())
+        i, j = sorted((i, int(partner[i])))
+        merges[step] = i, j
+        rank[step] = weights[i, j] / (size[i] * size[j]) ** (0.5 + SIZE)
+        size[i] += size[j]
+        weights[i] += weights[j]
+        weights[:, i] += weights[:, j]
+        alive[j] = False
+        row = ranks(i)
+        row[~alive] = row[i] = -np.inf
+        table[i] = table[:, i] = row
+        table[j] = table[:, j] = best[j] = -np.inf
+        stale = np.flatnonzero(alive & ((partner == i) | (partner == j)))
+        stale = np.append(stale, i)
+        partner[stale] = table[stale].argmax(1)
+        closer = alive & (table[:, i] > best)
+        closer[stale] = False
+        partner[closer] = i
+        best[closer] = table[closer, i]
+        best[stale] = table[stale, partner[stale]]
+    return merges, rank
+
+
+def cluster_at(merges: np.ndarray, m: int, k: int) -> np.ndarray:
+    """The cluster of each of m nodes, ``(m,)`` int64, after all but the last k - 1 merges."""
+    root = np.arange(m)
+    for i, j in merges[: max(0, m - k)]:
+        root[root == j] = i
+    return np.unique(root, return_inverse=True)[1].astype(np.int64)
+
+
+def grow(weights: np.ndarray, cluster: Tensor, parts: int) -> Tree:
+    """The tree of the parts of clusters.
+
+    Args:
+        weights: ``(m, m)``, a symmetric connected graph.
+        cluster: ``(m,)``, the cluster of each node: one of the tree's cuts.
+        parts: number of parts, at least that of the clusters; at most m are made.
+    """
+    m = len(weights)
+    parts = min(parts, m)
+    merges, ranks = agglomerate(weights, cluster.numpy())
+    part = cluster_at(merges, m, parts)
+    heights = np.maximum.accumulate(-np.log(np.maximum(ranks, UNLINKED)))[m - parts :]
+    return Tree(
+        torch.from_numpy(part),
+        torch.from_numpy(part[merges[m - parts :]]),
+        torch.from_numpy(heights.astype(np.float32)),
+    )
 
 
 def _nearest(x: Tensor, centers: Tensor) -> Tensor:
@@ -295,117 +361,34 @@ def _join(weights: np.ndarray, centers: Tensor, neighbours: int) -> np.ndarray:
     return joined
 
 
-def _merit(weights: np.ndarray, cluster: np.ndarray) -> float:
-    """How good a cut is: share of its edges that a cluster keeps, plus evenness of the sizes.
+def refine(weights: np.ndarray, cluster: np.ndarray) -> np.ndarray:
+    """Move nodes, one at a time, to the cluster that most of their edges go to.
 
-    The mean over clusters of the first (one less the normalised cut over k, Shi and Malik 2000) is
-    blind to a group that is split while two others are joined; the entropy of the sizes over ln k
-    is not. Both are at most 1.
+    Edges to a large cluster count less, as in :func:`agglomerate`; no cluster loses more than half.
     """
-    member = np.eye(cluster.max() + 1)[cluster]  # (m, k)
-    if member.shape[1] == 1:
-        return 2.0
-    kept = ((member.T @ weights) * member.T).sum(1)
-    volume = weights.sum(1) @ member
-    share = volume / volume.sum()
-    entropy = -(share * np.log(share)).sum() / np.log(len(share))
-    return float((kept / volume).mean() + entropy)
-
-
-def _merge(weights: np.ndarray, k: int, by_density: bool) -> np.ndarray:
-    """Merge nodes of a symmetric graph until k communities are left: the community of each node."""
-    weights = weights / weights.sum()
-    degree = weights.sum(1)
-
-    def ranks(i: int) -> np.ndarray:
-        root = np.sqrt(degree[i] * degree)
-        excess = weights[i] / root - root
-        # Above 0 the excess counts, below it the density, less all that an excess can be.
-        density = weights[i] / root**2 - 2
-        rank: np.ndarray = np.where(excess > 0, excess, density if by_density else excess)
-        return rank
-
-    def join(i: int, j: int) -> np.ndarray:
-        weights[i] += weights[j]
-        weights[:, i] += weights[:, j]
-        return ranks(i)
-
-    return _agglomerate(np.stack([ranks(i) for i in range(len(weights))]), degree, k, join)
-
-
-def _agglomerate(
-    table: np.ndarray, size: np.ndarray, k: int, join: Callable[[int, int], np.ndarray]
-) -> np.ndarray:
-    """Merge the pair of highest rank until k groups are left: the group of each node.
-
-    Once no more than k groups are larger than crumbs, two of these are not merged while there is a
-    crumb: the smallest crumb is, with the partner it ranks highest.
-
-    Args:
-        table: ``(m, m)`` float64, the rank of each pair; written over.
-        size: ``(m,)`` float64, shares of all; written over with those of the groups.
-        k: number of groups, at most m.
-        join: merges the second group into the first, whose size counts both already, and gives the
-            ranks of the first.
-    """
-    m = len(table)
-    alive = np.ones(m, bool)
-    parent = np.arange(m)
-    np.fill_diagonal(table, -np.inf)
-    partner = table.argmax(1)
-    best = table[np.arange(m), partner]
-    for _ in range(m - k):
-        i = int(best.argmax())
-        large = alive & (size >= CRUMB / k)
-        if large[i] and large[partner[i]] and large.sum() <= k:
-            i = int(np.where(alive & ~large, size, np.inf).argmin())
-        i, j = sorted((i, int(partner[i])))
-        size[i] += size[j]
-        row = join(i, j)
-        alive[j] = False
-        parent[parent == j] = i
-        row[~alive] = row[i] = -np.inf
-        table[i] = table[:, i] = row
-        table[j] = table[:, j] = best[j] = -np.inf
-        stale = np.flatnonzero(alive & ((partner == i) | (partner == j)))
-        stale = np.append(stale, i)
-        partner[stale] = table[stale].argmax(1)
-        closer = alive & (table[:, i] > best)
-        closer[stale] = False
-        partner[closer] = i
-        best[closer] = table[closer, i]
-        best[stale] = table[stale, partner[stale]]
-    return np.searchsorted(np.flatnonzero(alive), parent)
-
-
-def _refine(weights: np.ndarray, cluster: np.ndarray, sweeps: int = 20) -> np.ndarray:
-    """Move nodes, one at a time, to where the modularity is largest; none becomes a crumb."""
-    weights = weights / weights.sum()
+    weights = weights / weights.sum() if len(weights) > 1 else weights
     cluster = cluster.copy()
     degree, own = weights.sum(1), weights.diagonal()
     member = np.eye(cluster.max() + 1)[cluster]  # (m, k)
-    links, volume, size = weights @ member, degree @ member, member.sum(0)
-    between = (member.T @ links) / np.outer(volume, volume)
-    np.fill_diagonal(between, 0)
-    resolution = between.max()
-    volume = volume * resolution
-    for _ in range(sweeps):
+    links, volume = weights @ member, degree @ member
+    least = volume / 2
+    for _ in range(SWEEPS):
         moved = False
         for i, a in enumerate(cluster):
-            if size[a] == 1 or volume[a] < resolution * (degree[i] + CRUMB / len(volume)):
+            if volume[a] - degree[i] < least[a]:
                 continue
-            gain = links[i] - degree[i] * volume
-            gain[a] += resolution * degree[i] ** 2 - own[i]  # without itself
+            others, to = volume.copy(), links[i].copy()
+            others[a] -= degree[i]  # without itself
+            to[a] -= own[i]
+            gain = to / np.maximum(others, UNLINKED) ** SIZE
             b = int(gain.argmax())
-            if gain[b] <= gain[a] + 1e-12:
+            if gain[b] <= gain[a] * (1 + 1e-12):
                 continue
             cluster[i], moved = b, True
             links[:, a] -= weights[:, i]
             links[:, b] += weights[:, i]
-            volume[a] -= resolution * degree[i]
-            volume[b] += resolution * degree[i]
-            size[a] -= 1
-            size[b] += 1
+            volume[a] -= degree[i]
+            volume[b] += degree[i]
         if not moved:
             break
     return cluster

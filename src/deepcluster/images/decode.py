@@ -64,6 +64,11 @@ class Wanted:
     fit: Literal["crop", "pad"] = "crop"
     interpolation: str = "bicubic"
 
+    @property
+    def filter(self) -> Image.Resampling:
+        """Pillow's name of the interpolation."""
+        return Image.Resampling[self.interpolation.upper()]
+
 
 @dataclass(frozen=True)
 class Square:
@@ -182,8 +187,10 @@ def _finish(
     outside = own = False
     if isinstance(found, _Deep):
         scale, own = _scale(found, wanted.range)
-        outside = not own and mostly_outside(found.strips(), scale)
         pixels = shown(found.strips(), found.shape, scale)
+        at_an_end = np.count_nonzero((pixels == 0) | (pixels == 255))
+        if not own and at_an_end > pixels.size / 2:
+            outside = mostly_outside(found.strips(), scale)
         if found.alpha is not None:
             pixels = np.dstack([pixels, found.alpha])
         image = Image.fromarray(pixels)
@@ -213,12 +220,12 @@ def _fit(image: Image.Image, wanted: Wanted) -> Pixels:
     if channels == "grey" and image.mode in ("RGB", "RGBA"):
         image = image.convert("L" if image.mode == "RGB" else "LA")
     if wanted.fit == "pad" and image.width != image.height:
-        image = _padded(image, side, Image.Resampling[wanted.interpolation.upper()])
+        image = _padded(image, side, wanted.filter)
     elif image.size != (side, side):
         short = min(image.size)
         left, top = (image.width - short) // 2, (image.height - short) // 2
         box = (left, top, left + short, top + short)
-        image = image.resize((side, side), Image.Resampling[wanted.interpolation.upper()], box)
+        image = image.resize((side, side), wanted.filter, box)
     if image.mode in ("LA", "RGBA"):
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image.convert("RGBA"))
@@ -231,11 +238,11 @@ def _fit(image: Image.Image, wanted: Wanted) -> Pixels:
     return pixels
 
 
-def _padded(image: Image.Image, side: int, filter: Image.Resampling) -> Image.Image:
+def _padded(image: Image.Image, side: int, how: Image.Resampling) -> Image.Image:
     """The whole image in a square of its mean colour."""
     long = max(image.size)
     size = (max(1, round(image.width * side / long)), max(1, round(image.height * side / long)))
-    small = image.resize(size, filter)
+    small = image.resize(size, how)
     mean = tuple(round(value) for value in ImageStat.Stat(small).mean)
     canvas = Image.new(image.mode, (side, side), mean if len(mean) > 1 else mean[0])
     canvas.paste(small, ((side - size[0]) // 2, (side - size[1]) // 2))

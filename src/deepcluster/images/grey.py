@@ -190,6 +190,13 @@ def _usual(low: float, high: float, whole: bool) -> Range:
     return rounded if rounded[0] < rounded[1] else (low, high)
 
 
+def depth(samples: Sequence[Sampled]) -> str:
+    """What images of more than 8 bits are, in words."""
+    bits = max((one.bits for one in samples if one.whole), default=0)
+    words = [f"{bits} bits"] * (bits > 0) + ["floats"] * any(not one.whole for one in samples)
+    return " and ".join(words)
+
+
 def full_range(whole: bool) -> Range:
     """What a type of 16 bits holds, or what floats mean by convention."""
     return (0.0, 65535.0) if whole else (0.0, 1.0)

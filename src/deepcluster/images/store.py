@@ -30,11 +30,12 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from deepcluster.config import DataSettings
 from deepcluster.errors import NoImagesError, SourceError
 from deepcluster.images.decode import Square, Wanted, look, quiet_pillow, square, squares
-from deepcluster.images.grey import Pixels, Range, Sampled, find_range, said
+from deepcluster.images.grey import Pixels, Range, Sampled, depth, find_range, said
 from deepcluster.images.listing import SAMPLE, Labels, Listing, Look, PassedOver, Raw, add_up
 from deepcluster.images.sinks import FileSink, MemorySink, free_cores, free_memory, pixel_digest
 from deepcluster.images.sources import NAMED, cache_folder, list_source
@@ -76,7 +77,7 @@ class Scan:
     remarks: list[str] = field(default_factory=list)
     """What was passed over and how the images are shown, in sentences."""
     side: int = 0
-    """Median of the images' shorter sides in pixels; 0 where nobody looked."""
+    """Median of the images' shorter sides in pixels; 0 where the sample has none."""
 
     def __str__(self) -> str:
         where = "in memory" if self.in_memory else "in a memory-mapped file"
@@ -140,6 +141,17 @@ class ImageStore:
     def batch(self, indices: npt.NDArray[np.integer[Any]]) -> Pixels:
         """A copy of some images, ``(b, s, s, c)`` uint8, in the order of `indices` ``(b,)``."""
         return np.asarray(self.pixels[indices])
+
+    def at(self, side: int) -> ImageStore:
+        """The same images at a smaller side in pixels; these, if they are no larger."""
+        if self.pixels.shape[1] <= side:
+            return self
+        pixels = np.empty((len(self), side, side, self.channels), np.uint8)
+        for i, image in enumerate(self.pixels):
+            small = Image.fromarray(image[..., 0] if self.channels == 1 else image)
+            small = small.resize((side, side), Image.Resampling.BICUBIC)
+            pixels[i] = np.asarray(small).reshape(side, side, -1)
+        return dataclasses.replace(self, pixels=pixels, size=side, digest=None)
 
     def only(self, rows: npt.NDArray[np.integer[Any]]) -> ImageStore:
         """A store of some of the images, in the order of `rows` ``(m,)``."""
@@ -397,16 +409,9 @@ def _look(found: Listing, data: DataSettings) -> Look:
             short_side=round(statistics.median(min(size) for size in sizes)) if sizes else None,
             far_from_square=statistics.fmean(max(s) > 2 * min(s) for s in sizes) if sizes else 0.0,
             range=find_range(values) if values else None,
-            depth=_depth(values),
+            depth=depth(values),
         )
     return found.looks[deep]
-
-
-def _depth(values: list[Sampled]) -> str:
-    """What images of more than 8 bits are, in words."""
-    bits = max((one.bits for one in values if one.whole), default=0)
-    words = [f"{bits} bits"] * (bits > 0) + ["floats"] * any(not one.whole for one in values)
-    return " and ".join(words)
 
 
 def _range(data: DataSettings, seen: Look) -> Any:
@@ -452,14 +457,13 @@ def _remarks(
 
 
 def _scan(found: Listing, seen: Look, data: DataSettings, size: int | Literal["auto"]) -> Scan:
-    median = 0
     if size == "auto":
         short = seen.short_side
         if short is None:  # only bad ones in the sample: take the first that is good, if any
             with quiet_pillow():
                 each = (look(raw, deep=False) for _, raw in found.pictures())
                 short = next((min(one[0]) for one in each if one), 1)
-        size, median = auto_size(short), short
+        size = auto_size(short)
     if size < 1 or round(size * data.margin) < 1:
         raise SourceError(f"size {size} with margin {data.margin} leaves no pixel to train on")
     side = round(size * data.margin)
@@ -471,8 +475,8 @@ def _scan(found: Listing, seen: Look, data: DataSettings, size: int | Literal["a
         size,
         needed,
         needed <= limit,
+        side=seen.short_side or 0,
         remarks=_remarks(data, seen, found.passed_over),
-        side=median,
     )
 
 

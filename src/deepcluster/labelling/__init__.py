@@ -1,1 +1,1 @@
-"""What do a few labels give? Which images to label first, and the classifier that comes of them."""
+"""What do a few labels give? Which images to label, and the classifier that comes of them."""

@@ -33,6 +33,7 @@ class GivenLabels:
     rows: np.ndarray  # (m,) int64, rows of the run's table, ascending
     classes: np.ndarray  # (m,) int64, numbers into `names`
     names: list[str]  # the classes, numbers by size and then words
+    groups: np.ndarray  # (m,) int64, equal for images that were labelled in one act
     notes: list[str] = field(default_factory=list)  # what a person should know, a sentence each
 
 
@@ -42,7 +43,8 @@ def read_labels(path: Path, ids: Sequence[str], paths: Sequence[str | None]) -> 
     Args:
         path: a table with a column ``label`` and a column ``id`` or ``path`` (or both: the id
             counts, where it is one). Separated by commas, semicolons or tabs. A row without a
-            label is one that nobody has labelled yet.
+            label is one that nobody has labelled yet. Rows with the same word in a column
+            ``group`` were labelled in one act and count as one where a classifier is checked.
         ids: of the run's images.
         paths: of the run's images; None where there is no file.
 
@@ -52,6 +54,7 @@ def read_labels(path: Path, ids: Sequence[str], paths: Sequence[str | None]) -> 
     """
     images = _Images(ids, paths)
     given: dict[int, list[tuple[str, int]]] = {}  # row -> its labels, and the lines they stand in
+    group: dict[int, str] = {}
     unknown: list[str] = []
     empty = total = 0
     for line, fields in _read_table(path):
@@ -66,6 +69,7 @@ def read_labels(path: Path, ids: Sequence[str], paths: Sequence[str | None]) -> 
             unknown.append(keys[0] if keys else f"(nothing, in line {line})")
             continue
         given.setdefault(row, []).append((label, line))
+        group[row] = fields.get("group", "").strip() or f"line {line}"
     if unknown and not given:
         raise RunError(
             f"{path} labels {len(unknown):,} images and the run has none of them: {_some(unknown)}."
@@ -114,7 +118,11 @@ def read_labels(path: Path, ids: Sequence[str], paths: Sequence[str | None]) -> 
             "They can be learnt, but not checked"
         )
     return GivenLabels(
-        np.array(rows, np.int64), np.array([number[word] for word in words], np.int64), names, notes
+        rows=np.array(rows, np.int64),
+        classes=np.array([number[word] for word in words], np.int64),
+        names=names,
+        groups=np.unique([group[row] for row in rows], return_inverse=True)[1].astype(np.int64),
+        notes=notes,
     )
 
 

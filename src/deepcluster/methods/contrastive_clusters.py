@@ -14,6 +14,9 @@ with what no cluster is needed for, and lets clusters teach only once they are w
    labels keep their numbers from one clustering to the next (best matching), so the head is never
    drawn anew. It is there to shape the features: the final clusters are cut out of their neighbour
    graph once more, which is better than the head's own answer.
+
+Where a net with weights from elsewhere is adapted, the clusters of its own features are worth
+something before the first step: they teach from then on.
 """
 
 from __future__ import annotations
@@ -33,6 +36,8 @@ from deepcluster.config import Config
 from deepcluster.methods import Snapshot
 
 FIGURE_ROWS = 5000  # images, spread evenly, of which an epoch's figures are, or ten a cluster
+ADAPT_HIDDEN = 512  # width of the projector's hidden layer where weights are adapted, and
+ADAPT_HEAD_LR = 1e-3  # the least learning rate of what is new then
 MOST_CUTS = 20  # about, in a fit: a cut takes as long as many steps on a GPU
 
 
@@ -50,12 +55,15 @@ class ContrastiveClusters(nn.Module):
         self.k, self.epochs = config.clusters, config.epochs
         self.neighbours = config.final.neighbours
         self.backbone = backbone
+        self.adapts = config.start == "adapt"
+        self.lr = config.train.lr
         d, out = int(backbone.num_features), self.settings.dimensions  # type: ignore[arg-type]
+        hidden = ADAPT_HIDDEN if self.adapts else 2 * d
         self.projector = nn.Sequential(
-            nn.Linear(d, 2 * d, bias=False),
-            nn.BatchNorm1d(2 * d),
+            nn.Linear(d, hidden, bias=False),
+            nn.BatchNorm1d(hidden),
             nn.ReLU(inplace=True),
-            nn.Linear(2 * d, out),
+            nn.Linear(hidden, out),
         )
         self.head = nn.Linear(d, self.k, bias=False)
         # Banks are rewritten every epoch and lie in every checkpoint: in half precision, and of the
@@ -81,6 +89,8 @@ class ContrastiveClusters(nn.Module):
     @property
     def first(self) -> int:
         """The epoch in which the clusters begin to teach."""
+        if self.adapts:  # the clusters of the weights' own features are worth teaching
+            return 0
         return max(1, round(self.settings.label_from * self.epochs))
 
     @property
@@ -103,8 +113,12 @@ class ContrastiveClusters(nn.Module):
         say.
         """
         self.labelling = epoch >= self.first
-        if epoch == 0:
-            return None  # the bank is empty
+        if epoch == 0:  # the bank is empty
+            if self.adapts:
+                features = F.normalize(extract()).to(self.centers.device)
+                self.feature_bank[:-1] = features[self.rows.to(features.device)].half()
+                self._relabel(features, generator, fresh=True)
+            return None
         fresh = not bool(self.labels.any())  # not epoch == first: the epochs may become fewer
         if self.labelling and (fresh or (epoch - self.first) % self.every == 0):
             self._relabel(F.normalize(self.bank.float()), generator, fresh=fresh)
@@ -139,10 +153,14 @@ class ContrastiveClusters(nn.Module):
     def groups(self) -> list[dict[str, Any]]:
         """Backbone, projector and head; the last layers are no matrices for Muon."""
         last = [*self.projector[-1].parameters(), *self.head.parameters()]
+        new: dict[str, Any] = {}
+        if self.adapts:
+            assert isinstance(self.lr, float)
+            new = {"lr": max(self.lr, ADAPT_HEAD_LR)}
         return [
             {"params": [p for p in self.backbone.parameters() if p.requires_grad]},
-            {"params": list(self.projector[:-1].parameters())},
-            {"params": last, "matrices": False},
+            {"params": list(self.projector[:-1].parameters()), **new},
+            {"params": last, "matrices": False, **new},
         ]
 
     def loss(self, views: list[Tensor], index: Tensor) -> Tensor:

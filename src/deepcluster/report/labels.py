@@ -48,10 +48,12 @@ class AppliedLabels:
     merged: dict[int, int]  # cluster -> the one it is now part of
     left_alone: int  # images of the run that the file does not mention
     names: dict[int, str]  # names of all clusters that have one
+    level: int | None = None  # clusters that there are now, if the file is of another number
 
     def __str__(self) -> str:
+        number = "" if self.level is None else f"{self.level} clusters now, "
         return (
-            f"{self.renamed} clusters renamed, {len(self.merged)} merged, "
+            f"{number}{self.renamed} clusters renamed, {len(self.merged)} merged, "
             f"{self.moved} images moved ({self.taken_out} of them out of every cluster), "
             f"{self.left_alone} not mentioned"
         )
@@ -97,7 +99,8 @@ def apply_labels(run: RunDir, labels_csv: Path) -> AppliedLabels:
     old_names = {int(k): str(v) for k, v in run.read_clusters()["names"].items()}
     names = _names_after(old_names, rows, labels_csv)
     applied = change_clusters(run, after, by_person, names, by_level)
-    return dataclasses.replace(applied, left_alone=len(before) - len(rows))
+    level = len(np.unique(after[after != NO_CLUSTER])) if by_level.any() else None
+    return dataclasses.replace(applied, left_alone=len(before) - len(rows), level=level)
 
 
 def change_clusters(

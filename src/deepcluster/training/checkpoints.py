@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from deepcluster.errors import DamagedError, RunError
-from deepcluster.run import RunDir, reading, replacing
+from deepcluster.files import reading, replacing
+from deepcluster.run import RunDir
 
 
 def save_checkpoint(

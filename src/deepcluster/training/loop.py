@@ -1,8 +1,6 @@
 """The one loop: images in, a fitted model and its clusters out.
 
-Read :func:`fit` from top to bottom. A frozen net goes through no epoch: its features are
-found, and kept for the next fit, and what is done with features (:func:`conclude`) is the same for
-all. All chance in epoch `e` comes from generators seeded by the
+Read :func:`fit` from top to bottom. All chance in epoch `e` comes from generators seeded by the
 fit's seed and `e`, so a fit that resumes after epoch `e` needs no random state and gives the same
 bits as one that was never stopped. Labels, where the store has any, are read by :func:`score`
 alone.
@@ -21,23 +19,25 @@ import torch
 from torch import Tensor, nn
 
 from deepcluster import metrics
+from deepcluster.backbones.adapt import hold, keep_statistics
 from deepcluster.backbones.features import FittedModel, extract, kept_features
-from deepcluster.backbones.nets import build_backbone, prepare_backbone
+from deepcluster.backbones.nets import prepare_backbone
 from deepcluster.backbones.preprocessing import Batches, Preprocessing, to_device
-from deepcluster.backbones.start import find_weights
+from deepcluster.backbones.start import build_net, find_weights
 from deepcluster.clustering.choose import choose_clusters
-from deepcluster.clustering.graph import Prototypes, cluster_graph
+from deepcluster.clustering.graph import cluster_tree, tree_of
 from deepcluster.clustering.kmeans import kmeans
 from deepcluster.clustering.pca import PCA, fit_pca, normalise
 from deepcluster.clustering.plane import layout
+from deepcluster.clustering.prototypes import Prototypes
+from deepcluster.clustering.tree import Tree
 from deepcluster.config import Config
-from deepcluster.errors import ConfigError
 from deepcluster.methods import Snapshot, load_method
 from deepcluster.progress import Progress
 from deepcluster.run import RunDir
 from deepcluster.training.checkpoints import load_newest, save_checkpoint
 from deepcluster.training.optimizers import build_optimizer
-from deepcluster.training.plan import PIXEL_SIDE, Pace
+from deepcluster.training.plan import PIXEL_IMAGES, PIXEL_SIDE, Pace
 from deepcluster.training.step import Step
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ ORDER, VIEWS, DROPOUT = range(3)  # uses of chance in an epoch, each with a seed
 RANK_ROWS = 10_000  # rows, spread evenly, whose effective rank is measured each epoch
 MOST_CHECKPOINTS = 100  # in a fit: on a GPU an epoch may take little longer than writing one
 PIXEL_ROWS = 1000  # images a cluster on which the yardstick, k-means on the pixels, is fitted
+MOST_IN_TREE = 3000  # clusters: its table grows with their square
 MOST_GRAPH_CLUSTERS = 1000  # beyond, clusters are as small as the graph's patches: k-means it is
 
 
@@ -60,6 +61,8 @@ class FitResult:
     labels: np.ndarray  # (n,) int64, the clusters
     distances: np.ndarray  # (n,) float32
     confidence: np.ndarray  # (n,) float32 in [0, 1]
+    tree: Tree | None  # the clusters are one of its cuts; None beyond MOST_IN_TREE
+    parts: np.ndarray  # (n,) int64, the part of the tree
     places: np.ndarray  # (n, 2) float32 on the map, NaN where an image is not on it
     history: list[dict[str, Any]]  # the lines of metrics.jsonl
     clusters: int  # their number
@@ -97,7 +100,8 @@ def fit(
     Args:
         store: the images.
         config: settings, as :func:`deepcluster.training.plan.resolve` gives them.
-        backbone: a net in place of ``config.backbone``: ``(b, c, size, size)`` -> ``(b, d)``.
+        backbone: a net to train in place of ``config.backbone``: ``(b, c, size, size)`` ->
+            ``(b, d)``.
         run: where metrics and checkpoints go; None keeps nothing on disk.
         resume: go on from the run's last checkpoint.
         progress: told what happens.
@@ -121,6 +125,8 @@ def fit(
         assert begun.backbone is not None
         if config.start == "frozen":
             return _frozen(store, config, begun, clock, progress)
+        if config.start == "adapt":
+            release = hold(begun.backbone)
         method: Any = load_method(config.method)(config, begun.backbone, len(store))
     method.to(device, memory_format=torch.channels_last)
     optimizer = build_optimizer(method.groups(), config.train)
@@ -161,6 +167,8 @@ def fit(
             mix(config.seed, epoch, DROPOUT)
         ):  # dropout draws from torch's global generator
             method.train()
+            if config.start == "adapt":
+                keep_statistics(method.backbone)
             order = method.order(generator)
             # as few batches as there must be, of sizes that differ by one at most: none is left out
             batches = order.tensor_split(math.ceil(len(order) / config.train.batch_size))
@@ -202,8 +210,9 @@ def fit(
         progress.epoch(line)
     clock.lap("train")
 
-    assert isinstance(config.epochs, int)
     method.eval()
+    if config.start == "adapt":
+        release()
     embeddings = normalise(extract_all())
     clock.lap("features")
     return conclude(
@@ -213,6 +222,7 @@ def fit(
         clock=clock,
         progress=progress,
         store=store,
+        truth=store.labels,
         history=history,
     )
 
@@ -239,30 +249,22 @@ class Begun:
 def begin(store: ImageStore, config: Config, backbone: nn.Module | None) -> Begun:
     """The net of the settings with the weights it begins with, or one of the user's own."""
     assert isinstance(config.size, int)
+    own = Preprocessing.measure(store)
     if backbone is not None:
-        own, channels = Preprocessing.of_module(backbone, config.size), store.channels
-        if config.start != "scratch" and own is not None:
-            preprocessing, channels = own, len(own.mean)
-        else:
-            preprocessing = Preprocessing.measure(store)
-        backbone = prepare_backbone(backbone, channels=channels, size=config.size)
-        return Begun(backbone, config.backbone, channels, preprocessing)
+        said = Preprocessing.of_module(backbone, config.size)
+        if config.start != "scratch" and said is not None:
+            own = said
+        backbone = prepare_backbone(backbone, channels=len(own.mean), size=config.size)
+        return Begun(backbone, config.backbone, len(own.mean), own)
+    built = build_net(config, store.channels)
     if config.start == "scratch":
-        built = build_backbone(
-            config.backbone, channels=store.channels, size=config.size, sobel=config.sobel
-        )
-        return Begun(built, config.backbone, store.channels, Preprocessing.measure(store))
+        return Begun(built, config.backbone, store.channels, own)
     weights = find_weights(config.backbone, config.weights)
-    if weights is None:
-        raise ConfigError(f"there are no weights for {config.backbone!r}: say --start scratch")
-    weights = weights.fetch()
-    return Begun(
-        weights.build(config.size),
-        weights.architecture,
-        weights.channels,
-        weights.preprocessing(config.size),
-        weights.license,
-    )
+    assert weights is not None
+    preprocessing = weights.preprocessing(config.size)
+    if config.start == "adapt":  # it learns on whole images
+        preprocessing = dataclasses.replace(preprocessing, side=config.size)
+    return Begun(built, weights.architecture, weights.channels, preprocessing, weights.license)
 
 
 def _frozen(
@@ -285,7 +287,15 @@ def _frozen(
         advance=progress.advance,
     )
     clock.lap("features")
-    return conclude(embeddings, config, begun, clock=clock, progress=progress, store=store)
+    return conclude(
+        embeddings,
+        config,
+        begun,
+        clock=clock,
+        progress=progress,
+        store=store,
+        truth=store.labels,
+    )
 
 
 def fit_vectors(
@@ -306,10 +316,14 @@ def fit_vectors(
         progress: told what happens.
     """
     begun = Begun(None, config.backbone, 1, Preprocessing(1, (0.0,), (1.0,)))
-    embeddings = normalise(torch.from_numpy(rows))
-    clock, progress = Clock(), progress or Progress()
     return conclude(
-        embeddings, config, begun, clock=clock, progress=progress, store=store, truth=truth
+        normalise(torch.from_numpy(rows)),
+        config,
+        begun,
+        clock=Clock(),
+        progress=progress or Progress(),
+        store=store,
+        truth=truth,
     )
 
 
@@ -333,15 +347,13 @@ def conclude(
         clock: goes on.
         progress: told what happens.
         store: the images, if there are any.
-        truth: ``(n,)`` labels, for measuring only, where the images have none.
+        truth: ``(n,)`` labels, for measuring only.
         history: the lines of the epochs.
     """
-    if store is not None:
-        truth = store.labels
     assert isinstance(config.epochs, int)
     generator = torch.Generator().manual_seed(mix(config.seed, config.epochs, ORDER))
     progress.phase("clusters", 1)
-    pca, prototypes, choice = final_clusters(embeddings, config, generator)
+    pca, prototypes, tree, choice = final_clusters(embeddings, config, generator)
     clusters = len(prototypes.cluster.unique())
     if choice:
         progress.note(f"{clusters} clusters, chosen among 2 to {max(choice)}")
@@ -356,6 +368,7 @@ def conclude(
         license=begun.license,
     )
     labels, distances, confidence = model.assign(embeddings)
+    parts = model.parts_of(embeddings)
     progress.advance(1)
     clock.lap("clusters")
     progress.phase("map", 1)
@@ -370,7 +383,8 @@ def conclude(
     clock.lap("measure")
     if store is not None and truth is not None:
         progress.phase("k-means on the pixels, to compare", 1)
-        scores["pixels"] = score(pixel_clusters(store, clusters, generator), truth)
+        rows, found = pixel_clusters(store, clusters, generator)
+        scores["pixels"] = score(found, truth[rows])
         progress.advance(1)
         clock.lap("compare")
     return FitResult(
@@ -380,6 +394,8 @@ def conclude(
         labels=labels.numpy(),
         distances=distances.numpy(),
         confidence=confidence.numpy(),
+        tree=tree,
+        parts=parts.numpy(),
         places=np.asarray(places),
         history=history or [],
         clusters=clusters,
@@ -456,8 +472,8 @@ def score(labels: np.ndarray, truth: np.ndarray | None) -> dict[str, float]:
 
 def final_clusters(
     embeddings: Tensor, config: Config, generator: torch.Generator
-) -> tuple[PCA | None, Prototypes, dict[int, float]]:
-    """The clusters a person gets, and the scores of their numbers where the number is chosen."""
+) -> tuple[PCA | None, Prototypes, Tree | None, dict[int, float]]:
+    """The clusters a person gets, their tree, and the scores of numbers if one is chosen."""
     final = config.final
     assert isinstance(config.clusters, int)
     kept = min(final.pca, *embeddings.shape)
@@ -467,24 +483,35 @@ def final_clusters(
     x = x.to(device)
     k, choice = config.clusters, {}
     if final.choose:
-        found = choose_clusters(x, largest=k, neighbours=final.neighbours, generator=generator)
-        k, choice = found.k, found.scores
+        chosen = choose_clusters(x, largest=k, neighbours=final.neighbours, generator=generator)
+        k, choice = chosen.k, chosen.scores
     if final.algorithm == "graph" and k < min(len(x), MOST_GRAPH_CLUSTERS):
-        cut = cluster_graph(x, k, neighbours=final.neighbours, generator=generator)
-        return pca, cut, choice
+        found = cluster_tree(x, k, neighbours=final.neighbours, generator=generator)
+        return pca, *found, choice
     result = kmeans(x, k, max_iter=300, n_init=final.restarts, generator=generator)
-    return pca, Prototypes(result.centers.cpu(), torch.arange(k)), choice
+    prototypes = Prototypes(result.centers.cpu(), torch.arange(k))
+    if k > MOST_IN_TREE:
+        return pca, prototypes, None, choice
+    tree = tree_of(x, prototypes, neighbours=final.neighbours, generator=generator)
+    return pca, prototypes, tree, choice
 
 
-def pixel_clusters(store: ImageStore, k: int, generator: torch.Generator) -> np.ndarray:
-    """Plain k-means on the pixels: the yardstick.
+def pixel_clusters(
+    store: ImageStore, k: int, generator: torch.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Plain k-means on the pixels of at most PIXEL_IMAGES images: the yardstick.
 
-    Large images are averaged down first, and centres are fitted on PIXEL_ROWS images a cluster.
+    Large images are averaged down first.
+
+    Returns:
+        which images, ``(m,)``, and the cluster of each.
     """
+    several = min(len(store), max(PIXEL_IMAGES, 10 * k))
+    rows = np.arange(several) * len(store) // several
     side = min(store.pixels.shape[1], PIXEL_SIDE)
-    flat = torch.empty(len(store), side * side * store.channels)
-    for start in range(0, len(store), 1024):
-        index = np.arange(start, min(start + 1024, len(store)))
+    flat = torch.empty(several, side * side * store.channels)
+    for start in range(0, several, 1024):
+        index = rows[start : start + 1024]
         images = to_device(store.batch(index), torch.device("cpu")).float() / 255
         small = nn.functional.adaptive_avg_pool2d(images, side)
         flat[start : start + len(index)] = small.flatten(1)
@@ -496,4 +523,4 @@ def pixel_clusters(store: ImageStore, k: int, generator: torch.Generator) -> np.
         max_points_per_centre=PIXEL_ROWS,
         generator=generator,
     )
-    return result.labels.numpy()
+    return rows, result.labels.numpy()

@@ -19,15 +19,16 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from deepcluster.backbones.features import find_pace
-from deepcluster.backbones.nets import auto_backbone, build_backbone
+from deepcluster.backbones.adapt import hold, keep_statistics
+from deepcluster.backbones.features import find_speed
+from deepcluster.backbones.nets import auto_backbone
 from deepcluster.backbones.preprocessing import Batches, Preprocessing
-from deepcluster.backbones.start import GIVEN, GOOD, Weights, find_weights
+from deepcluster.backbones.start import GIVEN, GOOD, Weights, build_net, find_weights
 from deepcluster.config import Config, check_settings
 from deepcluster.device import fast_bfloat16, pick_device
 from deepcluster.errors import ConfigError
 from deepcluster.images.listing import Listing
-from deepcluster.images.store import ImageStore, scan_images
+from deepcluster.images.store import ImageStore, auto_size, scan_images
 from deepcluster.methods import load_method
 from deepcluster.training.optimizers import build_optimizer
 from deepcluster.training.step import Step
@@ -43,6 +44,8 @@ MOST_EPOCHS = 1000
 SIZES = (64, 48, 32)  # smaller sides that images may get, to keep to the time
 LATE = 0.1  # of the minutes that were given: by so much a fit may be expected to end after them
 TRIAL_SIDE = 32  # pixels; steps are timed at this side where several are to be compared
+TRIAL_PIXELS = 2**22  # of a batch: of larger ones a part is timed, of half as many pixels
+SLOW_STEP = 2.0  # seconds; a step that takes so long need not be timed twice
 TRIAL_SHARE, TRIAL_MOST = 0.02, 10.0  # of the time that was given, and seconds: spent on timing
 
 # What a trial of a few steps cannot time, as it was measured on two cores of an AMD EPYC with
@@ -50,12 +53,19 @@ TRIAL_SHARE, TRIAL_MOST = 0.02, 10.0  # of the time that was given, and seconds:
 # half of these, while the steps themselves are always timed where they will run.
 AFTERWARDS = 8e-4  # an image, once a fit: graph, map, pictures, report on one core (two: half)
 # An epoch, and an image in it, beside the steps: cuts, figures, checkpoint. (On a GPU: an H200.)
-BESIDE = {"cpu": (0.07, 3.3e-5), "cuda": (0.45, 2e-6)}
+BESIDE = {"cpu": (0.07, 3.3e-5), "cuda": (0.35, 1.5e-6)}
 STEP_EXTRAS = 1.05  # times a timed step: reading the images
 CHOOSING = 0.3  # for each number of clusters that is looked at
 LIBRARIES = 1_200_000_000  # bytes: torch, tables of the neighbour graph, idle between blocks
 
+PIXEL_IMAGES = 20_000  # images at most, or ten a cluster, for the yardstick: k-means on the pixels
 PIXEL_SIDE = 32  # pixels k-means, the yardstick, sees images averaged down to this side
+ADAPT_LR = {1: 1e-3, 3: 3e-4}  # by channels: grey images lie further from what weights know
+ADAPT_SIDES = (128, 96, 64)  # of images that weights are adapted on, and
+ENOUGH_TO_ADAPT = 6  # epochs: the largest side that gets as many is taken
+SMALL_SHAPE = 64  # pixels: grey images up to this side are learnt from scratch in minutes
+LEAST = 0.05  # minutes
+ADAPT_TRIAL = 64  # images in a timed step
 DEFAULT_LR = {"sgd": 0.05, "adamw": 2e-3, "muon": 0.02}
 
 
@@ -121,16 +131,14 @@ def resolve(config: Config, *, n: int, size: int, channels: int) -> Config:
     check_settings(config)
     load_method(config.method)
     check_time(config)
-    frozen = config.start == "frozen"
-    if frozen and config.epochs not in ("auto", 0):
+    start = "scratch" if config.start == "auto" else config.start
+    if start == "frozen" and config.epochs not in ("auto", 0):
         raise ConfigError(
             f"epochs = {config.epochs}: a frozen net learns nothing; leave epochs out, or say "
             "--start adapt"
         )
-    if not frozen and config.epochs == 0:
-        raise ConfigError("epochs = 0: give a number from 1")
-    if config.start == "scratch" and config.data.margin < 1:
-        raise ConfigError(f"data.margin = {config.data.margin:g}: give a number from 1 to 4")
+    if start != "frozen" and config.epochs == 0:
+        raise ConfigError("epochs = 0: give a number from 1, or say --start frozen")
     device = pick_device(config.device)
     clusters = most_clusters(n) if config.clusters == "auto" else config.clusters
     if not 1 <= clusters <= n:
@@ -148,10 +156,15 @@ def resolve(config: Config, *, n: int, size: int, channels: int) -> Config:
     batch_size = min(
         n, usual_batch(n, device.type) if train.batch_size == "auto" else train.batch_size
     )
+    optimizer = train.optimizer
+    if optimizer == "auto":
+        optimizer = "adamw" if start == "adapt" else "muon"
+    lr = train.lr
+    if lr == "auto":
+        lr = ADAPT_LR[channels] if start == "adapt" else DEFAULT_LR[optimizer]
     epochs = config.epochs
     if epochs == "auto":
-        epochs = 0 if frozen else guess_epochs(n, size, batch_size)
-    lr = DEFAULT_LR[train.optimizer] if train.lr == "auto" else train.lr
+        epochs = 0 if start == "frozen" else guess_epochs(n, size, batch_size)
     pseudo_clusters = deepcluster.pseudo_clusters
     if pseudo_clusters == "auto":
         pseudo_clusters = max(clusters, min(10 * clusters, n // 20))
@@ -163,14 +176,17 @@ def resolve(config: Config, *, n: int, size: int, channels: int) -> Config:
             choose=clusters > 2 and (config.final.choose or config.clusters == "auto"),
         ),
         epochs=epochs,
+        start=start,
         device=str(device),
         size=size,
         backbone=backbone,
-        views=resolve_views(config.views, size, channels),
+        # a small image that is enlarged for its net stays a small image
+        views=resolve_views(config.views, min(size, round(size * config.data.margin)), channels),
         data=dataclasses.replace(config.data, channels="grey" if channels == 1 else "rgb"),
         train=dataclasses.replace(
             train,
             batch_size=batch_size,
+            optimizer=optimizer,
             lr=lr,
             precision=precision,
         ),
@@ -281,7 +297,7 @@ def settle_start(config: Config) -> tuple[Config, Weights | None, str]:
     given = config.weights or config.backbone != "auto"
     at_hand = weights is not None and weights.path is not None
     if at_hand and (given or config.method == Config().method):
-        return dataclasses.replace(config, start="frozen"), weights, ""
+        return config, weights, ""
     sentence = ""
     if weights is not None:
         sentence = (
@@ -298,7 +314,7 @@ def settle_start(config: Config) -> tuple[Config, Weights | None, str]:
 
 
 def take_weights(config: Config, weights: Weights, *, side: int) -> Config:
-    """Settings as weights that were made elsewhere want them.
+    """Settings as weights that were made elsewhere want them, where they stay as they are.
 
     Args:
         config: settings as asked for.
@@ -306,7 +322,40 @@ def take_weights(config: Config, weights: Weights, *, side: int) -> Config:
         side: median of the images' shorter sides in pixels; smaller images are kept as small.
     """
     size = weights.best_size() if config.size == "auto" else config.size
-    whole = weights.preprocessing(size).side
+    return _with_weights(config, weights, size, weights.preprocessing(size).side, side)
+
+
+def adapt_weights(
+    config: Config, weights: Weights, *, n: int, channels: int, side: int, minutes: float | None
+) -> Config:
+    """Settings as weights are adapted with them: on whole images, at a side for the time there is.
+
+    Args:
+        config: settings as asked for.
+        weights: at hand.
+        n: number of images.
+        channels: of the images, 1 or 3.
+        side: of the images that are kept, in pixels.
+        minutes: for the training; None reads no clock and takes the largest side.
+    """
+    asked = dataclasses.replace(config, start="adapt", minutes="auto")
+    sizes = [side // weights.multiple * weights.multiple for side in ADAPT_SIDES]
+    if weights.own:
+        sizes = [weights.size]
+    if config.size != "auto":
+        sizes = [config.size]
+    for size in sizes:
+        found = _with_weights(asked, weights, size, size, side)
+        if size == sizes[-1] or minutes is None or config.epochs != "auto":
+            break
+        resolved = resolve(found, n=n, size=size, channels=channels)
+        cost = estimate(resolved, n=n, channels=channels, store_bytes=0, patience=0.0)
+        if 60 * minutes - cost.rest >= ENOUGH_TO_ADAPT * cost.epoch:
+            break
+    return dataclasses.replace(found, minutes=config.minutes)
+
+
+def _with_weights(config: Config, weights: Weights, size: int, whole: int, side: int) -> Config:
     kept = min(whole, side) if side else whole
     data = dataclasses.replace(
         config.data,
@@ -334,17 +383,17 @@ def schedule_frozen(
     resolved = resolve(config, n=n, size=config.size, channels=channels)
     net = weights.build(config.size)
     device = torch.device(resolved.device)
-    pace = find_pace(
+    speed = find_speed(
         net,
         channels=weights.channels,
         size=config.size,
         device=device,
         dtype=config.train.precision,
     )
-    batch = pace.batch_size if config.train.batch_size == "auto" else config.train.batch_size
+    batch = speed.batch_size if config.train.batch_size == "auto" else config.train.batch_size
     train = dataclasses.replace(
         resolved.train,
-        precision="bfloat16" if pace.dtype == torch.bfloat16 else "float32",
+        precision="bfloat16" if speed.dtype == torch.bfloat16 else "float32",
         batch_size=batch,
     )
     features = n * int(net.num_features) * 4  # type: ignore[arg-type]
@@ -354,10 +403,93 @@ def schedule_frozen(
     cost = Cost(
         memory=store_bytes + 3 * features + 2 * parameters + LIBRARIES,
         epoch=0.0,
-        rest=n * (pace.seconds + AFTERWARDS / min(2, torch.get_num_threads())) + choosing,
+        rest=n * (speed.seconds + AFTERWARDS / min(2, torch.get_num_threads())) + choosing,
         epochs=0,
     )
     return dataclasses.replace(resolved, train=train), cost
+
+
+def plan_starts(
+    asked: Config,
+    frozen: Config,
+    weights: Weights,
+    *,
+    n: int,
+    channels: int,
+    side: int,
+    store_bytes: int,
+    spent: float = 0.0,
+    limit: float = AN_HOUR,
+) -> tuple[list[Config], Config, Cost]:
+    """What is tried where weights are at hand: they stay as they are, and then what time allows.
+
+    They are adapted; small grey images, which weights know least of and nets learn soonest, are
+    learnt from scratch as well, where the start is left open.
+
+    Args:
+        asked: settings as asked for.
+        frozen: from :func:`take_weights`.
+        weights: at hand.
+        n: number of images.
+        channels: of the images, 1 or 3.
+        side: of the images that are kept, in pixels.
+        store_bytes: bytes of the decoded images that stay in memory.
+        spent: seconds since the fit began.
+        limit: minutes, where none were given.
+
+    Returns:
+        Resolved settings of what is tried before, those of the last, and the cost of all.
+    """
+    first, cost = schedule_frozen(frozen, weights, n=n, channels=channels, store_bytes=store_bytes)
+    if asked.start == "frozen":
+        return [], first, cost
+    rivals, before = [first], cost.seconds
+    facts = {"n": n, "channels": channels, "store_bytes": store_bytes}
+    timed = asked.minutes != "auto"
+    if asked.start == "auto" and channels == 1 and side <= SMALL_SHAPE:
+        scratch = _from_scratch(asked, side)
+        if asked.minutes != "auto":
+            half = (60 * asked.minutes - spent - before) / 120
+            scratch = dataclasses.replace(scratch, minutes=max(half, LEAST))
+        learnt, more = schedule_minutes(scratch, **facts, size=auto_size(side), limit=limit / 2)
+        rivals.append(learnt)
+        before += more.seconds
+    minutes = (60 * asked.minutes - spent - before) / 60 if timed else limit  # type: ignore[operator]
+    wanted = adapt_weights(asked, weights, n=n, channels=channels, side=side, minutes=minutes)
+    assert isinstance(wanted.size, int)
+    last, more = schedule_minutes(
+        wanted, **facts, size=wanted.size, spent=spent + before, limit=limit
+    )
+    if asked.start == "auto" and timed and minutes * 60 < more.rest + more.epoch:
+        return rivals[1:], first, cost  # no time to adapt
+    total = Cost(max(cost.memory, more.memory), more.epoch, before + more.rest, more.epochs)
+    return rivals, last, total
+
+
+def untimed_starts(
+    asked: Config, frozen: Config, weights: Weights, *, n: int, channels: int, side: int
+) -> tuple[list[Config], Config]:
+    """:func:`plan_starts` without a clock, where epochs follow from the images: the same bits."""
+    facts = {"n": n, "channels": channels}
+    assert isinstance(frozen.size, int)
+    first = resolve(frozen, **facts, size=frozen.size)
+    if asked.start == "frozen":
+        return [], first
+    rivals = [first]
+    if asked.start == "auto" and channels == 1 and side <= SMALL_SHAPE:
+        scratch = _from_scratch(asked, side)
+        rivals.append(resolve(scratch, **facts, size=auto_size(side)))
+    last = adapt_weights(asked, weights, **facts, side=side, minutes=None)
+    assert isinstance(last.size, int)
+    return rivals, resolve(last, **facts, size=last.size)
+
+
+def _from_scratch(asked: Config, side: int) -> Config:
+    """The settings without the weights."""
+    data = dataclasses.replace(asked.data, margin=1.0)
+    return dataclasses.replace(
+        asked, start="scratch", backbone="auto", weights="", data=data, size=auto_size(side)
+    )
 
 
 def as_given(config: Config) -> Config:
@@ -381,7 +513,8 @@ def _scale_is_open(config: Config) -> bool:
         ConfigError: minutes that cannot be.
     """
     check_time(config)
-    return config.epochs == "auto" and config.backbone == "auto" and config.start != "frozen"
+    named = config.backbone != "auto" or config.start in ("frozen", "adapt")
+    return config.epochs == "auto" and not named
 
 
 def choose_scale(config: Config, *, n: int, size: int, channels: int) -> Config:
@@ -505,23 +638,31 @@ def estimate(
     device = torch.device(config.device)
     side = round(config.size * config.data.margin)
     batch = config.train.batch_size
+    if config.start == "adapt":  # a step of a large net on large images takes seconds
+        batch = min(batch, ADAPT_TRIAL)
+    if device.type != "cuda" and batch * side**2 > TRIAL_PIXELS:  # a part of it tells as much
+        batch = min(batch, max(2, TRIAL_PIXELS // (2 * side**2)))
+    part = batch / config.train.batch_size
     with torch.random.fork_rng(devices=[]):
-        backbone = build_backbone(
-            config.backbone, channels=channels, size=config.size, sobel=config.sobel
-        )
+        backbone = build_net(config, channels)
+        if config.start == "adapt":
+            hold(backbone)
         probe = dataclasses.replace(
             config,
             deepcluster=dataclasses.replace(config.deepcluster, pseudo_clusters=batch),
         )
         method = load_method(config.method)(probe, backbone, batch)
         method.to(device, memory_format=torch.channels_last)  # type: ignore[attr-defined]
+        if config.start == "adapt":
+            keep_statistics(backbone)
     optimizer = build_optimizer(method.groups(), config.train)
     pixels = np.random.default_rng(0).integers(
         256, size=(batch, side, side, channels), dtype=np.uint8
     )
     names = [str(i) for i in range(batch)]
     store = ImageStore(name="", pixels=pixels, size=config.size, ids=names, paths=[None] * batch)
-    preprocessing = Preprocessing(config.size, (0.5,) * channels, (0.25,) * channels)
+    deep = 3 if config.start == "adapt" else channels
+    preprocessing = Preprocessing(config.size, (0.5,) * deep, (0.25,) * deep)
     one_step = Step(method, optimizer, config, preprocessing, Batches(store, device))
     one_step.begin(0)
     index = torch.arange(batch)
@@ -540,11 +681,11 @@ def estimate(
         return tensor.detach()  # with what made it, it would hold itself in memory for good
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        step()  # the first one builds kernels
+        first = step()  # it builds kernels, which tells in short steps alone
     if device.type == "cuda":
         step()  # the second one records
-    timed = [step()]
-    while len(timed) < 2 or sum(timed) < patience:
+    timed = [first if device.type != "cuda" and first > SLOW_STEP else step()]
+    while sum(timed) < patience or (len(timed) < 2 and timed[0] < SLOW_STEP):
         timed.append(step())
     seconds_an_image = STEP_EXTRAS * statistics.median(timed) / batch
     choosing = CHOOSING * config.clusters if config.final.choose else 0.0
@@ -552,11 +693,12 @@ def estimate(
     forward = seconds_an_image / (3 * method.views)
     features = n * int(backbone.num_features) * 4  # type: ignore[arg-type]
     parameters = sum(p.numel() for p in method.parameters()) * 4  # type: ignore[attr-defined]
-    activations = 2 * sum(held.values())  # and as much for gradients and the views
-    yardstick = 2 * n * min(config.size, PIXEL_SIDE) ** 2 * channels * 4  # k-means on the pixels
+    activations = round(2 * sum(held.values()) / part)  # and as much for gradients and the views
+    compared = min(n, max(PIXEL_IMAGES, 10 * config.clusters))
+    yardstick = 2 * compared * min(config.size, PIXEL_SIDE) ** 2 * channels * 4
     return Cost(
-        # features: the banks', as extracted, after PCA, and while they are clustered
-        memory=store_bytes + 5 * features + 6 * parameters + activations + yardstick + LIBRARIES,
+        # features: as extracted, of length 1, after PCA, and while they are clustered
+        memory=store_bytes + 4 * features + 6 * parameters + activations + yardstick + LIBRARIES,
         epoch=n * passes * seconds_an_image + beside_steps(n, device.type),
         rest=n * (forward + AFTERWARDS / min(2, torch.get_num_threads())) + choosing,
         epochs=config.epochs,

@@ -122,21 +122,29 @@ deepcluster.changes = (() => {
     said = new Map();
     const all = allNames();
     if (!all.size) return;
-    const covered = new Map(); // cluster -> name -> { images, extent }
+    const called = new Map(); // cell -> name -> images of the smallest group of that name
     for (const [group, name] of all) {
+      const inside = [];
       let extent = 0;
-      const inside = new Map();
-      for (let at = 0; at < cells.count; at++) {
+      for (let at = 0; at < cells.count && name; at++) {
         if (!weight[at] || !cells.inGroup(rep[at], group)) continue;
+        inside.push(at);
         extent += weight[at];
-        inside.set(numberOf[at], (inside.get(numberOf[at]) ?? 0) + weight[at]);
       }
-      if (!name) continue;
-      for (const [cluster, held] of inside) {
-        if (cluster === NO_CLUSTER) continue;
-        if (!covered.has(cluster)) covered.set(cluster, new Map());
-        const before = covered.get(cluster).get(name);
-        if (!before || before.held < held) covered.get(cluster).set(name, { held, extent });
+      for (const at of inside) {
+        if (!called.has(at)) called.set(at, new Map());
+        called.get(at).set(name, Math.min(extent, called.get(at).get(name) ?? Infinity));
+      }
+    }
+    const covered = new Map(); // cluster -> name -> { held, extent }
+    for (const [at, list] of called) {
+      const cluster = numberOf[at];
+      if (cluster === NO_CLUSTER) continue;
+      if (!covered.has(cluster)) covered.set(cluster, new Map());
+      const here = covered.get(cluster);
+      for (const [name, extent] of list) {
+        const before = here.get(name) ?? { held: 0, extent: Infinity };
+        here.set(name, { held: before.held + weight[at], extent: Math.min(extent, before.extent) });
       }
     }
     for (const cluster of sizes.keys()) {
@@ -147,6 +155,9 @@ deepcluster.changes = (() => {
       const others = ranked.filter(([other, { extent }]) => other !== name && extent < sizes.get(cluster)).map(([other, { held }]) => ({ name: other, size: held }));
       said.set(cluster, { name, others });
     }
+    const bearers = new Map();
+    for (const { name } of said.values()) bearers.set(name, (bearers.get(name) ?? 0) + 1);
+    for (const [cluster, entry] of said) entry.title = bearers.get(entry.name) > 1 ? `${entry.name} · ${cluster}` : entry.name;
   }
 
   // -- keeping -----------------------------------------------------------------------------------
@@ -398,7 +409,8 @@ deepcluster.changes = (() => {
     othersOf: (cluster) => said?.get(cluster)?.others ?? [],
     titleOf(cluster) {
       if (cluster === NO_CLUSTER) return "Taken out";
-      return this.nameOf(cluster) || `Cluster ${cluster}`;
+      const name = this.nameOf(cluster);
+      return name ? said?.get(cluster)?.title ?? name : `Cluster ${cluster}`; // with its number, if two have the name
     },
     titleOfGroup(group) {
       return group === NO_CLUSTER ? this.titleOf(group) : allNames().get(group) || `Cluster ${labelOf(group)}`;

@@ -5,7 +5,7 @@
   const { NO_CLUSTER, changes, h, count, images, clusterLink, grid, toast } = deepcluster;
 
   const {
-    dot, heading, typical, mostTypical, doubtful, random, nameField, otherNames, mixture, share, mergeInto, near, strip,
+    dot, heading, ordered, typical, nameField, otherNames, mixture, share, mergeInto, near, strip,
   } = deepcluster.members;
 
   const sortKept = { by: "typical" };
@@ -18,7 +18,6 @@
       return { title: "", element: h("div") };
     }
     const out = number === NO_CLUSTER;
-    const orders = { typical, doubtful, random };
     const sort = h(
       "select", { "aria-label": "Order of the images" }, h("option", { value: "typical" }, "nearest the centre first"),
       h("option", { value: "doubtful" }, "most doubtful first"), h("option", { value: "random" }, "at random"),
@@ -57,15 +56,15 @@
             "div", { class: "chips" },
             ...neighbours.map((other) => h(
               "a", { class: "chip", href: clusterLink(other) },
-              strip(mostTypical(changes.rowsOf(other), 3), 32),
+              strip(typical(changes.rowsOf(other), 3), 32),
               h("span", { dir: "auto" }, changes.titleOf(other)),
             )),
             h("button", { type: "button", onclick: () => mergeInto(number) }, "Merge into another …"),
           ),
         ),
       );
-      if (alone) view.setRows(orders[sortKept.by](alone.rows), `Shown ${count(alone.rows.length)} of ${images(rows.length)}`);
-      else view.setRows(orders[sortKept.by](rows));
+      if (alone) view.setRows(ordered(alone.rows, sortKept.by), `Shown ${count(alone.rows.length)} of ${images(rows.length)}`);
+      else view.setRows(ordered(rows, sortKept.by));
     }
 
     /** The parts of the cluster: a click shows one alone. */
@@ -83,7 +82,7 @@
                 fill();
               },
             },
-            strip(mostTypical(part.rows, 4), 32), h("span", {}, count(part.rows.length)),
+            strip(typical(part.rows, 4), 32), h("span", {}, count(part.rows.length)),
           )),
           changes.canOpen(number) ? h("button", { type: "button", onclick: () => toast(changes.open(number)) }, "Open into two") : "",
         ),

@@ -5,7 +5,7 @@
   const { NO_CLUSTER, changes, h, count, images, percent, picture, clusterLink, toast } = deepcluster;
 
   const {
-    dot, heading, typical, doubtful, random, nameField, otherNames, mixture, share, mergeInto,
+    dot, heading, first, typical, nameField, otherNames, mixture, share, mergeInto,
   } = deepcluster.members;
 
   const orderKept = { by: null };
@@ -100,7 +100,9 @@
       h("div", { class: "tools sticky" }, slider?.element, h("label", { class: "order" }, "Order ", order)),
       field,
     );
-    return { title: "Clusters", element, attached: refresh, refresh, destroy: () => observer.disconnect() };
+    return {
+      title: "Clusters", element, attached: refresh, refresh, key: (event) => slider?.key(event), destroy: () => observer.disconnect(),
+    };
   }
 
   function same(a, b) {
@@ -141,24 +143,18 @@
   function fillCard(card, texts) {
     const cluster = Number(card.dataset.cluster);
     const rows = changes.rowsOf(cluster);
-    const first = typical(rows);
     const STRIP = 8;
     const side = window.innerWidth < 640 ? 36 : 40;
     const strip = (title, chosen) => h(
       "div", { class: "strip-row" }, h("h3", {}, title),
       h("div", { class: "strip" }, ...[...chosen].map((row) => picture(row, side))),
     );
-    const shown = new Set(first.slice(0, STRIP));
-    const strips = [strip("Typical", shown)];
-    if (rows.length > STRIP) {
-      const rest = rows.filter((row) => !shown.has(row));
-      const doubted = [...doubtful(rest).slice(0, STRIP)];
-      doubted.forEach((row) => shown.add(row));
-      strips.push(strip("Doubtful", doubted));
-      const left = random(rest.filter((row) => !shown.has(row))).slice(0, STRIP);
-      left.forEach((row) => shown.add(row));
-      if (left.length) strips.push(strip("At random", left));
-    }
+    const shown = new Set();
+    const strips = [["Typical", "typical"], ["Doubtful", "doubtful"], ["At random", "random"]].map(([title, order]) => {
+      const chosen = order === "typical" ? typical(rows, STRIP) : first(rows, order, STRIP, shown);
+      chosen.forEach((row) => shown.add(row));
+      return chosen.length ? strip(title, chosen) : "";
+    });
     card.replaceChildren(
       h("header", {}, dot(cluster), nameField(cluster)),
       h("p", { class: "card-size" }, share(cluster, texts),

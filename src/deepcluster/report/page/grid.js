@@ -312,7 +312,7 @@ deepcluster.grid = (() => {
         ));
         const rows = found.slice(0, 100).map((cluster) => {
           const members = changes.rowsOf(cluster);
-          if (!looks.has(cluster)) looks.set(cluster, deepcluster.members.mostTypical(members, 5));
+          if (!looks.has(cluster)) looks.set(cluster, deepcluster.members.typical(members, 5));
           return h("li", {}, h(
             "button", { type: "button", onclick: () => take(cluster) },
             deepcluster.members.strip(looks.get(cluster), 36),

@@ -21,19 +21,36 @@
     return Number.isNaN(distance) || changes.moved.has(row) ? Infinity : distance;
   }
 
-  /** Nearest the centre first. */
-  const typical = (rows) => sortedBy(rows, farness);
+  /** The least confident first; without confidences, the farthest from the centre first. */
+  function doubt(row) {
+    const { confidence, distance, rated } = deepcluster.table;
+    const value = rated ? confidence[row] : -distance[row];
+    return Number.isNaN(value) || changes.moved.has(row) ? Infinity : value;
+  }
 
-  /** The `most` nearest the centre: without sorting all. */
-  function mostTypical(rows, most) {
+  /** The same order every time, with no pattern to it. */
+  function chance(row) {
+    let x = Math.imul(row + 1, 2654435761) >>> 0;
+    x = Math.imul(x ^ (x >>> 15), 2246822519) >>> 0;
+    return (x ^ (x >>> 13)) >>> 0;
+  }
+
+  const ORDERS = { typical: farness, doubtful: doubt, random: chance };
+
+  /** All rows in an order. */
+  const ordered = (rows, order) => sortedBy(rows, ORDERS[order]);
+
+  /** The first `most` rows of an order, without sorting all; those in `without` are left out. */
+  function first(rows, order, most, without = null) {
+    const key = ORDERS[order];
     const best = [];
     const keys = [];
     for (const row of rows) {
-      const key = farness(row);
-      if (best.length === most && key >= keys[most - 1]) continue;
+      const value = key(row);
+      if ((best.length === most && value >= keys[most - 1]) || without?.has(row)) continue;
       let at = keys.length;
-      while (at > 0 && keys[at - 1] > key) at--;
-      keys.splice(at, 0, key);
+      while (at > 0 && keys[at - 1] > value) at--;
+      keys.splice(at, 0, value);
       best.splice(at, 0, row);
       if (best.length > most) {
         best.pop();
@@ -43,22 +60,26 @@
     return best;
   }
 
-  /** The least confident first; without confidences, the farthest from the centre first. */
-  function doubtful(rows) {
-    const { confidence, distance, rated } = deepcluster.table;
-    return sortedBy(rows, (row) => {
-      const value = rated ? confidence[row] : -distance[row];
-      return Number.isNaN(value) || changes.moved.has(row) ? Infinity : value;
-    });
-  }
-
-  /** The same order every time, with no pattern to it. */
-  function random(rows) {
-    return sortedBy(rows, (row) => {
-      let x = Math.imul(row + 1, 2654435761) >>> 0;
-      x = Math.imul(x ^ (x >>> 15), 2246822519) >>> 0;
-      return (x ^ (x >>> 13)) >>> 0;
-    });
+  /**
+   * The `most` that show best what is in a cluster: nearest the centre, of each cluster of the fit
+   * in it by its share, since there is no other centre.
+   */
+  function typical(rows, most) {
+    const kinds = new Map();
+    for (const row of rows) {
+      const kind = deepcluster.table.cluster[row];
+      if (!kinds.has(kind)) kinds.set(kind, []);
+      kinds.get(kind).push(row);
+    }
+    if (kinds.size < 2) return first(rows, "typical", most);
+    const chosen = [];
+    let left = rows.length;
+    for (const kind of [...kinds.values()].sort((a, b) => b.length - a.length)) {
+      const room = Math.min(kind.length, Math.round(((most - chosen.length) * kind.length) / left));
+      chosen.push(...first(kind, "typical", room));
+      left -= kind.length;
+    }
+    return chosen;
   }
 
   // -- a cluster in short ------------------------------------------------------------------------
@@ -136,6 +157,6 @@
   const strip = (rows, size) => h("span", { class: "strip" }, ...rows.map((row) => picture(row, size, { link: false })));
 
   deepcluster.members = {
-    dot, heading, typical, mostTypical, doubtful, random, nameField, otherNames, mixture, share, mergeInto, near, strip,
+    dot, heading, ordered, first, typical, nameField, otherNames, mixture, share, mergeInto, near, strip,
   };
 })();

@@ -4,7 +4,7 @@
 (() => {
   const { changes, h, count, images, duration, picture, clusterLink, charts } = deepcluster;
 
-  const { dot, heading, mostTypical } = deepcluster.members;
+  const { dot, heading, typical } = deepcluster.members;
   const COVERED = 24; // clusters on the first screen
 
   const MARKS = { good: "✓", fair: "~", bad: "!" };
@@ -49,6 +49,7 @@
         h("p", { class: "lead", dir: "auto" }, facts(summary).join(" · ")),
       ),
       verdict(summary.verdict),
+      otherStarts(summary),
       leftOut(summary),
       h("section", { "aria-label": "The clusters", class: "the-clusters" }, head, mosaic, note),
       scoreTable(summary),
@@ -56,7 +57,22 @@
       making(summary),
       sharing(summary),
     );
-    return { title: "Overview", element, refresh };
+    return { title: "Overview", element, refresh, key: (event) => slider?.key(event) };
+  }
+
+  /** What else was tried on these images, one click away. */
+  function otherStarts({ info }) {
+    const words = { adapt: "a pretrained net, adapted to them", frozen: "a pretrained net as it is", scratch: "a net trained on them alone" };
+    const starts = info.starts ?? [];
+    if (starts.length < 2) return null;
+    const [own, ...others] = starts;
+    const said = ({ start, agreement }) => `${words[start]} (agreement ${agreement.toFixed(2)})`;
+    return h(
+      "section", { class: "left-out starts", "aria-label": "Other starts" },
+      h("p", {}, "These clusters: ", h("b", {}, said(own)), ". The same images by ", ...others.flatMap((other, i) => [
+        i ? " and by " : "", h("a", { href: `../${other.folder}/report/index.html` }, said(other)),
+      ]), ". The agreement with the features of all nets needs no labels; the highest was kept."),
+    );
   }
 
   /** What the fit did not look at, by kind, and what would let it. */
@@ -132,7 +148,7 @@
     const at = covers.clusters.indexOf(number);
     let pictures;
     if (edited || at < 0) {
-      pictures = mostTypical(changes.rowsOf(number), covers.columns)
+      pictures = typical(changes.rowsOf(number), covers.columns)
         .map((row) => squareTile(deepcluster.tileOf(row), deepcluster.summary.thumbnails.columns));
     } else {
       pictures = covers.items[at].map((_, i) => squareTile({ url: "data/covers.webp", left: i, top: at }, covers.columns, covers.clusters.length));

@@ -28,9 +28,12 @@
     }
     range.addEventListener("input", () => go(Number(range.value), false));
     range.addEventListener("change", () => go(Number(range.value), true));
-    const step = (by, name, text) => h("button", { type: "button", class: "step", "aria-label": name, title: name, onclick: () => go(at() + by, true) }, text);
-    const fewer = step(-1, "Fewer clusters", "−");
-    const more = step(1, "More clusters", "+");
+    const step = (by) => go(at() + by, true);
+    const button = (by, name, text) => h(
+      "button", { type: "button", class: "step", "aria-label": name, title: `${name}. Key: ${text}`, onclick: () => step(by) }, text,
+    );
+    const fewer = button(-1, "Fewer clusters", "−");
+    const more = button(1, "More clusters", "+");
     function refresh() {
       const { level } = changes;
       if (document.activeElement !== range || Number(range.value) !== all.indexOf(level)) range.value = all.indexOf(level);
@@ -46,7 +49,13 @@
       "div", { class: "level", role: "group", "aria-label": "How many clusters" },
       fewer, h("span", { class: "level-end" }, count(all[0])), range, h("span", { class: "level-end" }, count(all.at(-1))), more, said, ownMark,
     );
-    return { element, refresh };
+    /** Answer the keys + and −. */
+    function key({ key: pressed }) {
+      if (!deepcluster.table) return; // not yet
+      if (pressed === "+" || pressed === "=") step(1);
+      else if (pressed === "-") step(-1);
+    }
+    return { element, refresh, key };
   }
 
   deepcluster.levelTool = levelTool;

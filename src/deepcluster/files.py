@@ -1,0 +1,125 @@
+"""Files read and written so that nothing is lost and whatever is wrong is said in words.
+
+What is written takes its name once it is whole (:func:`replacing`, :class:`Output`); what is read
+is checked, and an error names the file and what to do (:func:`reading`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+from deepcluster.errors import DamagedError, RunError
+
+CURE = "copy the whole run folder anew from where it was made, or fit again"
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn whatever goes wrong while a file is read into words: which file, and what to do.
+
+    Raises:
+        RunError: of whatever was raised in the block.
+    """
+    try:
+        yield
+    except DamagedError as error:
+        raise RunError(f"{path} was damaged or changed by hand ({error}): {CURE}") from error
+    except RunError:
+        raise
+    except FileNotFoundError as error:
+        raise RunError(f"{path} is missing: {CURE}") from error
+    except OSError as error:
+        why = error.strerror or "it is no such file"
+        raise RunError(f"{path} cannot be read ({why}): {CURE}") from error
+    except Exception as error:  # whatever a decoder makes of foreign bytes
+        raise RunError(f"{path} was damaged or changed by hand: {CURE}") from error
+
+
+def check(sound: bool, words: str) -> None:
+    """Refuse what is read in a :func:`reading` block, unless it is sound."""
+    if not sound:
+        raise DamagedError(words)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A name to write under; it takes the place of `path` once the block ends well."""
+    part = path.with_name(f"{path.name}.part")
+    try:
+        yield part
+        with part.open("rb+") as file:
+            os.fsync(file.fileno())  # else a power cut may leave the new name and no content
+        part.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise
+
+
+class Output:
+    """A file or folder that a command is to write beside runs: never over one that is there.
+
+    Args:
+        path: where to write. A device such as ``/dev/null`` is written to as it is.
+
+    Raises:
+        RunError: it exists already, or there is no folder to write into.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.device = path.exists() and not (path.is_file() or path.is_dir())
+        if self.device:
+            return
+        if path.exists() or path.is_symlink():
+            raise RunError(
+                f"{path} exists already, and nothing is written over: choose another name with "
+                "--out, or delete it first"
+            )
+        above = path.absolute().parent
+        while not above.exists():
+            above = above.parent
+        if not above.is_dir() or not os.access(above, os.W_OK):
+            raise RunError(f"{path} cannot be written: {above} is no folder that can be written to")
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[Path]:
+        """A name to write under; it becomes the file once the block ends well."""
+        if self.device:
+            yield self.path
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".deepcluster-", dir=self.path.parent) as place:
+            part = Path(place) / f"part{self.path.suffix}"
+            yield part
+            Output(self.path)  # still nothing there?
+            part.rename(self.path)
+
+
+def take_lock(file: IO[str]) -> bool:
+    """Try to lock an open file; the lock falls when it is closed or the process ends.
+
+    Returns:
+        Whether nobody else had it. Where the file system knows no locks, nobody ever has it.
+    """
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            file.seek(2**20)  # a byte that nobody reads: on Windows a locked one cannot be read
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    except OSError:
+        return True
+    return True

@@ -1,0 +1,71 @@
+"""What turns features into classes: two small modules that save without pickle and export.
+
+:class:`Linear` is a matrix and an offset: what ridge, logistic regression and prototypes come to.
+:class:`Memory` keeps features of images with the shares of the classes that label spreading gave
+them, and asks the nearest ones, as an attention would.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+ASKED = 10  # remembered images that say what a new one is
+SHARPNESS = 1 / 0.03  # of the cosine, in the weights of those
+FLOOR = 1e-3  # share of a class that none of them has
+
+
+class Linear(nn.Module):
+    """``features @ weight + offset``.
+
+    Args:
+        weight: ``(d, classes)``.
+        offset: ``(classes,)``.
+    """
+
+    def __init__(self, weight: Tensor, offset: Tensor) -> None:
+        super().__init__()
+        self.weight: Tensor
+        self.offset: Tensor
+        self.register_buffer("weight", weight.float())
+        self.register_buffer("offset", offset.float())
+
+    def forward(self, features: Tensor) -> Tensor:
+        """``(b, d)`` -> logits ``(b, classes)``."""
+        return features @ self.weight + self.offset
+
+
+class Memory(nn.Module):
+    """The shares of the nearest remembered images, nearer ones counting more.
+
+    Args:
+        keys: ``(m, d)`` features of length 1.
+        values: ``(m, classes)`` shares of the classes, rows that add up to 1.
+    """
+
+    def __init__(self, keys: Tensor, values: Tensor) -> None:
+        super().__init__()
+        self.keys: Tensor
+        self.values: Tensor
+        self.register_buffer("keys", keys.float())
+        self.register_buffer("values", values.float())
+
+    def forward(self, features: Tensor) -> Tensor:
+        """``(b, d)`` of length 1 -> logits ``(b, classes)``."""
+        near = (features @ self.keys.T).topk(min(ASKED, len(self.keys)), dim=1)
+        weights = (near.values * SHARPNESS).softmax(dim=1)  # (b, ASKED)
+        shares = (weights[:, :, None] * self.values[near.indices]).sum(dim=1)
+        return (shares + FLOOR).log()
+
+
+Head = Linear | Memory
+KINDS: dict[str, type[Linear] | type[Memory]] = {"linear": Linear, "memory": Memory}
+
+
+def kind_of(head: Head) -> str:
+    """The name of a head's kind in KINDS."""
+    return next(name for name, kind in KINDS.items() if type(head) is kind)
+
+
+def restored(kind: str, tensors: dict[str, Tensor]) -> Head:
+    """The head that these tensors, from its ``state_dict``, belong to."""
+    return KINDS[kind](**tensors)
