@@ -166,6 +166,8 @@ def resolve(config: Config, *, n: int, size: int, channels: int) -> Config:
             choose=clusters > 2 and (config.final.choose or config.clusters == "auto"),
         ),
         epochs=epochs,
+        # with weights, settle_start has said so before
+        start="scratch" if config.start == "auto" else config.start,
         device=str(device),
         size=size,
         backbone=backbone,
