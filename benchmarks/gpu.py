@@ -77,6 +77,8 @@ def flop_an_image(config: Config) -> float:
     views += [small_views(config.views, config.size)] * method.small_views
     with FlopCounterMode(display=False) as counter:
         made = [view(images, generator) for view in views]
+        if config.start == "adapt":  # grey images fill a net's three channels
+            made = [view.expand(-1, 3, -1, -1) for view in made]
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             loss = method.loss(made, torch.arange(batch, device=device))
         loss.backward()

@@ -3,6 +3,7 @@
 import pickle
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,8 +18,10 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from deepcluster import DeepCluster
-from deepcluster.errors import RunError
+from deepcluster.config import Config, load_recipe, override
+from deepcluster.errors import ConfigError, RunError
 from deepcluster.finished import predict_source
+from deepcluster.images.store import ImageStore
 from deepcluster.naming import Remembered, carry_names
 from deepcluster.report import apply_labels
 from deepcluster.run import RunDir
@@ -217,11 +220,9 @@ def same(a: DeepCluster, b: DeepCluster) -> None:
 
 def test_save_and_load_without_pickle(of_photos: DeepCluster, photos: Path, tmp_path: Path) -> None:
     folder = of_photos.save(tmp_path / "saved")
-    kinds = {path.suffix for path in folder.rglob("*") if path.is_file()}
-    assert kinds == {".json", ".toml", ".jsonl", ".parquet", ".csv", ".npy", ".safetensors"} | {
-        ".md",
-        ".webp",
-    }
+    files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert not any(name.endswith((".pkl", ".pt", ".joblib")) for name in files)
+    assert {"run.json", "items.parquet", "model/model.safetensors", "contents.npy"} <= files
     with pytest.raises(RunError, match="not empty"):
         of_photos.save(folder)
     again = DeepCluster.load(folder)
@@ -326,3 +327,23 @@ def test_vectors_are_saved_and_loaded_too(tmp_path: Path) -> None:
     assert carry_names(old, RunDir.open(other)).common == 5  # known by their values
     with pytest.raises(RunError, match="made of vectors"):
         update_run(RunDir.open(folder), make_shapes(3))
+
+
+def test_numpy_numbers_are_numbers_here_too(shapes: ImageStore) -> None:
+    more: dict[str, Any] = {"size": 16, "backbone": "convnet_tiny", "device": "cpu"}
+    more["settings"] = {"train.batch_size": 32, "train.precision": "float32"}
+    numpy = DeepCluster(
+        n_clusters=np.int64(3), epochs=np.int32(1), random_state=np.int64(0), **more
+    ).fit(shapes)
+    plain = DeepCluster(n_clusters=3, epochs=1, random_state=0, **more).fit(shapes)
+    assert numpy.config_ == plain.config_ and numpy.config_.seed == 0
+    assert np.array_equal(numpy.embeddings_, plain.embeddings_)
+
+
+def test_auto_in_settings_undoes_what_a_recipe_sets(shapes: ImageStore) -> None:
+    model = DeepCluster(recipe="chainer", settings={"final.pca": 7, "clusters": "auto"})
+    assert model.settings is not None
+    asked = override(override(Config(), load_recipe("chainer")), model.settings)
+    assert asked.clusters == "auto" and asked.final.pca == 7
+    with pytest.raises(ConfigError, match=r"train\.warmup = 1\.5"):
+        DeepCluster(settings={"train.warmup": 1.5}).fit(shapes)

@@ -90,8 +90,7 @@ class DataSettings:
     """Threads that decode; auto is the number of cores."""
     range: Literal["auto", "full"] | tuple[float, float] = "auto"
     """Grey values that are shown as 0 to 255, of images of more than 8 bits: low and high, the full
-    range of their type (0 to 65535, floats 0 to 1), or auto: one range for all images, found from
-    them."""
+    range (0 to 65535, floats 0 to 1), or auto: one range for all images, found from them."""
     fit: Literal["crop", "pad"] = "crop"
     """How an image becomes a square: its middle, or all of it, padded with its mean colour."""
 

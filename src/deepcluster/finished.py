@@ -111,6 +111,8 @@ def open_source(
     )
     for path, reason in store.skipped:
         progress.note(f"left out: {path}: {reason}")
+    for sentence in store.remarks:
+        progress.note(sentence)
     return store
 
 
@@ -413,6 +415,8 @@ def _to_learn_from(
             for row, path in zip(embeddings, items["path"].to_pylist(), strict=True)
         ]
     )
+    if run.contents.is_file() and found.store.contents is not None:
+        tested |= np.isin(run.read_contents(), found.store.contents)
     left = ~tested & (labels >= 0)
     if tested.any():
         progress.note(

@@ -265,7 +265,8 @@ class RunDir:
         """Put back a run that was put aside for one that never came to be."""
         aside = self.aside
         if not self.path.exists() and not self.path.is_symlink() and aside._is_ours():
-            aside.path.rename(self.path)
+            with contextlib.suppress(OSError):  # then it is told that there is none
+                aside.path.rename(self.path)
 
     def _peek(self) -> dict[str, Any]:
         """run.json as it is, unchecked; nothing where there is none."""

@@ -202,3 +202,21 @@ def test_the_yardstick_is_of_some_images(shapes: ImageStore) -> None:
     assert rows[0] == 0 and rows[-1] >= 90  # spread over all 96
     rows, found = loop.pixel_clusters(shapes, 3, generator)
     assert rows.tolist() == list(range(96))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_schedule_is_shortened_and_says_so(
+    method: str, tiny: Config, shapes: ImageStore, tmp_path: Path
+) -> None:
+    """From 9 epochs to 5 after the second: clusters still teach, and a resumed fit knows of it."""
+    config = resolved(override(tiny, {"method": method, "epochs": 9}), shapes)
+    run = RunDir(tmp_path)
+    result = fit(shapes, config, run=run, pace=lambda done, epochs, _: 5 if done == 2 else epochs)  # type: ignore[arg-type]
+    assert result.config.epochs == 5 == len(result.history) == run.read_config().epochs
+    assert [line.get("epochs") for line in result.history] == [None, 5, None, None, None]
+    assert (run.checkpoints / "epoch-00005.safetensors").is_file()
+    assert all(np.isfinite(line["loss"]) for line in result.history)
+    again = fit(shapes, result.config, run=run, resume=True)
+    assert bits(again) == bits(result)
+    now = fit(shapes, config, pace=lambda done, epochs, _: done)  # type: ignore[arg-type]
+    assert len(now.history) == 1

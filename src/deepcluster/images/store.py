@@ -410,6 +410,7 @@ def _look(found: Listing, data: DataSettings) -> Look:
             far_from_square=statistics.fmean(max(s) > 2 * min(s) for s in sizes) if sizes else 0.0,
             range=find_range(values) if values else None,
             depth=depth(values),
+            mixed=len({one.whole for one in values}) > 1,
         )
     return found.looks[deep]
 
@@ -433,8 +434,7 @@ def _remarks(
         others = sum(one.count for one in passed_over if not one.cure)
         more = f", and {others:,} other files" if others else ""
         sentences.append(f"passed over: {', '.join(wanted)}{more}")
-    usual = ("full", (0.0, 255.0), (0.0, 1.0), (0.0, 65535.0))
-    if data.range == "auto" and seen.range is not None and seen.range not in usual[1:]:
+    if data.range == "auto" and seen.range is not None and (seen.range != "full" or seen.mixed):
         sentences.append(said(seen.range, seen.depth))
     if tally is not None and tally.outside:
         sentences.append(
