@@ -2,14 +2,14 @@
 
     python benchmarks/uneven.py --features FOLDER
 
-FOLDER holds features of fits as ``NAME-seedS.npz``: ``x`` (n, d), rows of length 1, ``y`` (n,) the
-labels from 0. Of sets with at least four classes parts are drawn whose sizes fall exponentially, the
-largest class RATIO times the smallest, in an order drawn anew for each seed; others are taken as
-they are. Shapes made here come beside them: a giant with two groups of 3 % (round, and long), two
-moons, two rings, blobs. On each the graph cut, k-means, average linkage, a Gaussian mixture (full
+FOLDER holds features of fits as ``NAME-seedS.npz``: ``x`` (n, d), rows of length 1, and ``y`` (n,),
+labels from 0. Of sets with at least four classes, parts are drawn whose sizes fall exponentially,
+the largest class RATIO times the smallest, in an order drawn anew for each seed; others are taken
+as they are. Shapes made here come beside them: a giant with two groups of 3 % (round, and long),
+two moons, two rings, blobs. The graph cut, k-means, average linkage and a Gaussian mixture (full
 covariances of 20 principal components) get the true number of clusters, and HDBSCAN (the same
-components, groups of 15) finds its own; its noise counts as a cluster. Last, the number of
-clusters that ``choose_clusters`` finds among 2 to 30.
+components, groups of 15) finds its own; its noise counts as a cluster. Last, the number of clusters
+that ``choose_clusters`` finds among 2 to 30.
 
 NMI with the labels, which serve for nothing else.
 """

@@ -357,6 +357,11 @@ def conclude(
     clusters = len(prototypes.cluster.unique())
     if choice:
         progress.note(f"{clusters} clusters, chosen among 2 to {max(choice)}")
+    if tree is not None and tree.largest > clusters:
+        progress.note(
+            f"these {clusters} clusters were cut for their own sake; `deepcluster recluster` makes "
+            f"any number up to {tree.largest} of their parts, which keeps images together"
+        )
     model = FittedModel(
         backbone=begun.backbone,
         name=begun.name,
