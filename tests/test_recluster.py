@@ -76,6 +76,18 @@ def test_names_merges_and_moves_stay_with_their_images(run: RunDir, folder: Path
     assert run.read_clusters()["names"] == {"0": "zero", "1": "one", "2": "two"}
 
 
+def test_merged_clusters_stay_one(run: RunDir) -> None:
+    before = clusters_of(run)
+    after = np.where(before == 2, 1, before)
+    change_clusters(run, after, np.zeros(len(before), bool), {1: "both"})
+    recluster_run(run, 6)
+    found = clusters_of(run)
+    assert len(np.unique(found[after == 1])) == 1
+    assert len(np.unique(found[after == 0])) > 1
+    names = np.array(run.read_items()["name"].to_pylist())
+    assert (names[after == 1] == "both").all()
+
+
 def test_more_clusters_than_parts_are_refused(run: RunDir) -> None:
     before = run.read_items()
     for k in (0, 61):
