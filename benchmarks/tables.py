@@ -351,6 +351,36 @@ def picture(runs: list[Line]) -> str:
     )
 
 
+def uneven(found: list[Line]) -> str:
+    """Clusters of unequal sizes: a row a set and ratio, the median of all at each ratio last."""
+    lines = [line for each in found for line in each["lines"]]
+    if not lines:
+        return "Not measured yet."
+    methods = list(lines[0]["nmi"])
+
+    def row(first: list[str], some: list[Line], middle: Callable[[list[float]], str]) -> list[str]:
+        scores = [middle([line["nmi"][method] for line in some]) for method in methods]
+        return [*first, *scores]
+
+    rows = []
+    for (name, ratio), some in together(lines, lambda line: (line["set"], line["ratio"])).items():
+        sizes = listed(line["smallest"] for line in some)
+        chosen = ", ".join(str(line["chosen"]) for line in some)
+        first = [name, "as it is" if ratio is None else f"{ratio} to 1", sizes]
+        rows.append([*row(first, some, spread), f"{chosen} of {some[0]['classes']}"])
+    parts = [line for line in lines if line["ratio"] is not None]
+    for ratio, some in together(parts, lambda line: line["ratio"]).items():
+        first = ["**median**", f"{ratio} to 1", ""]
+        rows.append([*row(first, some, lambda scores: f"{statistics.median(scores):.3f}"), ""])
+    error = statistics.mean(line["chosen_error"] for line in lines)
+    head = ["", "sizes", "smallest", *methods, "number chosen"]
+    facts = found[0]
+    return (
+        f"{table(head, rows)}\n\nMean |ln(chosen / true)|: {error:.3f}. "
+        f"{machine(facts)}; commit {facts['commit']}; `{facts['command']}`"
+    )
+
+
 def fill(text: str) -> str:
     """A document, its marked places filled from the results."""
     found = RESULTS / "quality.json"
@@ -362,6 +392,7 @@ def fill(text: str) -> str:
         "fits": fits(timed),
         "picture": picture(timed),
         "gpu": gpu(read("gpu-*.json")),
+        "uneven": uneven(read("uneven.json")),
     }
 
     def place(match: re.Match[str]) -> str:

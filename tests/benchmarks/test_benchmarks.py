@@ -22,7 +22,7 @@ def load(monkeypatch: pytest.MonkeyPatch) -> Any:
         return importlib.import_module(name)
 
     yield one
-    for name in ("record", "quality", "tables", "fit", "gpu"):
+    for name in ("record", "quality", "tables", "fit", "gpu", "uneven"):
         sys.modules.pop(name, None)
 
 
@@ -104,6 +104,27 @@ def test_gpu_rows_that_nobody_measured_say_so(load: Any) -> None:
     assert "| 10,000 | 2.000 | 25.0 % | 80.0 |" in text
     versions = [line(hardware={"gpu": "H"}, commit=commit, **speed) for commit in ("a", "b")]
     assert tables.gpu(versions).count("| 10,000 | 2.000 |") == 2  # never averaged
+
+
+def test_unequal_sizes_have_a_row_a_ratio_and_their_median(load: Any) -> None:
+    facts = {"ratio": 50, "smallest": 9, "classes": 10, "chosen": 8, "chosen_error": 0.2}
+    lines = [
+        facts | {"set": name, "seed": seed, "nmi": {"ours": nmi, "k-means": 0.5}}
+        for name, seed, nmi in (("mnist", 0, 0.9), ("mnist", 1, 0.8), ("digits", 0, 0.6))
+    ]
+    tables = load("tables")
+    text = tables.uneven([{**line(command="python benchmarks/uneven.py"), "lines": lines}])
+    assert "| mnist | 50 to 1 | 9 | 0.850 ± 0.071 | 0.500 ± 0.000 | 8, 8 of 10 |" in text
+    assert "| **median** | 50 to 1 |  | 0.800 | 0.500 |  |" in text
+    assert "Mean |ln(chosen / true)|: 0.200." in text
+    assert tables.uneven([]) == "Not measured yet."
+
+
+def test_parts_fall_exponentially(load: Any) -> None:
+    y = np.repeat(np.arange(5), 100)
+    x, labels = load("uneven").part(y[:, None].astype(float), y, 16, 0, 10**6)
+    assert sorted(np.bincount(labels).tolist()) == [6, 12, 25, 50, 100]
+    assert (x[:, 0] == labels).all()
 
 
 def test_commands_lose_the_folders_of_the_machine(load: Any) -> None:
