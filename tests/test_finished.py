@@ -37,7 +37,8 @@ def test_prediction_of_the_same_images_is_the_same(finished: RunDir, folder: Pat
 
     found = predict_source(finished, folder, device="cpu", progress=Notes())
     assert [text.split("/")[-1] for text in Notes.said] == [
-        "broken.png: not an image in a format that Pillow reads"
+        "broken.png: not an image in a format that Pillow reads",
+        "passed over: 1 × .nef (export them as JPEG or 16-bit TIFF)",
     ]
     items = finished.read_items()
     assert found.labels.tolist() == items["cluster"].to_pylist()

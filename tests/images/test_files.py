@@ -14,10 +14,9 @@ import pytest
 from pictures import chunk, picture, png, reasons, save
 from PIL import Image, ImageFile
 
-import deepcluster.images.decode
-import deepcluster.images.files
 from deepcluster.config import DataSettings
 from deepcluster.errors import NoImagesError, SourceError
+from deepcluster.images import formats
 from deepcluster.images.sources import list_source
 from deepcluster.images.store import ImageStore, open_images, scan_images
 
@@ -134,9 +133,9 @@ def test_heic_is_read_where_its_reader_is_installed(
     stub.register_heif_opener = register  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "pillow_heif", stub)
     caches = (
-        deepcluster.images.decode.know_formats,
-        deepcluster.images.decode.formats,
-        deepcluster.images.files.extensions,
+        formats.know_formats,
+        formats.formats,
+        formats.extensions,
     )
     try:
         for cached in caches:

@@ -19,7 +19,6 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -30,6 +29,7 @@ from PIL import Image, ImageStat
 
 from deepcluster.errors import UnusableError
 from deepcluster.images.content import content_of
+from deepcluster.images.formats import formats, heif_cure, without_text
 from deepcluster.images.grey import (
     BLOCK,
     Pixels,
@@ -42,15 +42,6 @@ from deepcluster.images.grey import (
     shown,
 )
 from deepcluster.images.listing import MAX_PIXELS, Raw, reason
-
-# Pillow only recognises these and cannot read them, or (EPS) hands them to another program.
-NOT_READ = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
-
-# Formats that no text begins like, of which files are read under any other name as well.
-SIGNED = ("JPEG", "PNG", "GIF", "TIFF", "WEBP", "JPEG2000", "AVIF")
-
-HEIF_BEGINS = {b"ftyp" + kind for kind in (b"heic", b"heix", b"mif1", b"msf1", b"hevc")}
-HEIF_CURE = "pip install 'deepcluster[heif]'"
 
 GIANT = 2**25  # pixels; images with more are decoded one at a time
 _ONE_GIANT = threading.Lock()
@@ -128,24 +119,7 @@ def square(raw: Raw, wanted: Wanted) -> Square | str:
         assert not isinstance(raw, Exception)  # it was raised
         return dataclasses.replace(made, content=content_of(raw))
     except Exception as error:  # a broken file can make Pillow raise almost anything
-        return _heif(raw) or reason(error)
-
-
-def _heif(raw: Raw) -> str | None:
-    """What to say of HEIC under another name; None if it is none, or can be read."""
-    if know_formats() or not isinstance(raw, Path | bytes):
-        return None
-    try:
-        if not isinstance(raw, Path):
-            head = raw[:12]
-        elif raw.is_file():
-            with raw.open("rb") as file:
-                head = file.read(12)
-        else:
-            return None
-    except OSError:
-        return None
-    return f"HEIC is not read: {HEIF_CURE}" if head[4:] in HEIF_BEGINS else None
+        return heif_cure(raw) or reason(error)
 
 
 def look(raw: Raw, *, deep: bool) -> tuple[tuple[int, int], Sampled | None] | None:
@@ -184,7 +158,7 @@ def _square(raw: Raw, wanted: Wanted) -> Square:
             try:
                 return _from_file(raw, wanted)
             except Exception:
-                slim = _without_text(raw)
+                slim = without_text(raw)
                 if slim is None:
                     raise
                 return _from_file(slim, wanted)
@@ -281,7 +255,7 @@ def opened(raw: Path | bytes) -> Iterator[Image.Image]:
     try:
         image = _open(raw)
     except Exception:
-        slim = _without_text(raw)
+        slim = without_text(raw)
         if slim is None:
             raise
         image = _open(slim)
@@ -295,64 +269,6 @@ def opened(raw: Path | bytes) -> Iterator[Image.Image]:
 
 def _open(raw: Path | bytes) -> Image.Image:
     return Image.open(raw if isinstance(raw, Path) else BytesIO(raw), formats=formats())
-
-
-@cache
-def formats() -> list[str]:
-    """Formats that are read, in the order in which they are tried for each image."""
-    know_formats()
-    first = ["JPEG", "PNG"]
-    return first + sorted(set(Image.OPEN) - NOT_READ - set(first))
-
-
-@cache
-def know_formats() -> bool:
-    """Load Pillow's formats and, where it is installed, HEIF; says whether it is."""
-    Image.init()
-    try:
-        import pillow_heif
-    except ImportError:
-        return False
-    pillow_heif.register_heif_opener()
-    return True
-
-
-def begins_as_image(head: bytes) -> bool:
-    """Whether 16 bytes begin as images of the common formats do."""
-    know_formats()
-    accepts = (Image.OPEN[name][1] for name in SIGNED if name in Image.OPEN)
-    return len(head) == 16 and any(
-        accept is not None and accept(head) is True for accept in accepts
-    )
-
-
-def _without_text(raw: Path | bytes) -> bytes | None:
-    """A PNG without its texts and colour profile; None if it is no PNG, or has none.
-
-    Pillow refuses pictures with much of these (a program's settings, a printer's profile), and with
-    damaged ones.
-    """
-    start = b"\x89PNG\r\n\x1a\n"
-    if isinstance(raw, Path):
-        if not raw.is_file():
-            return None
-        with raw.open("rb") as file:
-            if file.read(len(start)) != start:
-                return None
-            data = start + file.read()
-    else:
-        data = bytes(raw)
-    if not data.startswith(start):
-        return None
-    kept, place, dropped = [start], len(start), False
-    while place < len(data):
-        end = place + 12 + int.from_bytes(data[place : place + 4], "big")
-        if data[place + 4 : place + 8] in (b"tEXt", b"zTXt", b"iTXt", b"iCCP"):
-            dropped = True
-        else:
-            kept.append(data[place:end])
-        place = end
-    return b"".join(kept) if dropped else None
 
 
 # Operations that turn an image upright, by its EXIF orientation.

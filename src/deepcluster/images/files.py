@@ -1,24 +1,22 @@
 """Images that are files: a folder, one file, a list of them, several folders.
 
-What lies in a folder and is no image is counted by its kind (:func:`_kind`), with what to do about
-those kinds that hold pictures all the same. Hidden files and what systems leave behind are not.
+What lies in a folder and is no image is counted by its kind (:mod:`deepcluster.images.formats`),
+with what to do about kinds that hold pictures all the same. Hidden files and what systems leave
+behind are not counted.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import stat
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
-from functools import cache
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from deepcluster.errors import NoImagesError, SourceError, UnusableError
-from deepcluster.images.decode import HEIF_CURE, NOT_READ, begins_as_image, know_formats
+from deepcluster.images.formats import CURES, cure_of, extensions, kind_of
 from deepcluster.images.labels import encode
 from deepcluster.images.listing import (
     Listing,
@@ -31,158 +29,6 @@ from deepcluster.images.listing import (
 )
 from deepcluster.images.parquet import from_parquet, is_shard
 
-_RAW = "export them as JPEG or 16-bit TIFF"
-_SLIDE = "cut them into tiles of TIFF or PNG first (OpenSlide, QuPath)"
-_VOLUME = "save their planes as 16-bit PNG or TIFF, or as one .npy array"
-_FILM = "save frames as JPEG or PNG first"
-_PACKED = "unpack them first"
-# Kinds of files that hold pictures which are not read, and what to do about them.
-CURES: dict[str, str] = {
-    **dict.fromkeys((".heic", ".heif", ".hif"), HEIF_CURE),
-    **dict.fromkeys(
-        [
-            ".nef",
-            ".nrw",
-            ".cr2",
-            ".cr3",
-            ".crw",
-            ".dng",
-            ".arw",
-            ".srf",
-            ".sr2",
-            ".orf",
-            ".rw2",
-            ".raf",
-            ".pef",
-            ".srw",
-            ".x3f",
-            ".rwl",
-            ".3fr",
-            ".iiq",
-            ".erf",
-            ".kdc",
-            ".dcr",
-            ".mrw",
-            ".gpr",
-        ],
-        _RAW,
-    ),
-    ".jxl": "save them as PNG or JPEG first",
-    ".svg": "save them as PNG first",
-    ".pdf": "save their pages as PNG first",
-    ".ai": "save them as PNG first",
-    ".djvu": "save their pages as PNG first",
-    ".xcf": "export them as PNG",
-    ".exr": "save them as 16-bit or float TIFF first",
-    ".raw": _RAW,
-    **dict.fromkeys((".dcm", ".dicom", ".ima"), _VOLUME),
-    **dict.fromkeys(
-        [
-            ".nii",
-            ".nrrd",
-            ".mha",
-            ".mhd",
-            ".mrc",
-            ".mat",
-            ".h5",
-            ".hdf5",
-            ".zarr",
-            ".fits",
-            ".fit",
-            ".fts",
-            ".nc",
-        ],
-        _VOLUME,
-    ),
-    **dict.fromkeys(
-        [".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".vsi", ".isyntax"], _SLIDE
-    ),
-    **dict.fromkeys(
-        [".czi", ".lif", ".nd2", ".oib", ".oif", ".oir", ".ims", ".zvi", ".dv", ".sld"], _VOLUME
-    ),
-    **dict.fromkeys(
-        [
-            ".mp4",
-            ".mov",
-            ".avi",
-            ".mkv",
-            ".mts",
-            ".m2ts",
-            ".m4v",
-            ".webm",
-            ".wmv",
-            ".mpg",
-            ".mpeg",
-            ".3gp",
-        ],
-        _FILM,
-    ),
-    **dict.fromkeys([".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar", ".zst"], _PACKED),
-    ".npy": "give one by itself, as a source, or stack them into one",
-    ".npz": "give one by itself, as a source, or stack them into one",
-}
-# No pictures, and not worth opening to see. (A copy that a program keeps is none of the images.)
-_TEXTS = frozenset(
-    [
-        ".txt",
-        ".csv",
-        ".tsv",
-        ".json",
-        ".jsonl",
-        ".xml",
-        ".md",
-        ".rst",
-        ".html",
-        ".htm",
-        ".yaml",
-        ".yml",
-        ".toml",
-        ".ini",
-        ".cfg",
-        ".log",
-        ".py",
-        ".ipynb",
-        ".js",
-        ".css",
-        ".sh",
-        ".doc",
-        ".docx",
-        ".xls",
-        ".xlsx",
-        ".odt",
-        ".ods",
-        ".ppt",
-        ".pptx",
-        ".db",
-        ".sqlite",
-        ".pt",
-        ".pth",
-        ".safetensors",
-        ".onnx",
-        ".pkl",
-        ".pickle",
-        ".bin",
-        ".aae",
-        ".xmp",
-        ".thm",
-        ".lnk",
-        ".url",
-        ".exe",
-        ".dll",
-        ".mp3",
-        ".wav",
-        ".m4a",
-        ".bak",
-        ".orig",
-        ".old",
-        ".tmp",
-        ".temp",
-        ".part",
-        ".crdownload",
-        ".download",
-        ".swp",
-    ]
-)
 _LEFT_BY_SYSTEMS = frozenset({"thumbs.db", "desktop.ini", "ehthumbs.db", "icon\r"})
 _TWICE = "files of a folder that was given twice"
 
@@ -231,32 +77,12 @@ def _nothing(root: Path, left: Counter[str], unread: list[tuple[str, str]]) -> s
     )
 
 
-def cure_of(kind: str) -> str:
-    """What to do about files of a kind; empty for what holds no picture."""
-    if kind == ".parquet":
-        return "give them by themselves, as a source"
-    if kind == "image beside Parquet files":
-        return "give their folder by itself, if they are wanted"
-    return CURES.get(kind, "")
-
-
 def _passed_over(left: Counter[str], runs: int) -> list[PassedOver]:
     found = [PassedOver(kind, count, cure_of(kind)) for kind, count in left.items() if count]
     if runs:
         cure = "its pictures are of the images, not images; move others out of it"
         found.append(PassedOver("run folder of deepcluster", runs, cure))
     return add_up(found)
-
-
-def kind_of(path: Path) -> str:
-    """``image``, or what a file is by its extension."""
-    suffix = path.suffix.lower()
-    if suffix in extensions():
-        return "image"
-    known = suffix == ".parquet" or suffix in CURES or suffix in _TEXTS
-    if not known and _begins_as_image(path):
-        return "image"  # without an extension, or with a name such as IMG.2024.05.01
-    return suffix or "without an extension"
 
 
 def _walk(root: Path) -> tuple[list[str], list[tuple[str, str]], int]:
@@ -477,27 +303,9 @@ def _as_raw(file: Path) -> Raw:
     return file
 
 
-@cache
-def extensions() -> frozenset[str]:
-    """Extensions of the images that are read, or that Pillow at least knows for pictures."""
-    know_formats()
-    openable = set(Image.OPEN) - (NOT_READ - {"EPS", "WMF"})  # pictures: not read, but listed
-    return frozenset(e for e, name in Image.registered_extensions().items() if name in openable)
-
-
 def is_there(path: Path) -> bool:
     """Whether there is such a file or folder; a name that none can have is of none."""
     try:
         return path.exists()
     except (OSError, ValueError):
-        return False
-
-
-def _begins_as_image(path: Path) -> bool:
-    try:
-        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited for
-            return False
-        with path.open("rb") as file:
-            return begins_as_image(file.read(16))  # what Pillow looks at
-    except OSError:
         return False

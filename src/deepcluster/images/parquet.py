@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from deepcluster.errors import SourceError, UnusableError
-from deepcluster.images.decode import begins_as_image
+from deepcluster.images.formats import begins_as_image
 from deepcluster.images.labels import encode
 from deepcluster.images.listing import Listing, Raw, printable, reason, spread
 

@@ -34,14 +34,13 @@ from deepcluster.images.arrays import (
     tensor_values,
 )
 from deepcluster.images.files import (
-    cure_of,
     from_files,
     from_folder,
     from_list,
     from_paths,
     is_there,
-    kind_of,
 )
+from deepcluster.images.formats import cure_of, kind_of
 from deepcluster.images.labels import relabel
 from deepcluster.images.listing import Labels, Listing
 from deepcluster.images.named import TORCHVISION, NamedSetError, digits, from_torchvision
