@@ -564,6 +564,8 @@ def test_the_slider_goes_through_all_cuts_of_the_tree(tree: RunDir, visit: Open)
     page.keyboard.press("+")
     playwright.expect(page.locator(".level-said")).to_have_text("16 clusters")
     page.click("text=Back to the 6 of the fit")
+    playwright.expect(page.locator(".card")).to_have_count(6)
+    playwright.expect(page.locator(".ghost")).to_have_count(0)  # gone into the others
     playwright.expect(page.locator(".level-said")).to_have_text("6 clusters")
     assert same(shown(page), [set(map(int, members(tree, c))) for c in range(6)])
 
