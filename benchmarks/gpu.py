@@ -1,7 +1,9 @@
-"""One fit on one GPU: what it reaches in so many minutes, and how much of the GPU it uses.
+r"""One fit on one GPU: what it reaches in so many minutes, and how much of the GPU it uses.
 
     python benchmarks/gpu.py --data FOLDER --set cifar10 --minutes 5
     python benchmarks/gpu.py --set digits --minutes 0.5 --device cpu     # to try it without a GPU
+    python benchmarks/gpu.py --data FOLDER --set cifar10 --minutes 5 --start frozen \
+        --backbone vit_small_patch14_dinov2.lvd142m    # and adapt; the weights must be there
     python benchmarks/tables.py
 
 One call measures one row (a data set and its minutes) in well under ten minutes if the minutes are
@@ -25,7 +27,7 @@ import torch
 from fit import file_name, measure
 from torch.utils.flop_counter import FlopCounterMode
 
-from deepcluster.backbones.nets import build_backbone
+from deepcluster.backbones.start import build_net, find_weights
 from deepcluster.config import Config
 from deepcluster.fitting import fit_source
 from deepcluster.methods import load_method
@@ -56,9 +58,14 @@ def flop_an_image(config: Config) -> float:
     channels = 1 if config.data.channels == "grey" else 3
     assert isinstance(config.size, int) and isinstance(config.train.batch_size, int)
     batch = config.train.batch_size
-    backbone = build_backbone(
-        config.backbone, channels=channels, size=config.size, sobel=config.sobel
-    )
+    backbone = build_net(config, channels)
+    if config.start == "frozen":
+        weights = find_weights(config.backbone, config.weights)
+        assert weights is not None
+        one = torch.zeros(1, weights.channels, config.size, config.size, device=device)
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            backbone.to(device)(one)
+        return float(counter.get_total_flops())
     method = load_method(config.method)(config, backbone, batch)
     method.to(device, memory_format=torch.channels_last).train()
     optimizer = build_optimizer(method.groups(), config.train)
@@ -70,6 +77,8 @@ def flop_an_image(config: Config) -> float:
     views += [small_views(config.views, config.size)] * method.small_views
     with FlopCounterMode(display=False) as counter:
         made = [view(images, generator) for view in views]
+        if config.start == "adapt":  # grey images fill a net's three channels
+            made = [view.expand(-1, 3, -1, -1) for view in made]
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             loss = method.loss(made, torch.arange(batch, device=device))
         loss.backward()
@@ -78,8 +87,10 @@ def flop_an_image(config: Config) -> float:
 
 
 def images_a_second(run: RunDir, images: int) -> float:
-    """Images that the training steps went through, over their seconds."""
+    """Images that the training steps went through, or a frozen net saw, over their seconds."""
     lines = run.read_metrics()
+    if not lines:
+        return images / float(run.read_info()["timings"]["features"])
     return len(lines) * images / sum(line["seconds"]["train"] for line in lines)
 
 
@@ -93,6 +104,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--out", type=Path, default=record.RESULTS, help="folder of the JSON")
+    parser.add_argument("--start", default="scratch", help="scratch, frozen or adapt")
+    parser.add_argument("--backbone", default="auto", help="a net with weights, for these")
     parser.add_argument("--commit", help="where the code is no checkout; its own if not said")
     args = parser.parse_args()
     source = (
@@ -106,6 +119,8 @@ def main() -> None:
         minutes=args.minutes,
         seed=args.seed,
         device=args.device,
+        start=args.start,
+        backbone=args.backbone,
     )
     with tempfile.TemporaryDirectory() as folder:
         run = fit_source(str(source), config, out=folder, command=[record.command()])
@@ -121,7 +136,8 @@ def main() -> None:
         "peak_flop_per_second": round(best),
         "share_of_peak": round(speed * flop / best, 4),
     }
-    target = args.out / file_name("gpu", line)
+    kind = "gpu" if args.start == "scratch" else f"{args.start}-gpu"
+    target = args.out / file_name(kind, line)
     record.write(target, line)
     print(
         f"{target.name}  NMI {line['fit']['nmi']:.3f}  {speed:,.0f} images/s  "

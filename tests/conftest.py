@@ -91,13 +91,14 @@ def shapes() -> ImageStore:
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three classes of small pictures in sub-folders, and one that is broken."""
+    """Three classes of small pictures in sub-folders, one that is broken, and a raw one."""
     root = tmp_path_factory.mktemp("pictures")
     for i, pixels in enumerate(make_shapes(60)):
         place = root / ["bars", "crosses", "rings"][i % 3]
         place.mkdir(exist_ok=True)
         Image.fromarray(pixels).save(place / f"{i:02d}.png")
     (root / "bars" / "broken.png").write_bytes(b"no picture")
+    (root / "bars" / "camera.nef").write_bytes(b"MM\0*")
     return root
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -133,6 +134,143 @@ def test_exit_codes(
     assert "Traceback" not in err
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["out = 'victim'", "overwrite = true", "resume = true", "labels = 'folders'", "report = false"],
+)
+def test_a_settings_file_holds_settings_only(
+    text: str, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "evil.toml").write_text(f"epochs = 1\n{text}\n")
+    command = ["fit", str(source), "--config", str(tmp_path / "evil.toml"), "--dry-run"]
+    assert run_app(command) == 2
+    err = capsys.readouterr().err
+    assert "evil.toml" in err and "there is no setting" in err
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--clusters", "1.5"], "clusters = 1.5"),
+        (["--seed", "1e20"], "seed = 1e20"),
+        (["--final.neighbours", "0"], "final.neighbours = 0"),
+        (["--train.warmup", "1.5"], "train.warmup = 1.5"),
+        (["--contrastive-clusters.temperature", "0"], "contrastive_clusters.temperature"),
+        (["--minutes", "inf"], "minutes = inf"),
+        (["--views.flip", "2"], "views.flip = 2"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused_before_any_work(
+    flags: list[str],
+    words: str,
+    source: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("deepcluster.fitting.open_images", None)  # would fail when called
+    assert run_app(["fit", str(source), "--out", str(tmp_path / "run"), *flags]) == 2
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_flag_that_is_as_by_default_counts_too(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = RunDir(tmp_path / "run")
+    command = ["fit", str(source), "--out", str(run.path), *QUICK, "--no-report"]
+    assert run_app([*command, "--seed", "5", "--final.pca", "7"]) == 0
+    run.write_info({**run.read_info(), "status": "interrupted"})
+    assert run_app([*command, "--resume", "--seed", "0"]) == 2
+    assert "other settings (seed)" in capsys.readouterr().err
+    assert run_app([*command, "--resume", "--final.pca", "0"]) == 0  # nothing before knows of it
+    assert (run.read_config().seed, run.read_config().final.pca) == (5, 0)
+    assert run_app([*command, "--resume", "--final.pca", "3"]) == 2  # done
+    assert "final.pca" in capsys.readouterr().err
+
+
+def test_settings_without_effect_are_named(
+    source: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--deepcluster.pca", "7", "--kmeans.restarts", "5", "--final.restarts", "3"]
+    assert run_app(["fit", str(source), "--dry-run", *QUICK, *flags, "--json"]) == 0
+    notes = json.loads(capsys.readouterr().out)["notes"]
+    assert any("kmeans.restarts, deepcluster.pca, final.restarts" in text for text in notes)
+
+
+def test_outputs_are_refused_before_the_work(
+    finished: RunDir,
+    source: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Over the source, over anything, into no folder; and moves that go nowhere."""
+    monkeypatch.setattr("deepcluster.finished.open_images", None)  # would fail when called
+    before = source.read_bytes()
+    run, there = str(finished.path), str(source)
+    for command, words in (
+        (["embed", run, there, "--out", there], "exists already"),
+        (["embed", run, there, "--out", there.removesuffix(".npy")], "exists already"),
+        (["predict", run, there, "--out", there], "exists already"),
+        (["predict", run, there, "--out", f"{there}/p.csv"], "no folder"),
+        (["predict", run, there, "--into", f"{there}/p"], "no folder"),
+        (["predict", run, there, "--how", "move"], "--into"),
+        (["export", run, "--to", "timm", "--out", there], "exists already"),
+    ):
+        assert run_app(command) == 2, command
+        assert words in capsys.readouterr().err
+    assert source.read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == [source.name]
+
+
+ODD = "a [bold]b[/red] :cat: \x1b[2J " + "long " * 30
+
+
+def test_what_is_printed_is_what_was_written(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No wrapping, no markup, nothing that a terminal obeys."""
+    place = tmp_path / ODD
+    run = place / "run"
+    shown = str(place).replace("\x1b", "\\x1b")
+    assert run_app(["fit", str(source), "--out", str(run), *QUICK]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert f"run folder: {shown}/run" in out
+    assert f"report:     {shown}/run/report/index.html" in out
+    RunDir(run).write_clusters({"names": {"0": ODD}, "merged": {"2": 1}})
+    for command, line in (
+        (["report", str(run)], f"{shown}/run/report/index.html"),
+        (["export", str(run), "--to", "timm"], f"{shown}/run/export/timm"),
+        (["embed", str(run), str(source), "--out", str(place / "f")], f"{shown}/f.ids.csv"),
+        (["info", str(run)], f"run folder: {shown}/run"),
+    ):
+        assert run_app(command) == 0
+        captured = capsys.readouterr()
+        assert line in captured.out.splitlines()
+        assert "\x1b" not in captured.out + captured.err
+    named = [line for line in captured.out.splitlines() if line.startswith("  0: ")]
+    assert len(named) == 1 and ODD.replace("\x1b", "\\x1b") in named[0]
+    assert "  2: now part of 1" in captured.out
+    command = ["predict", str(run), str(source), "--into", str(place / "sorted")]
+    assert run_app(command) == 0
+    out = capsys.readouterr().out
+    assert any("[bold]b[_red] _cat_" in line and line.endswith("│") for line in out.splitlines())
+    assert run_app(["info", str(run), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["run"] == str(run)
+
+
+def test_damaged_settings_of_a_run_are_said_and_not_only_refused(
+    finished: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(finished.path, tmp_path / "run")
+    for raw in (b"epochs = [", b"\xff", b"", b"epochs = 0"):
+        (tmp_path / "run" / "config.toml").write_bytes(raw)
+        for verb in ("info", "report"):
+            assert run_app([verb, str(tmp_path / "run")]) == 2
+            assert "config.toml" in capsys.readouterr().err
+
+
 def test_no_usable_image(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "broken.jpg").write_bytes(b"")
     assert run_app(["fit", str(tmp_path)]) == 3
@@ -153,7 +291,12 @@ def test_dry_run_says_and_does_nothing(
 
 
 @pytest.mark.parametrize(
-    "stop", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+    "stop",
+    [
+        signal.SIGINT,
+        pytest.param(signal.SIGTERM, marks=pytest.mark.slow),
+        pytest.param(signal.SIGHUP, marks=pytest.mark.slow),
+    ],
 )
 def test_interrupt_saves_and_says_how_to_go_on(
     stop: signal.Signals, source: Path, tmp_path: Path

@@ -64,7 +64,7 @@ def test_wrong_settings_say_what_to_do(values: dict[str, object], hint: str) -> 
         ({"final.neighbours": 0}, "from 1"),
         ({"final.pca": -3}, "from 0"),
         ({"final.restarts": 0}, "from 1"),
-        ({"data.margin": 0.5}, "from 1 to 4"),
+        ({"data.margin": 9}, "to 4"),
         ({"data.memory_gb": math.inf}, "from 0 or 'auto'"),
         ({"deepcluster.reassign": 0.0}, "above 0, to 1"),
         ({"kmeans.tolerance": -1}, "from 0"),

@@ -3,6 +3,7 @@
 import pickle
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,8 +18,10 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from deepcluster import DeepCluster
-from deepcluster.errors import RunError
+from deepcluster.config import Config, load_recipe, override
+from deepcluster.errors import ConfigError, RunError
 from deepcluster.finished import predict_source
+from deepcluster.images.store import ImageStore
 from deepcluster.naming import Remembered, carry_names
 from deepcluster.report import apply_labels
 from deepcluster.run import RunDir
@@ -65,6 +68,37 @@ def test_images_that_are_left_out_are_told(tmp_path: Path) -> None:
         found.fit(images)
     assert len(found.labels_) == len(found.ids_) == 20
     assert len(found.skipped_) == 1
+
+
+def test_one_row_out_for_each_image_in(fitted: DeepCluster, tmp_path: Path) -> None:
+    shapes = make_shapes()
+    bad = [*shapes[:3], np.zeros((0, 0), np.uint8), shapes[3], str(tmp_path / "gone.png")]
+    with pytest.warns(UserWarning, match="2 images were left out.* NaN, their clusters -1"):
+        labels = fitted.predict(bad)
+    kept = [0, 1, 2, 4]
+    assert labels.dtype == np.int64 and labels[[3, 5]].tolist() == [-1, -1]
+    assert np.array_equal(labels[kept], fitted.labels_[:4])
+    with pytest.warns(UserWarning, match="left out"):
+        embeddings = fitted.transform(bad)
+    assert np.array_equal(embeddings[kept], fitted.embeddings_[:4])
+    assert np.isnan(embeddings[[3, 5]]).all()
+    with pytest.warns(UserWarning, match="no usable image"):
+        assert fitted.predict(bad[3:4]).tolist() == [-1]
+    found = make()
+    with pytest.warns(UserWarning, match="1 images were left out"):
+        whole = found.fit_predict([*shapes[:20], None, *shapes[20:40]])
+    assert len(whole) == 41 and whole[20] == -1 and found.n_images_ == 41
+    assert np.array_equal(np.delete(whole, 20), found.labels_)
+    assert found.kept_.tolist() == [*range(20), *range(21, 41)]
+
+
+def test_predict_has_the_grey_range_of_the_fit() -> None:
+    dim = make_shapes().astype(np.uint16) + 135
+    found = make().fit(dim)
+    low, high = found.config_.data.range
+    assert 130 < low < 170 and 300 < high <= 390  # type: ignore[operator]
+    alone = np.concatenate([found.transform(dim[i : i + 1]) for i in range(5)])
+    np.testing.assert_allclose(alone, found.embeddings_[:5], atol=1e-5)
 
 
 def test_fit_predict_and_random_state(fitted: DeepCluster) -> None:
@@ -186,11 +220,9 @@ def same(a: DeepCluster, b: DeepCluster) -> None:
 
 def test_save_and_load_without_pickle(of_photos: DeepCluster, photos: Path, tmp_path: Path) -> None:
     folder = of_photos.save(tmp_path / "saved")
-    kinds = {path.suffix for path in folder.rglob("*") if path.is_file()}
-    assert kinds == {".json", ".toml", ".jsonl", ".parquet", ".csv", ".npy", ".safetensors"} | {
-        ".md",
-        ".webp",
-    }
+    files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert not any(name.endswith((".pkl", ".pt", ".joblib")) for name in files)
+    assert {"run.json", "items.parquet", "model/model.safetensors", "contents.npy"} <= files
     with pytest.raises(RunError, match="not empty"):
         of_photos.save(folder)
     again = DeepCluster.load(folder)
@@ -295,3 +327,23 @@ def test_vectors_are_saved_and_loaded_too(tmp_path: Path) -> None:
     assert carry_names(old, RunDir.open(other)).common == 5  # known by their values
     with pytest.raises(RunError, match="made of vectors"):
         update_run(RunDir.open(folder), make_shapes(3))
+
+
+def test_numpy_numbers_are_numbers_here_too(shapes: ImageStore) -> None:
+    more: dict[str, Any] = {"size": 16, "backbone": "convnet_tiny", "device": "cpu"}
+    more["settings"] = {"train.batch_size": 32, "train.precision": "float32"}
+    numpy = DeepCluster(
+        n_clusters=np.int64(3), epochs=np.int32(1), random_state=np.int64(0), **more
+    ).fit(shapes)
+    plain = DeepCluster(n_clusters=3, epochs=1, random_state=0, **more).fit(shapes)
+    assert numpy.config_ == plain.config_ and numpy.config_.seed == 0
+    assert np.array_equal(numpy.embeddings_, plain.embeddings_)
+
+
+def test_auto_in_settings_undoes_what_a_recipe_sets(shapes: ImageStore) -> None:
+    model = DeepCluster(recipe="chainer", settings={"final.pca": 7, "clusters": "auto"})
+    assert model.settings is not None
+    asked = override(override(Config(), load_recipe("chainer")), model.settings)
+    assert asked.clusters == "auto" and asked.final.pca == 7
+    with pytest.raises(ConfigError, match=r"train\.warmup = 1\.5"):
+        DeepCluster(settings={"train.warmup": 1.5}).fit(shapes)

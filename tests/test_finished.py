@@ -1,5 +1,6 @@
 """What is done with a finished run, and that new images meet the same clusters."""
 
+import csv
 import shutil
 from pathlib import Path
 from typing import ClassVar
@@ -9,10 +10,19 @@ import pytest
 import timm
 import torch
 from conftest import make_shapes
+from PIL import Image
+from safetensors.torch import load_file, save_file
 
+from deepcluster import metrics
 from deepcluster.backbones.features import FittedModel
-from deepcluster.errors import ConfigError, RunError
-from deepcluster.finished import evaluate_run, export_run, predict_source, sort_into
+from deepcluster.errors import RunError
+from deepcluster.finished import (
+    evaluate_run,
+    export_run,
+    predict_source,
+    sort_into,
+    write_embeddings,
+)
 from deepcluster.images.store import open_images
 from deepcluster.progress import Progress
 from deepcluster.run import RunDir
@@ -98,11 +108,111 @@ def test_evaluate_own_and_others(finished: RunDir, folder: Path, tmp_path: Path)
     rows = [f"{p},x{i % 3}" for i, p in enumerate(sorted(folder.rglob("[0-9]*.png")))]
     foreign.write_text("\n".join(["path,label", *rows]))
     assert {"nmi", "knn"} <= set(evaluate_run(finished, folder, labels=str(foreign), device="cpu"))
-    with pytest.raises(ConfigError, match="source"):
-        evaluate_run(finished, labels="folders")
+    by_ids = evaluate_run(finished, labels="folders")  # needs no source: the run knows its images
+    assert by_ids["nmi"] == pytest.approx(own["nmi"])
     unlabelled = evaluate_run(finished, make_shapes(30), device="cpu")
     assert "nmi" not in unlabelled
     assert "silhouette" in unlabelled
+
+
+class Said(Progress):
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.said.append(text)
+
+
+def test_nothing_learns_from_what_is_tested(
+    finished: RunDir, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run's own images, copies of them under other names, some of them and strangers."""
+    learnt: list[metrics.Train | None] = []
+    monkeypatch.setattr(metrics, "knn", lambda *a, train=None, **k: learnt.append(train) or 0.0)
+    monkeypatch.setitem(
+        metrics.METRICS,
+        "knn",
+        lambda embeddings, labels, rng, train=None: learnt.append(train) or 0.0,
+    )
+    progress = Said()
+    evaluate_run(finished, folder, labels="folders", device="cpu", progress=progress)
+    assert learnt.pop() is None
+    assert any("60 of the run's 60 images" in text for text in progress.said)
+    for i, path in enumerate(sorted(folder.rglob("[0-9]*.png"))[::4]):  # of each class
+        (tmp_path / path.parent.name).mkdir(exist_ok=True)
+        shutil.copy(path, tmp_path / path.parent.name / f"copy {i}.png")
+    progress = Said()
+    evaluate_run(finished, tmp_path, labels="folders", device="cpu", progress=progress)
+    train = learnt.pop()
+    assert train is not None and len(train[0]) == 45
+    assert any("15 of the run's 60 images" in text for text in progress.said)
+    tested = {row.tobytes() for row in predict_source(finished, tmp_path).embeddings}
+    assert not tested & {np.asarray(row).tobytes() for row in train[0]}
+
+
+def test_labels_of_a_single_class_are_said(finished: RunDir, folder: Path) -> None:
+    progress = Said()
+    evaluate_run(finished, folder / "rings", labels=["ring"] * 20, progress=progress)  # type: ignore[arg-type]
+    assert any("of one class, 'ring'" in text for text in progress.said)
+
+
+def test_embeddings_are_written_beside_ids_that_read_back(finished: RunDir, tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    for name in ("a\nb.png", 'c,d"e.png', "f\u2028g.png"):
+        Image.fromarray(make_shapes(1)[0]).save(mine / name)
+    found = predict_source(finished, mine, device="cpu")
+    features, ids = write_embeddings(found, tmp_path / "v1.2 of mine")
+    assert (features.name, ids.name) == ("v1.2 of mine.npy", "v1.2 of mine.ids.csv")
+    assert np.array_equal(np.load(features), found.embeddings)
+    with ids.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["id"] for row in rows] == found.store.ids
+    assert [row["path"] for row in rows] == found.store.paths
+    for name in ("v1.2 of mine", "v1.2 of mine.npy"):
+        with pytest.raises(RunError, match="exists already"):
+            write_embeddings(found, tmp_path / name)
+    features.unlink()
+    with pytest.raises(RunError, match=r"ids\.csv exists already"):
+        write_embeddings(found, features)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"centers": torch.full((3, 64), torch.nan)}, "centre is not finite"),
+        ({"cluster": torch.tensor([0, 1])}, "centres are not of this net"),
+        ({"cluster": torch.tensor([0, 1, 7])}, "a cluster is missing"),
+        ({"centers": torch.zeros(3, 5)}, "centres are not of this net"),
+    ],
+)
+def test_a_damaged_model_is_refused(
+    change: dict[str, torch.Tensor], words: str, finished: RunDir, tmp_path: Path
+) -> None:
+    shutil.copytree(finished.model, tmp_path / "model")
+    file = tmp_path / "model" / "clusters.safetensors"
+    features = int(FittedModel.load(finished.model).backbone.num_features)  # type: ignore[arg-type]
+    whole = {"centers": torch.zeros(3, features), "cluster": torch.tensor([0, 1, 2])}
+    if change.get("centers", torch.zeros(1, 5)).shape[1] == 64:
+        change = {"centers": torch.full((3, features), torch.nan)}
+    save_file(whole | change, file)
+    with pytest.raises(RunError, match=words) as caught:
+        FittedModel.load(tmp_path / "model")
+    assert "clusters.safetensors" in str(caught.value)
+    file.write_bytes(b"x")
+    with pytest.raises(RunError, match=r"clusters\.safetensors was damaged"):
+        FittedModel.load(tmp_path / "model")
+
+
+def test_weights_that_are_not_finite_are_refused(finished: RunDir, tmp_path: Path) -> None:
+    shutil.copytree(finished.model, tmp_path / "model")
+    file = tmp_path / "model" / "model.safetensors"
+    weights = load_file(file)
+    name = next(name for name, value in weights.items() if value.is_floating_point())
+    weights[name].view(-1)[0] = torch.nan
+    save_file(weights, file, {"format": "pt"})
+    with pytest.raises(RunError, match=r"model\.safetensors .*a weight is not finite"):
+        FittedModel.load(tmp_path / "model")
 
 
 def test_timm_loads_the_backbone(finished: RunDir, folder: Path) -> None:

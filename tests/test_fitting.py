@@ -12,10 +12,11 @@ from PIL import Image
 
 from deepcluster.config import Config, override
 from deepcluster.errors import ConfigError, RunError
-from deepcluster.fitting import fit_source, plan_source
+from deepcluster.fitting import fit_source, plan_source, too_few
 from deepcluster.images.store import open_images
 from deepcluster.progress import Progress
 from deepcluster.run import RunDir
+from deepcluster.training.plan import resolve
 
 
 def test_the_files_of_a_run(finished: RunDir) -> None:
@@ -62,6 +63,9 @@ def test_run_json_says_what_happened(finished: RunDir) -> None:
     assert {"nmi", "nmi_arithmetic", "ari", "acc"} == set(info["scores"]["pixels"])
     assert info["versions"]["torch"] == torch.__version__
     assert finished.read_skipped()[0][0].endswith("broken.png")
+    cure = "export them as JPEG or 16-bit TIFF"
+    assert info["passed_over"] == [{"kind": ".nef", "count": 1, "cure": cure}]
+    assert f"passed over: 1 × .nef ({cure})" in info["notes"]
 
 
 def test_items_are_in_the_order_of_their_ids(finished: RunDir) -> None:
@@ -82,6 +86,14 @@ def test_a_plan_does_nothing(folder: Path, tmp_path: Path, monkeypatch: pytest.M
     plan = plan_source(folder, override(Config(), TINY))
     assert plan.images == 61  # the broken one is found when it is decoded
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_plan_of_several_folders_says_what_a_fit_would(folder: Path) -> None:
+    from conftest import TINY
+
+    given = [str(folder / name) for name in ("bars", "rings")]
+    plan = plan_source(given, override(Config(), TINY), labels="folders")
+    assert plan.images == 41 and any("1 × .nef" in note for note in plan.notes)
 
 
 def test_resume_refuses_other_settings_and_images(finished: RunDir, tmp_path: Path) -> None:
@@ -195,3 +207,19 @@ def test_a_chosen_number_of_clusters_and_minutes_are_kept(tmp_path: Path) -> Non
 class StopAfterAnEpoch(Progress):
     def epoch(self, line: dict[str, object]) -> None:
         raise KeyboardInterrupt
+
+
+def test_settings_made_for_many_more_images_are_told() -> None:
+    asked = override(Config(), {"method": "deepcluster", "deepcluster.pseudo_clusters": 500})
+    config = resolve(asked, n=1000, size=16, channels=1)
+    assert config.deepcluster.pca == 20  # of 1,000 images
+    assert too_few(config, 1000) == [
+        "500 pseudo-clusters of 1000 images have 2.0 each, too few to learn from: say "
+        "--deepcluster.pseudo_clusters 50"
+    ]
+    config = override(config, {"deepcluster.pca": 256, "deepcluster.pseudo_clusters": 50})
+    assert "256 whitened components of 1000 images" in too_few(config, 1000)[0]
+    assert "say --deepcluster.pca 20" in too_few(config, 1000)[0]
+    assert not too_few(override(config, {"deepcluster.whiten": False}), 1000)
+    assert not too_few(resolve(Config(), n=1000, size=16, channels=1), 1000)
+    assert resolve(asked, n=10**6, size=16, channels=1).deepcluster.pca == 256

@@ -216,3 +216,21 @@ def test_says_what_is_wrong():
         metrics.acc(np.zeros(3, int), np.zeros(2, int))
     with pytest.raises(ValueError, match="no image is known in both"):
         metrics.nmi(np.zeros(3, int), np.full(3, -1))
+
+
+def test_a_linear_probe_learns_from_so_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows: list[tuple[int, int]] = []
+    learn = metrics.LogisticRegression.fit
+
+    def count(self: object, x: np.ndarray, y: np.ndarray, *more: object) -> object:
+        rows.append(x.shape)
+        return learn(self, x, y, *more)
+
+    monkeypatch.setattr(metrics.LogisticRegression, "fit", count)
+    monkeypatch.setattr(metrics, "PROBE_ROWS", 50)
+    rng = np.random.default_rng(0)
+    labels = np.arange(300) % 3
+    features = np.eye(3)[labels] + rng.normal(0, 0.1, (300, 3))
+    assert metrics.linear_probe(features, labels, rng) > 0.95
+    assert metrics.linear_probe(features, labels, rng, (features, labels)) > 0.95
+    assert rows == [(50, 3), (50, 3)]

@@ -16,6 +16,7 @@ from deepcluster.finished import predict_source, sort_into
 from deepcluster.fitting import fit_source
 from deepcluster.images.content import content_of
 from deepcluster.naming import Carried, Remembered, carry_names
+from deepcluster.progress import Progress
 from deepcluster.report import apply_labels
 from deepcluster.run import RunDir
 
@@ -274,3 +275,25 @@ def test_a_fit_takes_names_from_an_earlier_one(
         ]
         assert 2 * known.count(name) > len(known)
     assert second.read_clusters()["names"]
+
+
+def test_a_stopped_fit_still_knows_whose_names_it_takes(tmp_path: Path) -> None:
+    class Stop(Progress):
+        def epoch(self, line: dict[str, object]) -> None:
+            raise KeyboardInterrupt
+
+    config = override(Config(), TINY)
+    first = fit_source(make_shapes(48), config, out=tmp_path / "first")
+    labels = tmp_path / "labels.csv"
+    labels.write_text("id,cluster,by\n0,5,person\n1,5,person\n2,5,person\n", encoding="utf-8")
+    apply_labels(first, labels)
+    with pytest.raises(KeyboardInterrupt):
+        fit_source(
+            make_shapes(48),
+            config,
+            out=tmp_path / "second",
+            names_from=first.path,
+            progress=Stop(),
+        )
+    second = fit_source(make_shapes(48), config, out=tmp_path / "second", resume=True)
+    assert column(second, "by")[:3] == ["person"] * 3

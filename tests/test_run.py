@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import TINY as QUICK
 from conftest import make_shapes
 from make_run import make_run
 
@@ -20,8 +21,7 @@ from deepcluster.fitting import fit_source
 from deepcluster.progress import Progress
 from deepcluster.run import RunDir
 
-TINY = {"epochs": 1, "clusters": 3, "backbone": "convnet_tiny", "train.batch_size": 32}
-TINY |= {"train.precision": "float32", "device": "cpu"}
+TINY = {**QUICK, "epochs": 1}
 
 
 class Notes(Progress):

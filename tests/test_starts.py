@@ -129,6 +129,8 @@ def test_adapt_keeps_the_better_and_shows_the_other(adapted: RunDir, folder: Pat
     assert {kept["start"], other["start"]} == {"adapt", "frozen"}
     assert kept["agreement"] >= other["agreement"]
     assert (kept["folder"], other["folder"]) == (None, other["start"])
+    from_there = adapted.other(other["start"]).read_info()["starts"]
+    assert [each["folder"] for each in from_there] == [None, ".."]
     assert adapted.read_config().start == kept["start"]
     beside = adapted.other(other["start"])
     for run in (adapted, beside):

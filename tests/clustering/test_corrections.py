@@ -6,6 +6,7 @@ import torch
 from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 
+from deepcluster.clustering import corrections as corrections_module
 from deepcluster.clustering.corrections import STAYED, Corrections, find_corrections
 from deepcluster.clustering.pca import normalise
 from deepcluster.clustering.prototypes import Prototypes
@@ -55,14 +56,16 @@ def test_a_cluster_made_by_hand_is_learned(
 
 
 def test_the_nearest_of_the_fits_images_decides(
-    two_in_one: tuple[Tensor, Tensor, Prototypes],
+    two_in_one: tuple[Tensor, Tensor, Prototypes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of the images that stayed few are kept, and they decide (nearly) as all of them would."""
+    monkeypatch.setattr(corrections_module, "SPREAD", 50)
     x, group, model = two_in_one
-    moved = (group == 1) & (torch.arange(600) % 2 == 0)
+    moved = (group == 1) & (torch.arange(600) // 6 % 2 == 0)
     before = model.assign(x)[0]
     corrections = find_corrections(x, torch.where(moved, 9, before), moved, {})
-    assert (corrections.cluster == STAYED).sum() < 0.9 * (~moved).sum()
+    assert 50 < (corrections.cluster == STAYED).sum() < 0.5 * (~moved).sum()
+    assert torch.equal(assign(x, model, corrections)[0], torch.where(moved, 9, before))
     new, _ = blobs(2000, seed=2)
     nearest = NearestNeighbors(n_neighbors=1).fit(x.numpy()).kneighbors(new, return_distance=False)
     expected = moved.numpy()[nearest[:, 0]]
@@ -107,3 +110,17 @@ def test_all_moved() -> None:
     none = find_corrections(x, group, ~everything, {})
     for given, same in zip(assign(x, model, none), model.assign(x), strict=True):
         assert np.array_equal(given, same)
+
+
+def test_images_far_from_all_that_was_moved_stay() -> None:
+    """They have some of their own kind among the examples, not only those at the border."""
+    x, group = blobs(spread=0.3)
+    middles = torch.stack([x[group == g].mean(0) for g in range(6)])
+    model = Prototypes(middles, torch.tensor([0, 0, 2, 3, 4, 5]))
+    moved = group == 1
+    after = torch.where(moved, 9, model.assign(x)[0])
+    new, _ = blobs(6000, spread=0.3, seed=4)
+    before = model.assign(new)[0]
+    found = assign(new, model, find_corrections(x, after, moved, {}))[0]
+    others = before >= 2
+    assert (found[others] != before[others]).float().mean() < 0.02

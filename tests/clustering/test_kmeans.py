@@ -3,6 +3,8 @@ import pytest
 import sklearn.cluster
 import torch
 from sklearn.datasets import make_blobs
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.metrics import adjusted_rand_score
 from sklearn.utils.estimator_checks import check_estimator
 
 from deepcluster.clustering import kmeans as engine
@@ -227,7 +229,9 @@ def test_any_kind_of_input(tmp_path):
     for kind in kinds:
         found = kmeans(kind, 5, chunk_size=100, generator=generator())
         assert torch.equal(found.labels, expected.labels)
-        torch.testing.assert_close(found.centers, expected.centers)
+        wide = isinstance(kind, list) or str(kind.dtype).endswith("float64")
+        assert found.centers.dtype == (torch.float64 if wide else torch.float32)
+        torch.testing.assert_close(found.centers.float(), expected.centers)
     assert engine._Rows(mapped, "l2", 5, 64, None).kept is None
     assert engine._Rows(np.asarray(mapped), "l2", 5, 64, None).kept is None
     assert engine._Rows(x, "l2", 5, 64, None).kept is not None
@@ -294,8 +298,9 @@ def test_assign_agrees_with_the_fit_and_with_brute_force():
 def test_plus_plus_is_better_than_random_and_draws_different_rows(monkeypatch):
     x, blob = make_blobs(900, 2, centers=30, cluster_std=0.01, random_state=0)
     for seed in range(5):  # the best of several draws: without that, one or two are missed
-        drawn = engine._plus_plus(engine._Rows(x, "l2", 30, None, None), 30, generator(seed))
-        hit = (drawn[:, None] - torch.from_numpy(x - x.mean(0)).float()).norm(dim=2).argmin(1)
+        rows = engine._Rows(x, "l2", 30, None, None)
+        drawn = rows.unplace(engine._plus_plus(rows, 30, generator(seed)))
+        hit = (drawn[:, None] - torch.from_numpy(x)).norm(dim=2).argmin(1)
         assert len(np.unique(blob[hit])) == 30
     random = kmeans(x, 30, init="random", generator=generator())
     found = kmeans(x, 30, generator=generator())
@@ -315,7 +320,7 @@ def test_plus_plus_is_better_than_random_and_draws_different_rows(monkeypatch):
         ({"x": np.zeros((0, 3))}, r"shape \(0, 3\)"),
         ({"x": np.zeros(3)}, r"shape \(3,\)"),
         ({"x": np.array([[0.0, np.nan], [1, 2], [np.inf, 2]])}, "2 of 3 rows hold NaN"),
-        ({"x": np.full((3, 2), 3e38, dtype=np.float32)}, "too large"),
+        ({"x": np.full((3, 2), 1e308)}, "too large"),
         ({"metric": "cosine", "x": np.array([[0.0, np.nan], [1, 2]])}, "1 of 2 rows hold NaN"),
         ({"metric": "l1"}, "give 'l2' or 'cosine'"),
         ({"init": "first"}, "give 'k-means.."),
@@ -359,3 +364,96 @@ def test_the_estimator_is_the_engine():
     assert list(model.get_feature_names_out()) == [f"kmeans{j}" for j in range(5)]
     cosine = KMeans(3, metric="cosine", random_state=0).fit(x)
     np.testing.assert_array_equal(cosine.transform(x).argmin(1), cosine.labels_)
+
+
+# -- any offset, any scale ----------------------------------------------------------------------
+
+
+def three(dtype=np.float64):
+    rng = np.random.default_rng(0)
+    truth = np.repeat([0, 1, 2], 50)
+    return (np.eye(3)[truth] * 5 + rng.normal(0, 0.3, (150, 3))).astype(dtype), truth
+
+
+@pytest.mark.parametrize(
+    ("scale", "offset"),
+    [
+        (1, 0),
+        (1, 1e6),
+        (1, 1e8),
+        (1, 1e10),
+        (1e-25, 0),
+        (1e-30, 0),
+        (1e19, 0),
+        (1e30, 0),
+        (1, -1e8),
+    ],
+)
+def test_float64_gives_scikit_learns_labels_at_any_offset_and_scale(scale, offset):
+    x, truth = three()
+    x = x * scale + offset
+    found = KMeans(3, n_init=5, random_state=0).fit(x)
+    reference = sklearn.cluster.KMeans(3, init=found.cluster_centers_, n_init=1).fit(x)
+    assert adjusted_rand_score(truth, found.labels_) == 1
+    assert (found.labels_ == reference.labels_).all()
+    assert found.inertia_ == pytest.approx(reference.inertia_, rel=1e-6)
+    assert found.cluster_centers_.dtype == found.transform(x).dtype == np.float64
+    assert (found.predict(x) == found.labels_).all()
+    assert (found.transform(x).argmin(1) == found.labels_).all()
+    np.testing.assert_allclose(
+        found.transform(found.cluster_centers_).diagonal(), 0, atol=1e-9 * scale
+    )
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-25, 1, 1e15, 1e19, 1e30, 1e36])
+def test_float32_of_any_scale(scale):
+    x, truth = three()
+    found = KMeans(3, n_init=5, random_state=0).fit((x * scale).astype(np.float32))
+    assert adjusted_rand_score(truth, found.labels_) == 1
+    assert found.inertia_ == pytest.approx(39.9 * scale**2, rel=1e-2)
+
+
+@pytest.mark.parametrize("far", [1e5, 1e6, 1e7])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_centre_far_away_spoils_no_label(far, dtype):
+    x = np.concatenate([make_blobs(2000, 2, centers=4, random_state=0)[0], [[far, far]]]).astype(
+        dtype
+    )
+    found = KMeans(5, n_init=3, random_state=0).fit(x)
+    gaps = np.linalg.norm(x[:, None].astype(float) - found.cluster_centers_.astype(float), axis=2)
+    nearest = gaps.argmin(1)
+    assert (found.labels_ == nearest).mean() > 0.999
+    assert (found.predict(x) == found.labels_).all()
+
+
+def test_two_groups_far_apart_and_a_column_that_dwarfs_the_others():
+    rng = np.random.default_rng(0)
+    x = rng.normal(0, 0.3, (400, 2)) + np.eye(2)[np.arange(400) % 2] * 4
+    truth = np.arange(400) % 2 + 2 * (np.arange(400) // 200)
+    x += np.where(np.arange(400) < 200, 1e4, -1e4)[:, None]
+    assert adjusted_rand_score(truth, KMeans(4, n_init=10, random_state=0).fit(x).labels_) == 1
+
+
+def test_a_constant_row_many_times_is_one_cluster():
+    found = kmeans(np.full((20, 3), 1e-30), 1, generator=generator())
+    assert found.inertia == pytest.approx(0, abs=1e-60)
+
+
+def test_fewer_different_rows_than_clusters_are_told():
+    x = np.repeat(three()[0][:3], 20, 0)
+    with pytest.warns(ConvergenceWarning, match="3 different clusters .* 5 were asked for"):
+        found = KMeans(5, random_state=0).fit(x)
+    assert len(set(found.labels_)) == 3
+
+
+@pytest.mark.parametrize(("init", "starts"), [("random", 10), ("k-means++", 1)])
+def test_auto_starts_are_scikit_learns(init, starts, monkeypatch):
+    seen = []
+
+    def spy(*given, n_init, **named):
+        seen.append(n_init)
+        return kmeans(*given, n_init=n_init, **named)
+
+    monkeypatch.setattr("deepcluster.clustering.kmeans.kmeans", spy)
+    KMeans(3, init=init, n_init="auto", random_state=0).fit(three()[0])
+    assert seen == [starts]

@@ -99,3 +99,13 @@ def test_says_what_is_wrong():
         fit_pca(features(5, 3), 0)
     with pytest.raises(ValueError, match="rows of 3 features"):
         fit_pca(features(5, 3), 2).apply(torch.zeros(2, 4))
+
+
+def test_rounding_of_fewer_digits_is_no_direction() -> None:
+    generator = torch.Generator().manual_seed(0)
+    low = torch.randn(2000, 20, generator=generator)
+    basis = torch.randn(20, 128, generator=generator)
+    x = (low.bfloat16() @ basis.bfloat16()).float()  # kept in more digits than it has
+    alive = [int((fit_pca(x, 128, rounding=eps).scale > 0).sum()) for eps in (None, 2.0**-7)]
+    assert alive[0] > 100
+    assert alive[1] == 20

@@ -112,6 +112,8 @@ def test_pictures_that_are_not_read_are_counted_with_a_cure(tmp_path: Path) -> N
         open_images(tmp_path / "only" / "a.HEIC")
     listed = open_images([tmp_path / "IMG_0.JPG", tmp_path / "IMG_15.HEIC"])
     assert "deepcluster[heif]" in reasons(listed)["IMG_15.HEIC"]
+    (tmp_path / "renamed.jpg").write_bytes(b"\0\0\0\x18ftypheic" + bytes(200))
+    assert "deepcluster[heif]" in reasons(open_images(tmp_path))["renamed.jpg"]
 
 
 def test_heic_is_read_where_its_reader_is_installed(
@@ -301,6 +303,17 @@ def test_a_pipe_is_no_source(tmp_path: Path) -> None:
     save(tmp_path / "good.png")
     store = open_images(tmp_path)
     assert store.ids == ["good.png"] and reasons(store) == {"w.png": "not a regular file"}
+
+
+def test_names_that_none_can_have(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="there is no file or folder 'xxx"):
+        open_images("x" * 5000)
+    with pytest.raises(SourceError, match="there is no file or folder"):
+        open_images("a\0b")
+    save(tmp_path / "a.png")
+    (tmp_path / "list.txt").write_text("a.png\n" + "y" * 5000 + "\n")
+    store = open_images(tmp_path / "list.txt")
+    assert store.ids == ["a.png"] and [why for _, why in store.skipped] == ["file name too long"]
 
 
 # -- how an image becomes a square ------------------------------------------------------------

@@ -9,6 +9,7 @@ from torch import nn
 
 from deepcluster.config import Config, override
 from deepcluster.images.store import open_images
+from deepcluster.methods import contrastive_clusters
 from deepcluster.methods.contrastive_clusters import ContrastiveClusters, match_labels, nt_xent
 from deepcluster.training.loop import fit
 from deepcluster.training.plan import resolve
@@ -91,6 +92,38 @@ def test_every_image_is_in_the_bank_after_an_epoch(tiny: Config) -> None:
         patch.setattr(ContrastiveClusters, "loss", loss)
         fit(store, config)
     assert sorted(seen[:50]) == sorted(seen[50:]) == list(range(50))
+
+
+def test_figures_are_of_some_images_spread_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(contrastive_clusters, "FIGURE_ROWS", 20)
+    method = build(90)  # 3 clusters: 30 rows
+    assert method.rows.tolist() == list(range(0, 90, 3))
+    images = torch.randn(90, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for index in torch.arange(90).split(30):
+            method.loss([images[index], images[index]], index)
+    expected = nn.functional.normalize(images[::3].flatten(1))
+    found = nn.functional.normalize(method.feature_bank[:-1].float())
+    assert torch.allclose(found, expected, atol=2e-3)
+    optimizer, generator = torch.optim.SGD(method.parameters()), torch.Generator()
+    snapshot = method.start_epoch(1, lambda: images, optimizer, generator)
+    assert snapshot is not None and snapshot.rows is not None
+    assert torch.equal(snapshot.rows, method.rows)
+    assert len(snapshot.labels) == len(snapshot.features) == 30
+
+
+def test_a_checkpoint_grows_little_with_the_images() -> None:
+    def bytes_of(n: int) -> int:
+        return sum(value.nbytes for value in build(n).state_dict().values())
+
+    assert bytes_of(200_000) - bytes_of(100_000) <= 100_000 * (64 * 2 + 4)
+
+
+def test_cuts_are_few_however_many_the_epochs() -> None:
+    for epochs, every in [(10, 3), (100, 3), (200, 6), (1000, 30)]:
+        method = build(30)
+        method.epochs = epochs
+        assert method.every == every
 
 
 def digits_nmi(seed: int, **settings: object) -> tuple[float, float]:

@@ -26,7 +26,12 @@ class Means(nn.Module):
 
 
 def build(n: int = 200, k: int = 5, **settings: object) -> DeepCluster:
-    values = {"deepcluster.pseudo_clusters": k, "deepcluster.head_lr": 0.05, "train.lr": 0.05}
+    values = {
+        "deepcluster.pca": 256,
+        "deepcluster.pseudo_clusters": k,
+        "deepcluster.head_lr": 0.05,
+        "train.lr": 0.05,
+    }
     values |= {f"deepcluster.{name}": value for name, value in settings.items()}
     torch.manual_seed(0)
     return DeepCluster(override(Config(), values), Means(), n)

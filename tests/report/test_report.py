@@ -662,7 +662,7 @@ def test_a_bad_file_changes_nothing(run: RunDir, text: str, said: str) -> None:
 
 def test_labels_of_another_run_are_refused(run: RunDir, tmp_path: Path) -> None:
     other = make_run(tmp_path / "other", n=8, clusters=3, ids=column(run, "id"))
-    other.write_info({**other.read_info(), "seed": 1})  # all else is the same
+    other.write_info({**run.read_info(), "seed": 1})  # all else is the same
     assert other.fingerprint() != run.fingerprint()
     row = f"run,id,cluster\n{other.fingerprint()},000,1\n"
     before = contents(run.path)

@@ -14,6 +14,7 @@ from deepcluster.images.store import ImageStore
 from deepcluster.methods import METHODS
 from deepcluster.progress import Progress
 from deepcluster.run import RunDir
+from deepcluster.training import loop
 from deepcluster.training.checkpoints import load_checkpoint
 from deepcluster.training.loop import FitResult, fit, schedule
 from deepcluster.training.optimizers import build_optimizer
@@ -189,3 +190,33 @@ def test_pseudo_labels_by_power_iteration_resume_as_well(
     with pytest.raises(KeyboardInterrupt):
         fit(shapes, config, run=run, progress=StopAfter(2, in_the_middle=False))
     assert bits(fit(shapes, config, run=run, resume=True)) == bits(whole)
+
+
+def test_the_yardstick_is_of_some_images(shapes: ImageStore) -> None:
+    generator = torch.Generator().manual_seed(0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "PIXEL_IMAGES", 12)
+        rows, found = loop.pixel_clusters(shapes, 3, generator)
+    assert len(rows) == len(found) == 30  # ten a cluster
+    assert (np.diff(rows) >= 3).all()
+    assert rows[0] == 0 and rows[-1] >= 90  # spread over all 96
+    rows, found = loop.pixel_clusters(shapes, 3, generator)
+    assert rows.tolist() == list(range(96))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_schedule_is_shortened_and_says_so(
+    method: str, tiny: Config, shapes: ImageStore, tmp_path: Path
+) -> None:
+    """From 9 epochs to 5 after the second: clusters still teach, and a resumed fit knows of it."""
+    config = resolved(override(tiny, {"method": method, "epochs": 9}), shapes)
+    run = RunDir(tmp_path)
+    result = fit(shapes, config, run=run, pace=lambda done, epochs, _: 5 if done == 2 else epochs)  # type: ignore[arg-type]
+    assert result.config.epochs == 5 == len(result.history) == run.read_config().epochs
+    assert [line.get("epochs") for line in result.history] == [None, 5, None, None, None]
+    assert (run.checkpoints / "epoch-00005.safetensors").is_file()
+    assert all(np.isfinite(line["loss"]) for line in result.history)
+    again = fit(shapes, result.config, run=run, resume=True)
+    assert bits(again) == bits(result)
+    now = fit(shapes, config, pace=lambda done, epochs, _: done)  # type: ignore[arg-type]
+    assert len(now.history) == 1

@@ -10,8 +10,9 @@ from conftest import make_shapes
 from deepcluster import DeepCluster
 from deepcluster.config import Config, override
 from deepcluster.errors import ConfigError
+from deepcluster.images.store import ImageStore
 from deepcluster.training import plan
-from deepcluster.training.plan import Cost, choose_scale, resolve, schedule_minutes
+from deepcluster.training.plan import Cost, Pace, choose_scale, resolve, schedule_minutes
 
 FACTS: dict[str, Any] = {"n": 10_000, "size": 32, "channels": 3}
 
@@ -145,3 +146,58 @@ def test_from_python_no_clock_is_read_unless_asked(monkeypatch: pytest.MonkeyPat
     assert DeepCluster(n_clusters=3, random_state=0).fit(make_shapes(12)).n_iter_ == 80
     with pytest.raises(AssertionError, match="timed"):
         DeepCluster(n_clusters=3, minutes=1).fit(make_shapes(12))
+
+
+def test_a_gpu_takes_larger_batches_of_many_images() -> None:
+    asked = [(50_000, "cuda"), (2000, "cuda"), (50_000, "cpu"), (50_000, "mps")]
+    assert [plan.usual_batch(n, device) for n, device in asked] == [512, 256, 256, 256]
+
+
+def test_giants_are_timed_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[tuple[int, ...]] = []
+
+    def record(**how: Any) -> ImageStore:
+        sizes.append(how["pixels"].shape)
+        return ImageStore(**how)
+
+    monkeypatch.setattr(plan, "ImageStore", record)
+    settings = {"backbone": "convnet_tiny", "device": "cpu", "epochs": 1, "clusters": 2}
+    config = override(Config(), settings)
+    few = resolve(override(config, {"size": 48}), n=40, size=48, channels=1)
+    whole = plan.estimate(few, n=40, channels=1, store_bytes=0, patience=0)
+    monkeypatch.setattr(plan, "TRIAL_PIXELS", 48**2 * 20)
+    part = plan.estimate(few, n=40, channels=1, store_bytes=0, patience=0)
+    assert sizes == [(40, 48, 48, 1), (10, 48, 48, 1)]
+    assert 0.8 < part.memory / whole.memory < 1.25
+
+
+def test_a_fit_that_would_be_late_gets_fewer_epochs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By hand: 100 s given, 10 s of rest, 20 epochs of 4 s planned; they take 8 s each."""
+    now = 0.0
+    monkeypatch.setattr("deepcluster.training.plan.time.perf_counter", lambda: now)
+    said: list[str] = []
+    pace = Pace(100 / 60, rest=10, began=0, say=said.append)
+    for done in (1, 2):  # too early to judge
+        now += 8
+        assert pace(done, 20, 8.0) == 20
+    now += 8
+    assert pace(3, 20, 8.0) == 11  # (100 - 24 - 10) / 8 = 8.25 more
+    assert len(said) == 1 and "there will be 11" in said[0]
+    for done in range(4, 12):
+        now += 8
+        assert pace(done, 11, 8.0) == 11
+    assert now + 10 < 110 and len(said) == 1
+
+
+def test_a_first_epoch_that_is_slow_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr("deepcluster.training.plan.time.perf_counter", lambda: now)
+    pace = Pace(1, rest=0, began=0, say=pytest.fail)
+    for done in range(1, 11):
+        now += 10 if done == 1 else 5
+        assert pace(done, 10, 10.0 if done == 1 else 5.0) == 10
+
+
+def test_where_the_time_is_gone_the_fit_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deepcluster.training.plan.time.perf_counter", lambda: 59.0)
+    assert Pace(1, rest=5, began=0, say=lambda _: None)(2, 10, 30.0) == 2

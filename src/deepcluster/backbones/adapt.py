@@ -14,7 +14,7 @@ from types import MethodType
 from typing import Any
 
 import torch
-from timm.layers import pad_same
+from timm.layers.padding import pad_same
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -23,7 +23,7 @@ class _Filter(torch.autograd.Function):
     """A convolution of each channel alone, whose weights do not learn."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, images: Tensor, weight: Tensor, stride: tuple[int, int], padding: tuple[int, int]
     ) -> Tensor:
         ctx.save_for_backward(weight)
@@ -31,7 +31,7 @@ class _Filter(torch.autograd.Function):
         return F.conv2d(images, weight, None, stride, padding, groups=len(weight))
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Any:
         (weight,) = ctx.saved_tensors
         rows, columns = ctx.stride
         if rows > 1 or columns > 1:  # zeros where the stride stepped over
@@ -56,20 +56,20 @@ class _Filter(torch.autograd.Function):
 def _filtered(module: nn.Conv2d, images: Tensor) -> Tensor:
     padding = module.padding
     if type(module).__name__ == "Conv2dSame":  # timm's: padded by the size of the images
-        images = pad_same(images, module.kernel_size, module.stride, module.dilation)
+        kernel, stride, dilation = map(list, (module.kernel_size, module.stride, module.dilation))
+        images = pad_same(images, kernel, stride, dilation)
         padding = (0, 0)
     weight = module.weight
     if torch.is_autocast_enabled(images.device.type):
         dtype = torch.get_autocast_dtype(images.device.type)
         images, weight = images.to(dtype), weight.to(dtype)
-    found: Tensor = _Filter.apply(images, weight, module.stride, padding)  # type: ignore[no-untyped-call]
+    found: Tensor = _Filter.apply(images, weight, module.stride, padding)
     return found if module.bias is None else found + module.bias.to(found.dtype)[:, None, None]
 
 
-def _is_filter(module: nn.Module) -> bool:
+def _is_filter(module: nn.Conv2d) -> bool:
     return (
-        isinstance(module, nn.Conv2d)
-        and module.groups == module.in_channels == module.out_channels > 1
+        module.groups == module.in_channels == module.out_channels > 1
         and module.dilation == (1, 1)
         and module.padding_mode == "zeros"
         and not isinstance(module.padding, str)
@@ -83,7 +83,7 @@ def hold(net: nn.Module) -> Callable[[], None]:
     Returns:
         What lets them go: the net is as before then.
     """
-    filters = [module for module in net.modules() if _is_filter(module)]
+    filters = [m for m in net.modules() if isinstance(m, nn.Conv2d) and _is_filter(m)]
     learnt = [module.weight.requires_grad for module in filters]
     for module in filters:
         module.weight.requires_grad_(False)

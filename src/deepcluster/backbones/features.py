@@ -24,7 +24,7 @@ from deepcluster.clustering.corrections import Corrections
 from deepcluster.clustering.pca import PCA, normalise
 from deepcluster.clustering.prototypes import Prototypes
 from deepcluster.errors import DamagedError, RunError
-from deepcluster.files import reading
+from deepcluster.files import reading, replacing
 from deepcluster.images.sinks import pixel_digest
 from deepcluster.images.sources import cache_folder
 
@@ -290,6 +290,10 @@ class FittedModel:
         folder.mkdir(parents=True, exist_ok=True)
         if self.backbone is not None:
             self._save_net(self.backbone, folder)
+        self.save_clusters(folder)
+
+    def save_clusters(self, folder: Path) -> None:
+        """Write what assigns an image, and leave the net as it is."""
         tensors = {"centers": self.prototypes.centers, "cluster": self.prototypes.cluster}
         given = {"part": self.prototypes.part, "base": self.prototypes.base}
         tensors |= {name: value for name, value in given.items() if value is not None}
@@ -299,7 +303,8 @@ class FittedModel:
                 "pca.components": self.pca.components,
                 "pca.scale": self.pca.scale,
             }
-        save_file({k: v.cpu().contiguous() for k, v in tensors.items()}, folder / CLUSTERS_FILE)
+        with replacing(folder / CLUSTERS_FILE) as part:
+            save_file({k: v.cpu().contiguous() for k, v in tensors.items()}, part)
         for path in folder.glob("*.safetensors"):
             path.chmod(0o644)  # the library makes them unreadable for others
 
@@ -335,7 +340,8 @@ class FittedModel:
         Raises:
             RunError: a file is missing or damaged.
         """
-        net, rest = None, {"name": GIVEN, "channels": 1, "sobel": False}
+        net: nn.Module | None = None
+        rest: dict[str, Any] = {"name": GIVEN, "channels": 1, "sobel": False}
         preprocessing = Preprocessing(1, (0.0,), (1.0,))
         if (folder / "config.json").exists() or (folder / "model.safetensors").exists():
             net, preprocessing, rest = _load_net(folder, backbone)
@@ -409,6 +415,10 @@ def _check_clusters(tensors: dict[str, Tensor], d: int | None) -> None:
         raise DamagedError("its centres are not of this net")
     if not all(bool(t.isfinite().all()) for t in tensors.values() if t.is_floating_point()):
         raise DamagedError("a centre is not finite")
-    numbers = cluster.unique()
-    if cluster.dtype != torch.int64 or not torch.equal(numbers, torch.arange(len(numbers))):
-        raise DamagedError("a cluster is missing")
+    for name in ("cluster", "part", "base"):
+        groups = tensors.get(name, cluster)
+        numbers = groups.unique()
+        if groups.dtype != torch.int64 or groups.shape != cluster.shape:
+            raise DamagedError("its centres are not of this net")
+        if not torch.equal(numbers, torch.arange(len(numbers))):
+            raise DamagedError(f"a {name} is missing")

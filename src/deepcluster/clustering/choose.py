@@ -3,14 +3,13 @@
 The neighbour graph is cut into every number of clusters from 2 on, several times, each time from
 other landmarks. The score of a number is the product of
 
-- the silhouette of the cuts (Rousseeuw 1987), as the mean over clusters of the mean in each: over
-  rows a large cluster would speak for all, and a rare one that lies apart would not count;
+- what an edge tells: the mutual information of the clusters at its two ends, over their entropy. A
+  rare group that lies apart raises it, half of a large one lowers it, whatever the sizes;
 - their modularity: edges kept within clusters, less those that chance would keep (Newman 2004);
 - their stability: adjusted mutual information of two cuts, over all pairs (von Luxburg 2010).
 
-Each alone fails on the features of a net. The silhouette goes on to rise a little when a class
-falls apart into two that do lie apart, and falls from 2 on where no class lies apart; modularity
-rises when a class is split; the cut in two is as stable as any.
+Each alone fails on the features of a net. What an edge tells falls with each further cut, and
+so does stability as a rule: both prefer two; modularity rises when a class is split.
 
 How far these and other criteria land from the truth is in docs/log.md.
 """
@@ -21,8 +20,9 @@ import itertools
 from dataclasses import dataclass
 
 import numpy as np
+import scipy.special
 import torch
-from sklearn.metrics import adjusted_mutual_info_score, pairwise_distances, silhouette_samples
+from sklearn.metrics import adjusted_mutual_info_score
 from torch import Tensor
 
 from deepcluster.clustering.graph import (
@@ -77,7 +77,6 @@ def choose_clusters(
     x, n = x.detach().float(), len(x)
     wanted = min(n, max(PATCHES, 10 * largest))
     judged = torch.randperm(n, generator=generator)[:JUDGED].to(x.device)
-    distances = pairwise_distances(x[judged].cpu().numpy())  # its diagonal is 0
     draws = []
     for _ in range(DRAWS):
         centers, patch = landmarks(x, wanted, 2, generator)
@@ -90,25 +89,31 @@ def choose_clusters(
             refine(weights, cluster_at(merges, len(weights), k)) for weights, merges, _ in draws
         ]
         found = [c[own] for c, (_, _, own) in zip(cuts, draws, strict=True)]
-        apart = [_silhouette(distances, clusters) for clusters in found]
-        kept = [_modularity(weights, c) for c, (weights, _, _) in zip(cuts, draws, strict=True)]
+        shares = [_between(weights, c) for c, (weights, _, _) in zip(cuts, draws, strict=True)]
+        told = [_told(share) for share in shares]
+        kept = [_modularity(share) for share in shares]
         again = [adjusted_mutual_info_score(a, b) for a, b in itertools.combinations(found, 2)]
-        factors = [np.mean(apart), np.mean(kept), np.mean(again)]
+        factors = [np.mean(told), np.mean(kept), np.mean(again)]
         scores[k] = float(np.prod(np.maximum(factors, 0)))
     return Choice(max(scores, key=lambda k: scores[k], default=fewest), scores)
 
 
-def _modularity(weights: np.ndarray, clusters: np.ndarray) -> float:
-    """Share of the edges within clusters, less what chance would keep there."""
+def _between(weights: np.ndarray, clusters: np.ndarray) -> np.ndarray:
+    """Share of the edges between each pair of clusters, ``(k, k)``."""
     member = np.eye(clusters.max() + 1)[clusters]  # (m, k)
-    between = member.T @ weights @ member / weights.sum()
-    return float(between.trace() - (between.sum(0) ** 2).sum())
+    share: np.ndarray = member.T @ weights @ member / weights.sum()
+    return share
 
 
-def _silhouette(distances: np.ndarray, clusters: np.ndarray) -> float:
-    """Mean over the clusters of the mean silhouette of their rows."""
-    numbers, position = np.unique(clusters, return_inverse=True)
-    if not 2 <= len(numbers) < len(clusters):
-        return 0.0
-    each = silhouette_samples(distances, clusters, metric="precomputed")
-    return float((np.bincount(position, each) / np.bincount(position)).mean())
+def _modularity(share: np.ndarray) -> float:
+    """Share of the edges within clusters, less what chance would keep there."""
+    return float(share.trace() - (share.sum(0) ** 2).sum())
+
+
+def _told(share: np.ndarray) -> float:
+    """Normalised mutual information of the clusters at the two ends of an edge."""
+    size = share.sum(0)
+    entropy = float(-scipy.special.xlogy(size, size).sum())
+    chance = np.outer(size, size)
+    told = float(scipy.special.xlogy(share, share / np.where(chance > 0, chance, 1)).sum())
+    return told / entropy if entropy > 0 else 0.0

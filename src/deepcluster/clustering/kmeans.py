@@ -5,13 +5,14 @@ Lloyd, "Least squares quantization in PCM" (1982); seeding after Arthur and Vass
 Written by hand because no library runs it on CPU, GPU and MPS alike, out of core, and says how
 often it had to repair an empty cluster. scikit-learn and faiss are its references in the tests.
 
-- Memory: at most `chunk_size` x k scores exist at once. Rows in memory are copied once as float32
+- Memory: at most `chunk_size` x k scores exist at once. Rows in memory are copied once
   (centred or normalised); a memory-mapped array, or one that would fill more than half of a GPU, is
   read block by block in every pass instead.
-- Accuracy: rows and centres are shifted by the mean before ||x||^2 - 2xc + ||c||^2 is formed in
-  float32, so a common offset costs no digits; sums over a cluster are float64; distances that are
-  returned come from x - c itself and are never negative. On a GPU the product follows torch's own
-  float32 matmul precision.
+- Accuracy: float64 rows are computed in float64, all others in float32. In every pass rows and
+  centres are shifted by a median of rows before ||x||^2 - 2xc + ||c||^2 is formed, and divided by a
+  power of two where they are very large or small, so neither a common offset nor the scale costs
+  digits; sums over a cluster are float64; distances that are returned come from x - c itself and
+  are never negative. On a GPU the product follows torch's own float32 matmul precision.
 - Empty clusters: the centre moves to the row that lies farthest from its own centre, which leaves
   that row's cluster (scikit-learn's rule); the next empty one takes the next farthest, different
   row. Rows that lie on their centre, and a cluster's only row, are never taken; with more clusters
@@ -23,6 +24,7 @@ from __future__ import annotations
 
 import math
 import mmap
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -35,6 +37,7 @@ from sklearn.base import (
     ClusterMixin,
     TransformerMixin,
 )
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
@@ -42,6 +45,8 @@ from torch.nn import functional as F
 
 Metric = Literal["l2", "cosine"]
 
+FAR = 2.0**40  # from here on, or below 1 / FAR, values are scaled before they are squared
+MIDDLE = 1024  # rows whose median all are shifted by
 ONE_BY_ONE = 256  # k-means++ draws this many centres one at a time, later ones in blocks
 
 
@@ -50,11 +55,11 @@ class KMeansResult:
     """What :func:`kmeans` found; tensors on the device that computed them."""
 
     centers: Tensor
-    """``(k, d)`` float32; unit length for cosine."""
+    """``(k, d)``, float64 if the rows are, else float32; unit length for cosine."""
     labels: Tensor
     """``(n,)`` int64, from 0: ``assign(x, centers)``, so a repaired cluster may still be empty."""
     distances: Tensor
-    """``(n,)`` float32: Euclidean distance to the centre, or 1 - cosine."""
+    """``(n,)``, as the centres: Euclidean distance to the centre, or 1 - cosine."""
     inertia: float
     """Sum over all rows of the squared Euclidean distance, or of 1 - cosine."""
     n_iter: int
@@ -63,6 +68,8 @@ class KMeansResult:
     """Centres of empty clusters that were moved, summed over the iterations of the best start."""
     converged: bool
     """Whether it stopped before `max_iter`: labels unchanged, or centres moved less than `tol`."""
+    shift: Tensor
+    """``(d,)`` float64: where the rows lie, for :func:`assign`; zeros for cosine."""
 
 
 @torch.no_grad()
@@ -147,12 +154,13 @@ def kmeans(
             best, least = found, inertia
     assert best is not None
     centers, n_iter, n_repaired, converged = best
-    centers = rows.unplace(centers)
-    del rows  # frees its copy of the rows before assign makes one
-    labels, distances = assign(x, centers, metric=metric, chunk_size=chunk_size, device=device)
-    return KMeansResult(
-        centers, labels, distances, _inertia(distances, metric), n_iter, n_repaired, converged
+    centers, shift = rows.unplace(centers), rows.shift
+    del rows  # frees its copy of the rows before assign reads them again
+    labels, distances = assign(
+        x, centers, metric=metric, chunk_size=chunk_size, device=device, shift=shift
     )
+    inertia = _inertia(distances, metric)
+    return KMeansResult(centers, labels, distances, inertia, n_iter, n_repaired, converged, shift)
 
 
 @torch.no_grad()
@@ -163,6 +171,7 @@ def assign(
     metric: Metric = "l2",
     chunk_size: int | None = None,
     device: torch.device | str | None = None,
+    shift: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The nearest centre of each row, the first one on a tie.
 
@@ -172,10 +181,11 @@ def assign(
         metric: as the centres were found with.
         chunk_size: rows scored at a time; None chooses.
         device: where to compute; None is where `x` is.
+        shift: ``(d,)``, of the result that the centres come from; None is found from `x`.
 
     Returns:
-        labels ``(n,)`` int64 and distances ``(n,)`` float32: Euclidean, or 1 - cosine (a zero row
-        has cosine 0 with everything).
+        labels ``(n,)`` int64 and distances ``(n,)``, float64 if the rows are, else float32:
+        Euclidean, or 1 - cosine (a zero row has cosine 0 with everything).
 
     Raises:
         ValueError: `x` is empty or holds NaN or infinity, or its width is not the centres'.
@@ -185,7 +195,8 @@ def assign(
         raise ValueError(
             f"rows have {x.shape[1]} features, centres have {centers.shape[1]}: give both alike"
         )
-    rows = _Rows(x, metric, len(centers), chunk_size, device, shift=_mean(centers))
+    rows = _Rows(x, metric, len(centers), chunk_size, device, shift=shift, copy=False)
+    rows.widen(centers)
     return _measure(rows, rows.place(centers))
 
 
@@ -200,12 +211,6 @@ def _matrix(x: Any) -> Any:
     return x
 
 
-def _mean(centers: Any) -> Tensor:
-    """Mean of the centres, ``(d,)`` float64, on the CPU."""
-    known = centers.cpu() if isinstance(centers, Tensor) else torch.from_numpy(np.array(centers))
-    return known.double().mean(0)
-
-
 def _inertia(distances: Tensor, metric: Metric) -> float:
     exact = distances.cpu().double()
     total: Tensor = (exact if metric == "cosine" else exact.square()).sum()
@@ -213,10 +218,10 @@ def _inertia(distances: Tensor, metric: Metric) -> float:
 
 
 class _Rows:
-    """The rows of a matrix as the engine wants them: float32, on the device, a block at a time.
+    """The rows of a matrix as the engine wants them: on the device, a block at a time.
 
-    For L2 they are shifted by the mean (any shift will do; near the mean least digits are lost),
-    for cosine they have unit length.
+    For L2 they are shifted by a median (any shift will do; near most rows least digits are lost)
+    and scaled if their squares could be too large or small; for cosine they have unit length.
     """
 
     def __init__(
@@ -226,7 +231,8 @@ class _Rows:
         k: int,
         chunk_size: int | None,
         device: torch.device | str | None,
-        shift: Tensor | None = None,  # (d,) float64; None looks for the mean and NaN
+        shift: Tensor | None = None,  # (d,) float64; None takes the median of some rows
+        copy: bool = True,  # rows in memory: prepared once, for many passes
     ) -> None:
         if metric not in ("l2", "cosine"):
             raise ValueError(f"metric = {metric!r}: give 'l2' or 'cosine'")
@@ -243,13 +249,13 @@ class _Rows:
         self.chunk_size = chunk_size or min(max(scores // max(k, self.d), 256), most)
         self.chunk_size = min(self.chunk_size, self.n)
         self.kept: Tensor | None = None
+        wide = str(self.x.dtype).endswith("float64") and _has_float64(self.device)
+        self.dtype = torch.float64 if wide else torch.float32
         self.shift = torch.zeros(self.d, dtype=torch.float64)
-        if shift is not None:  # for one pass a copy does not pay; it finds NaN itself
-            self.shift = shift
-            return
-        self._look_through()
-        if not self._stream():
-            kept = torch.empty(self.n, self.d, device=self.device)
+        self.scale = 1.0
+        self._look_through(shift)
+        if copy and not self._stream():
+            kept = torch.empty(self.n, self.d, device=self.device, dtype=self.dtype)
             for a, b in self.ranges():
                 kept[a:b] = self._prepare(self._raw(a, b))
             self.kept = kept
@@ -263,16 +269,42 @@ class _Rows:
         if self.device.type != "cuda":
             return False
         free, _ = torch.cuda.mem_get_info(self.device)
-        return bool(self.n * self.d * 4 > free // 2)
+        return bool(self.n * self.d * self.dtype.itemsize > free // 2)
 
-    def _look_through(self) -> None:
-        total = torch.zeros(self.d, dtype=torch.float64)
+    def _look_through(self, shift: Tensor | None) -> None:
+        home = self.device if _has_float64(self.device) else torch.device("cpu")
+        total = torch.zeros(self.d, dtype=torch.float64, device=home)
+        most, least = torch.full_like(total, -math.inf), torch.full_like(total, math.inf)
         for a, b in self.ranges():
-            total += self._raw(a, b).sum(0).cpu().double()
+            block = self._raw(a, b)
+            total += block.to(home).sum(0, dtype=torch.float64)
+            torch.maximum(most, block.amax(0).to(home).double(), out=most)
+            torch.minimum(least, block.amin(0).to(home).double(), out=least)
         if not total.isfinite().all():
             self.explain_nan()
         if self.metric == "l2":
-            self.shift = total / self.n
+            self.shift = self._middle() if shift is None else shift
+            self._fit_scale(torch.stack([most.cpu(), least.cpu()]))
+
+    def _middle(self) -> Tensor:
+        """Median of some rows, ``(d,)`` float64: one row far away draws a mean, but not this."""
+        some = np.linspace(0, self.n - 1, min(self.n, MIDDLE)).astype(np.int64)
+        rows = (
+            self.x[torch.from_numpy(some).to(self.x.device)]
+            if isinstance(self.x, Tensor)
+            else (self.x[some])
+        )
+        return self._to_float(rows).cpu().double().median(0).values
+
+    def widen(self, centers: Any) -> None:
+        """Choose the scale anew so that it suits these centres as well."""
+        if self.metric == "l2" and self.kept is None:
+            self._fit_scale(self._to_float(centers).cpu().double())
+
+    def _fit_scale(self, x: Tensor) -> None:
+        far = float((x - self.shift).abs().max())
+        if math.isfinite(far) and not 1 / FAR < far < FAR and far > 0:
+            self.scale = max(2.0 ** math.floor(math.log2(far)), self.scale if far > 1 else 0.0)
 
     def explain_nan(self) -> None:
         """Raise a ValueError that says how many rows are not finite."""
@@ -305,8 +337,9 @@ class _Rows:
 
     def _prepare(self, x: Tensor) -> Tensor:
         if self.metric == "cosine":
-            return F.normalize(x.float(), dim=1)
-        return (x - self.shift.to(x.dtype).to(x.device)).float()
+            return _unit(x).to(self.dtype)
+        moved = x - self.shift.to(x.dtype).to(x.device)
+        return (moved if self.scale == 1 else moved / self.scale).to(self.dtype)
 
     def block(self, a: int, b: int) -> Tensor:
         """Rows a to b, ``(b - a, d)``."""
@@ -328,8 +361,8 @@ class _Rows:
 
     def unplace(self, centers: Tensor) -> Tensor:
         """The inverse of :meth:`place`; cosine centres stay of unit length."""
-        back: Tensor = centers.cpu().double() + self.shift
-        return back.float().to(self.device)
+        back: Tensor = centers.cpu().double() * self.scale + self.shift
+        return back.to(self.dtype).to(self.device)
 
     def variance(self) -> float:
         """Mean over the features of their variance."""
@@ -340,6 +373,12 @@ class _Rows:
             total += block.sum(0).cpu().double()
             squares += float(block.square().sum())
         return max(squares / self.n - float((total / self.n).square().sum()), 0.0) / self.d
+
+
+def _unit(x: Tensor) -> Tensor:
+    """Rows of unit length, also of values whose squares are no numbers; a row of zeros stays."""
+    largest = x.abs().amax(1, keepdim=True)
+    return F.normalize(x / largest.where(largest > 0, torch.ones_like(largest)), dim=1)
 
 
 def _has_float64(device: torch.device) -> bool:
@@ -355,7 +394,7 @@ def _is_memory_mapped(x: Any) -> bool:
 def _offsets(centers: Tensor, metric: Metric) -> Tensor:
     """What is added to -2xc: ||c||^2, ``(k,)``; 0 for cosine, whose centres are all as long."""
     if metric == "cosine":
-        return torch.zeros(len(centers), device=centers.device)
+        return centers.new_zeros(len(centers))
     return centers.square().sum(1)
 
 
@@ -370,7 +409,7 @@ def _argmin(scores: Tensor) -> Tensor:
 def _nearest(rows: _Rows, centers: Tensor) -> Iterator[tuple[int, int, Tensor, Tensor]]:
     """For each block: its first and last + 1 row, the rows, and the nearest centre of each."""
     offsets = _offsets(centers, rows.metric)
-    scores = torch.empty(rows.chunk_size, len(centers), device=rows.device)
+    scores = torch.empty(rows.chunk_size, len(centers), device=rows.device, dtype=rows.dtype)
     for a, b in rows.ranges():
         x = rows.block(a, b)
         torch.addmm(offsets, x, centers.T, alpha=-2, out=scores[: b - a])
@@ -380,13 +419,11 @@ def _nearest(rows: _Rows, centers: Tensor) -> Iterator[tuple[int, int, Tensor, T
 def _measure(rows: _Rows, centers: Tensor) -> tuple[Tensor, Tensor]:
     """Labels ``(n,)`` and distances ``(n,)`` to placed centres."""
     labels = torch.empty(rows.n, dtype=torch.int64, device=rows.device)
-    distances = torch.empty(rows.n, device=rows.device)
+    distances = torch.empty(rows.n, device=rows.device, dtype=rows.dtype)
     for a, b, x, nearest in _nearest(rows, centers):
         labels[a:b] = nearest
         distances[a:b] = _distance(x, centers[nearest], rows.metric)
-    if not distances.sum().isfinite():
-        rows.explain_nan()
-    return labels, distances
+    return labels, distances if rows.scale == 1 else distances * rows.scale
 
 
 def _distance(x: Tensor, own: Tensor, metric: Metric) -> Tensor:
@@ -444,32 +481,49 @@ def _means(sums: Tensor, counts: Tensor, centers: Tensor, metric: Metric) -> Ten
         length = new.norm(dim=1)
         known = known & (length > 1e-6)
         new = new / length.clamp(min=1e-6)[:, None]
-    return torch.where(known[:, None].to(centers.device), new.float().to(centers.device), centers)
+    new = new.to(centers.dtype).to(centers.device)
+    return torch.where(known[:, None].to(centers.device), new, centers)
 
 
 def _repair(rows: _Rows, centers: Tensor, labels: Tensor, sums: Tensor, counts: Tensor) -> int:
     """Move the farthest rows into the empty clusters, in `sums` and `counts`; returns how many."""
-    distances = torch.empty(rows.n, device=rows.device)
+    distances = torch.empty(rows.n, device=rows.device, dtype=rows.dtype)
     for a, b in rows.ranges():
         distances[a:b] = _distance(rows.block(a, b), centers[labels[a:b]], rows.metric)
-    farthest, order = distances.cpu().sort(descending=True, stable=True)
-    empty = (counts == 0).nonzero()[:, 0].tolist()
-    filled = 0
-    last: Tensor | None = None
-    for distance, index in zip(farthest, order, strict=True):
-        if filled == len(empty) or distance <= 0:
+    farthest, order = distances.sort(descending=True, stable=True)
+    order = order[: int((farthest > 0).sum())]
+    empty = (counts == 0).nonzero()[:, 0]
+    looked_at = 2 * len(empty)
+    while True:
+        index = order[:looked_at]
+        taken = rows.take(index).to(sums.device).double()
+        other = torch.ones(len(index), dtype=torch.bool, device=sums.device)
+        other[1:] = (taken[1:] != taken[:-1]).any(1)  # copies of a row are as far: side by side
+        donor, taken = labels[index].to(sums.device)[other], taken[other]
+        spare = _rank(donor) < counts[donor] - 1  # a cluster keeps its last row
+        if int(spare.sum()) >= len(empty) or looked_at >= len(order):
             break
-        donor = labels[index]
-        row = rows.take(index[None])[0].to(sums.device).double()
-        if counts[donor] < 2 or (last is not None and torch.equal(row, last)):
-            continue
-        sums[donor] -= row
-        counts[donor] -= 1
-        sums[empty[filled]] = row
-        counts[empty[filled]] = 1
-        filled += 1
-        last = row
+        looked_at *= 2
+    donor, taken = donor[spare][: len(empty)], taken[spare][: len(empty)]
+    filled = len(donor)
+    sums.index_add_(0, donor, -taken)
+    counts.index_add_(0, donor, counts.new_full((filled,), -1))
+    sums[empty[:filled]] = taken
+    counts[empty[:filled]] = 1
     return filled
+
+
+def _rank(groups: Tensor) -> Tensor:
+    """How many of the same group come before, ``(n,)``."""
+    order = groups.argsort(stable=True)
+    place = torch.arange(len(groups), device=groups.device)
+    ordered = groups[order]
+    first = torch.ones_like(ordered, dtype=torch.bool)
+    first[1:] = ordered[1:] != ordered[:-1]
+    start = torch.where(first, place, 0).cummax(0).values
+    rank = torch.empty_like(place)
+    rank[order] = place - start
+    return rank
 
 
 def _plus_plus(rows: _Rows, k: int, generator: torch.Generator) -> Tensor:
@@ -482,8 +536,8 @@ def _plus_plus(rows: _Rows, k: int, generator: torch.Generator) -> Tensor:
     """
     trials = 2 + int(math.log(k))
     lengths = torch.cat([rows.block(a, b).square().sum(1) for a, b in rows.ranges()])  # (n,)
-    nearest = torch.full((rows.n,), math.inf, device=rows.device)  # D^2 of each row
-    lowered = torch.empty(rows.n, trials, device=rows.device)  # what it becomes with a candidate
+    nearest = torch.full_like(lengths, math.inf)  # D^2 of each row
+    lowered = lengths.new_empty(rows.n, trials)  # what it becomes with a candidate
     picked = torch.randint(rows.n, (1,), generator=generator)
     drawn = [picked]
     count = 1
@@ -540,7 +594,8 @@ class KMeans(
     Args:
         n_clusters: number of clusters.
         init: ``"k-means++"``, ``"random"`` or ``(n_clusters, n_features)`` centres.
-        n_init: random starts, of which the best is kept.
+        n_init: random starts, of which the best is kept; ``"auto"`` is scikit-learn's: 10 of
+            random rows, else 1.
         max_iter: iterations at most.
         tol: tolerance of the centres' shift, relative to the variance.
         metric: ``"l2"`` or ``"cosine"``.
@@ -550,7 +605,8 @@ class KMeans(
         random_state: an int, a numpy RandomState or None, as everywhere in scikit-learn.
 
     Attributes (after ``fit``): ``labels_``, ``cluster_centers_``, ``inertia_``, ``n_iter_``,
-    ``n_repaired_``, ``n_features_in_``. Centres and distances are float32.
+    ``n_repaired_``, ``n_features_in_``. Centres and distances are float64 where the rows are, else
+    float32. Fewer different rows than clusters are told by a ``ConvergenceWarning``.
     """
 
     def __init__(
@@ -558,7 +614,7 @@ class KMeans(
         n_clusters: int = 8,
         *,
         init: str | np.ndarray = "k-means++",
-        n_init: int = 1,
+        n_init: int | Literal["auto"] = 1,
         max_iter: int = 300,
         tol: float = 1e-4,
         metric: Metric = "l2",
@@ -582,6 +638,9 @@ class KMeans(
         """Cluster the rows of `X`, ``(n, d)``; `y` is ignored."""
         X = validate_data(self, X, dtype=[np.float32, np.float64])
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        starts = self.n_init
+        if starts == "auto":
+            starts = 10 if isinstance(self.init, str) and self.init == "random" else 1
         result = kmeans(
             X,
             self.n_clusters,
@@ -589,7 +648,7 @@ class KMeans(
             init=self.init,
             max_iter=self.max_iter,
             tol=self.tol,
-            n_init=self.n_init,
+            n_init=starts,
             max_points_per_centre=self.max_points_per_centre,
             chunk_size=self.chunk_size,
             generator=torch.Generator().manual_seed(seed),
@@ -600,6 +659,15 @@ class KMeans(
         self.inertia_ = result.inertia
         self.n_iter_ = result.n_iter
         self.n_repaired_ = result.n_repaired
+        self._shift = result.shift
+        found = len(np.unique(self.labels_))
+        if found < self.n_clusters:
+            warnings.warn(
+                f"{found} different clusters were found where {self.n_clusters} were asked for: "
+                "there may be rows that are alike",
+                ConvergenceWarning,
+                stacklevel=2,
+            )
         return self
 
     def predict(self, X: np.ndarray) -> np.ndarray:
@@ -607,21 +675,30 @@ class KMeans(
         return self._assign(X)[0].cpu().numpy()
 
     def transform(self, X: np.ndarray) -> np.ndarray:
-        """The distance of each row of `X` to each centre, ``(n, k)`` float32."""
+        """The distance of each row of `X` to each centre, ``(n, k)``; of the type of `X`."""
         check_is_fitted(self)
         X = validate_data(self, X, dtype=[np.float32, np.float64], reset=False)
         centers = self.cluster_centers_
         rows = _Rows(
-            X, self.metric, len(centers), self.chunk_size, self.device, shift=_mean(centers)
+            X,
+            self.metric,
+            len(centers),
+            self.chunk_size,
+            self.device,
+            shift=self._shift,
+            copy=False,
         )
+        rows.widen(centers)
         placed = rows.place(centers)
-        out = np.empty((rows.n, len(centers)), dtype=np.float32)
+        out = np.empty((rows.n, len(centers)), dtype=X.dtype)
         for a, b in rows.ranges():
             x = rows.block(a, b)
             if self.metric == "cosine":
                 out[a:b] = (1 - x @ placed.T).clamp_(min=0).cpu().numpy()
             else:
-                out[a:b] = torch.cdist(x, placed).cpu().numpy()
+                # From the differences: a product would leave 0.6 where 0 is right.
+                gaps = torch.cdist(x, placed, compute_mode="donot_use_mm_for_euclid_dist")
+                out[a:b] = (gaps * rows.scale).cpu().numpy()
         return out
 
     def score(self, X: np.ndarray, y: None = None) -> float:
@@ -637,11 +714,12 @@ class KMeans(
             metric=self.metric,
             chunk_size=self.chunk_size,
             device=self.device,
+            shift=self._shift,
         )
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
-        tags.transformer_tags.preserves_dtype = []  # distances are float32, whatever came in
+        tags.transformer_tags.preserves_dtype = ["float64", "float32"]
         return tags
 
     @property

@@ -46,7 +46,7 @@ class PCA:
 
 
 @torch.no_grad()
-def fit_pca(x: Tensor, dim: int, *, whiten: bool = True) -> PCA:
+def fit_pca(x: Tensor, dim: int, *, whiten: bool = True, rounding: float | None = None) -> PCA:
     """Fit on the rows of `x`, in float64 and in blocks: beside `x`, memory is ``(d, d)``.
 
     Args:
@@ -56,6 +56,8 @@ def fit_pca(x: Tensor, dim: int, *, whiten: bool = True) -> PCA:
         whiten: scale each component to variance 1 (divisor n - 1). A direction that varies no more
             than rounding does is scaled to 0. With n - 1 components or more, whitening n rows puts
             all of them equally far apart: nothing is left to cluster.
+        rounding: relative error of the values, where they were computed in fewer digits than they
+            are kept in; None is the rounding of their type.
 
     Raises:
         ValueError: `x` is empty, not a matrix, or holds NaN or infinity; dim < 1.
@@ -91,7 +93,7 @@ def fit_pca(x: Tensor, dim: int, *, whiten: bool = True) -> PCA:
 
     if whiten:
         # Values are known to a relative eps: variance below that of their rounding is none.
-        eps = torch.finfo(x.dtype if x.is_floating_point() else torch.float32).eps
+        eps = rounding or torch.finfo(x.dtype if x.is_floating_point() else torch.float32).eps
         power = variance.sum() / d + mean.square().mean()  # mean square of a value, nearly
         least = torch.maximum(power * eps**2, variance[0] * d * torch.finfo(torch.float64).eps)
         scale = torch.where(variance > least, variance.clamp(min=1e-300).rsqrt(), 0.0)

@@ -49,6 +49,9 @@ NOT_READ = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 # Formats that no text begins like, of which files are read under any other name as well.
 SIGNED = ("JPEG", "PNG", "GIF", "TIFF", "WEBP", "JPEG2000", "AVIF")
 
+HEIF_BEGINS = {b"ftyp" + kind for kind in (b"heic", b"heix", b"mif1", b"msf1", b"hevc")}
+HEIF_CURE = "pip install 'deepcluster[heif]'"
+
 GIANT = 2**25  # pixels; images with more are decoded one at a time
 _ONE_GIANT = threading.Lock()
 
@@ -125,7 +128,24 @@ def square(raw: Raw, wanted: Wanted) -> Square | str:
         assert not isinstance(raw, Exception)  # it was raised
         return dataclasses.replace(made, content=content_of(raw))
     except Exception as error:  # a broken file can make Pillow raise almost anything
-        return reason(error)
+        return _heif(raw) or reason(error)
+
+
+def _heif(raw: Raw) -> str | None:
+    """What to say of HEIC under another name; None if it is none, or can be read."""
+    if know_formats() or not isinstance(raw, Path | bytes):
+        return None
+    try:
+        if not isinstance(raw, Path):
+            head = raw[:12]
+        elif raw.is_file():
+            with raw.open("rb") as file:
+                head = file.read(12)
+        else:
+            return None
+    except OSError:
+        return None
+    return f"HEIC is not read: {HEIF_CURE}" if head[4:] in HEIF_BEGINS else None
 
 
 def look(raw: Raw, *, deep: bool) -> tuple[tuple[int, int], Sampled | None] | None:
@@ -204,14 +224,13 @@ def _finish(
 
 def _scale(found: _Deep, given: Range | str | None) -> tuple[Range, bool]:
     """The range of an image, and whether it is its own."""
-    if given == "full":
-        return full_range(found.whole), False
-    if given is not None:
-        return cast(Range, given), False
-    sampled = found.sampled()
-    if sampled is None:
-        raise UnusableError("none of its values is a number")
-    return cast(Range, find_range([sampled])), True
+    own = given is None
+    if own:
+        sampled = found.sampled()
+        if sampled is None:
+            raise UnusableError("none of its values is a number")
+        given = find_range([sampled])
+    return full_range(found.whole, found.array) if given == "full" else cast(Range, given), own
 
 
 def _fit(image: Image.Image, wanted: Wanted) -> Pixels:

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from deepcluster.errors import NoImagesError, SourceError, UnusableError
-from deepcluster.images.decode import NOT_READ, begins_as_image, know_formats
+from deepcluster.images.decode import HEIF_CURE, NOT_READ, begins_as_image, know_formats
 from deepcluster.images.labels import encode
 from deepcluster.images.listing import (
     Listing,
@@ -31,7 +31,6 @@ from deepcluster.images.listing import (
 )
 from deepcluster.images.parquet import from_parquet, is_shard
 
-_HEIF = "pip install 'deepcluster[heif]'"
 _RAW = "export them as JPEG or 16-bit TIFF"
 _SLIDE = "cut them into tiles of TIFF or PNG first (OpenSlide, QuPath)"
 _VOLUME = "save their planes as 16-bit PNG or TIFF, or as one .npy array"
@@ -39,7 +38,7 @@ _FILM = "save frames as JPEG or PNG first"
 _PACKED = "unpack them first"
 # Kinds of files that hold pictures which are not read, and what to do about them.
 CURES: dict[str, str] = {
-    **dict.fromkeys((".heic", ".heif", ".hif"), _HEIF),
+    **dict.fromkeys((".heic", ".heif", ".hif"), HEIF_CURE),
     **dict.fromkeys(
         [
             ".nef",
@@ -119,8 +118,8 @@ CURES: dict[str, str] = {
         _FILM,
     ),
     **dict.fromkeys([".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar", ".zst"], _PACKED),
-    ".npy": "give them by themselves, as a source",
-    ".npz": "give them by themselves, as a source",
+    ".npy": "give one by itself, as a source, or stack them into one",
+    ".npz": "give one by itself, as a source, or stack them into one",
 }
 # No pictures, and not worth opening to see. (A copy that a program keeps is none of the images.)
 _TEXTS = frozenset(
@@ -351,7 +350,7 @@ def from_paths(name: str, files: list[Path], names: list[str]) -> Listing:
     Of files alone the ids are their names as given; where there are folders, ids in them begin with
     the folder's name, and those of single files are the last part of theirs.
     """
-    folders = [file for file in files if file.is_dir()]
+    folders = [file for file in files if is_there(file) and file.is_dir()]
     if not folders:
         return from_files(name, files, [Path(given).as_posix() for given in names])
     tops = iter(_short_names([folder.resolve() for folder in dict.fromkeys(folders)]))
@@ -361,7 +360,9 @@ def from_paths(name: str, files: list[Path], names: list[str]) -> Listing:
     left: Counter[str] = Counter()
     known: dict[Path, None] = {}  # folders, in the order in which they came
     for file in files:
-        if file.is_dir():
+        if not is_there(file):
+            single.append(file)
+        elif file.is_dir():
             if file in known:
                 left[_TWICE] += 1
                 continue
@@ -370,7 +371,7 @@ def from_paths(name: str, files: list[Path], names: list[str]) -> Listing:
                 parts.append((next(tops), from_folder(file)))
             except (NoImagesError, SourceError) as error:
                 skipped.append((printable(str(file)), str(error)))
-        elif kind_of(file) == "image" or not file.exists():
+        elif kind_of(file) == "image":
             single.append(file)
         elif (kind := kind_of(file)) == ".parquet":
             parts.append((file.stem, from_parquet(file.stem, [file], [file.stem])))
@@ -471,7 +472,7 @@ def from_files(name: str, files: list[Path], ids: list[str]) -> Listing:
 
 def _as_raw(file: Path) -> Raw:
     suffix = file.suffix.lower()
-    if suffix in CURES and suffix not in extensions() and file.exists():
+    if suffix in CURES and suffix not in extensions() and is_there(file):
         return UnusableError(f"{suffix} is not read: {CURES[suffix]}")
     return file
 
@@ -482,6 +483,14 @@ def extensions() -> frozenset[str]:
     know_formats()
     openable = set(Image.OPEN) - (NOT_READ - {"EPS", "WMF"})  # pictures: not read, but listed
     return frozenset(e for e, name in Image.registered_extensions().items() if name in openable)
+
+
+def is_there(path: Path) -> bool:
+    """Whether there is such a file or folder; a name that none can have is of none."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
 
 
 def _begins_as_image(path: Path) -> bool:

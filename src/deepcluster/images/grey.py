@@ -94,16 +94,21 @@ def find_range(samples: Sequence[Sampled]) -> Range | Literal["full"]:
     """The range of a source, from values of its images.
 
     Returns:
-        (low, high); "full" for whole numbers and floats side by side that have no common scale.
+        (low, high); "full" where that is what their type means anyway (:func:`full_range`), and
+        for images of several types that have no common scale.
     """
-    kinds = {sample.whole for sample in samples}
-    if len(kinds) == 2:
-        whole, floats = (
-            _find([sample for sample in samples if sample.whole is kind]) for kind in (True, False)
-        )
-        if not 1 / 16 < (whole[1] - whole[0]) / (floats[1] - floats[0]) < 16:
-            return "full"
-    return _find(samples)
+    found = {kind: _find(own) for kind, own in _by_kind(samples).items()}
+    if all(scale == full_range(*kind) for kind, scale in found.items()):
+        return "full"
+    spans = [high - low for low, high in found.values()]
+    return _find(samples) if max(spans) < 16 * min(spans) else "full"
+
+
+def _by_kind(samples: Sequence[Sampled]) -> dict[tuple[bool, bool], list[Sampled]]:
+    kinds: dict[tuple[bool, bool], list[Sampled]] = {}
+    for sample in samples:
+        kinds.setdefault((sample.whole, sample.array and sample.whole), []).append(sample)
+    return kinds
 
 
 def _find(samples: Sequence[Sampled]) -> Range:
@@ -190,9 +195,26 @@ def _usual(low: float, high: float, whole: bool) -> Range:
     return rounded if rounded[0] < rounded[1] else (low, high)
 
 
-def full_range(whole: bool) -> Range:
-    """What a type of 16 bits holds, or what floats mean by convention."""
-    return (0.0, 65535.0) if whole else (0.0, 1.0)
+def depth(samples: Sequence[Sampled]) -> str:
+    """What images of more than 8 bits are, in words."""
+    bits = max((one.bits for one in samples if one.whole), default=0)
+    words = [f"{bits} bits"] * (bits > 0) + ["floats"] * any(not one.whole for one in samples)
+    return " and ".join(words)
+
+
+def full_range(whole: bool, array: bool) -> Range:
+    """What the values mean by convention.
+
+    Args:
+        whole: numbers without fractions.
+        array: they come in an array of a type that is wider than 16 bits.
+
+    Returns:
+        0 to 1 for floats, 0 to 65535 for whole numbers, but 0 to 255 in arrays of a wider type.
+    """
+    if not whole:
+        return 0.0, 1.0
+    return (0.0, 255.0) if array else (0.0, 65535.0)
 
 
 def shown(strips: Iterator[npt.NDArray[Any]], shape: tuple[int, ...], scale: Range) -> Pixels:

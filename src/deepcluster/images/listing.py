@@ -57,9 +57,11 @@ class Look:
     """Share of those that are more than twice as long as wide, from 0 to 1."""
     range: tuple[float, float] | str | None
     """The range of grey values, where there are images of more than 8 bits
-    (:func:`deepcluster.images.grey.find_range`), or "full" where they have no common one."""
+    (:func:`deepcluster.images.grey.find_range`)."""
     depth: str
     """What they are, in words: ``16 bits``; empty if there are none."""
+    mixed: bool
+    """Whether there are whole numbers and floats."""
 
 
 @dataclass

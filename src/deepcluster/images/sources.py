@@ -39,6 +39,7 @@ from deepcluster.images.files import (
     from_folder,
     from_list,
     from_paths,
+    is_there,
     kind_of,
 )
 from deepcluster.images.labels import relabel
@@ -101,9 +102,10 @@ def _find(source: Any) -> Listing:
 
 def _from_name(text: str) -> Listing:
     path = Path(text).expanduser()
-    if path.is_dir():
+    there = is_there(path)
+    if there and path.is_dir():
         return from_folder(path)
-    if path.is_file():
+    if there and path.is_file():
         match path.suffix.lower():
             case ".txt":
                 return from_list(path)
@@ -119,19 +121,19 @@ def _from_name(text: str) -> Listing:
                     f"{path} is no source of images: a file must be an image, a .txt of paths, "
                     f".parquet, .npy or .npz, not {suffix or 'one without an extension'}{cure}"
                 )
-    if path.exists():
+    if there:
         raise SourceError(f"{path} is no source of images: it is neither a file nor a folder")
     name, _, split = text.partition(":")
     if name in TORCHVISION or (name == "digits" and not split):
         return _from_named(name, split)
     near = difflib.get_close_matches(text.lower(), NAMED, 1)
-    if path.parent.is_dir():
+    if is_there(path.parent) and path.parent.is_dir():
         beside = {p.name: str(p) for p in path.parent.iterdir() if not p.name.startswith(".")}
         near += [beside[n] for n in difflib.get_close_matches(path.name, beside, 2)]
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     raise SourceError(
-        f"there is no file or folder {text!r}: {hint}a source is a folder of images, a .txt of "
-        f"paths, a .parquet, .npy or .npz file, or one of {', '.join(NAMED)}"
+        f"there is no file or folder {text[:300]!r}: {hint}a source is a folder of images, a .txt "
+        f"of paths, a .parquet, .npy or .npz file, or one of {', '.join(NAMED)}"
     )
 
 

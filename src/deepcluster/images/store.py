@@ -35,7 +35,7 @@ from PIL import Image
 from deepcluster.config import DataSettings
 from deepcluster.errors import NoImagesError, SourceError
 from deepcluster.images.decode import Square, Wanted, look, quiet_pillow, square, squares
-from deepcluster.images.grey import Pixels, Range, Sampled, find_range, said
+from deepcluster.images.grey import Pixels, Range, Sampled, depth, find_range, said
 from deepcluster.images.listing import SAMPLE, Labels, Listing, Look, PassedOver, Raw, add_up
 from deepcluster.images.sinks import FileSink, MemorySink, free_cores, free_memory, pixel_digest
 from deepcluster.images.sources import NAMED, cache_folder, list_source
@@ -409,16 +409,10 @@ def _look(found: Listing, data: DataSettings) -> Look:
             short_side=round(statistics.median(min(size) for size in sizes)) if sizes else None,
             far_from_square=statistics.fmean(max(s) > 2 * min(s) for s in sizes) if sizes else 0.0,
             range=find_range(values) if values else None,
-            depth=_depth(values),
+            depth=depth(values),
+            mixed=len({one.whole for one in values}) > 1,
         )
     return found.looks[deep]
-
-
-def _depth(values: list[Sampled]) -> str:
-    """What images of more than 8 bits are, in words."""
-    bits = max((one.bits for one in values if one.whole), default=0)
-    words = [f"{bits} bits"] * (bits > 0) + ["floats"] * any(not one.whole for one in values)
-    return " and ".join(words)
 
 
 def _range(data: DataSettings, seen: Look) -> Any:
@@ -440,8 +434,7 @@ def _remarks(
         others = sum(one.count for one in passed_over if not one.cure)
         more = f", and {others:,} other files" if others else ""
         sentences.append(f"passed over: {', '.join(wanted)}{more}")
-    usual = ("full", (0.0, 255.0), (0.0, 1.0), (0.0, 65535.0))
-    if data.range == "auto" and seen.range is not None and seen.range not in usual[1:]:
+    if data.range == "auto" and seen.range is not None and (seen.range != "full" or seen.mixed):
         sentences.append(said(seen.range, seen.depth))
     if tally is not None and tally.outside:
         sentences.append(

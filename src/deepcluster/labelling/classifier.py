@@ -30,7 +30,7 @@ FOLDS = 10
 TEMPERATURES = np.geomspace(0.05, 20, 121)
 TRUST_TEMPERATURE = 1.0  # standard deviation of log(temperature) before a label is seen
 TRUST_SHIFT = 2.0  # and of the shift
-BETTER = 1.0  # standard errors by which a later candidate must win
+BETTER = 2.0  # standard errors by which a later candidate must win: to choose is to hope
 QUANTILES = (0.05, 0.95)
 SHIFTS = np.linspace(-6, 6, 481)
 LOOKED_AT = 5  # labelled neighbours that a label is held against
@@ -213,21 +213,15 @@ def teach(
                 held_out[name][out] = logits_of(head, pool.features[rows[out]])
     known = labels[checked]
     hits = {name: held_out[name][checked].argmax(1) == known for name in CANDIDATES}
-    temperatures = {name: _temperature(held_out[name][checked], known) for name in CANDIDATES}
-    method = _choose(
-        {
-            name: _likelihoods(held_out[name][checked] / temperatures[name], known)
-            for name in CANDIDATES
-        }
-    )
-    temperature = temperatures[method]
+    method = _choose(hits)
+    temperature = _temperature(held_out[method][checked], known)
     head = CANDIDATES[method](pool, rows, labels, classes)
     logits = logits_of(head, pool.features)
     raw = _softmax(logits / temperature)
     seen = _softmax(held_out[method][checked] / temperature)
     weight = _shift_weights(seen.max(1), hits[method])
     shift = float(weight @ SHIFTS)
-    curve = _accuracies(raw.max(1))
+    curve = _accuracies(np.delete(raw.max(1), rows))
     order = np.argsort(curve)
     low, high = np.interp(QUANTILES, np.cumsum(weight[order]), curve[order])
     chosen = shifted(torch.from_numpy(raw), shift).numpy()
@@ -304,19 +298,18 @@ def find_mistakes(features: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return np.array(found, np.int64)
 
 
-def _choose(likelihoods: dict[str, np.ndarray]) -> str:
+def _choose(hits: dict[str, np.ndarray]) -> str:
     """The first candidate, unless another is better by more than chance would have it.
 
     Args:
-        likelihoods: log-likelihood of each held-out label, ``(m,)``, by candidate. It tells
-            candidates apart sooner than hits do.
+        hits: whether each held-out label was met, ``(m,)``, by candidate.
     """
-    first, *others = likelihoods
+    first, *others = hits
     best, most = first, 0.0
-    if len(likelihoods[first]) < 2:
+    if len(hits[first]) < 2:
         return first
     for name in others:
-        gain = likelihoods[name] - likelihoods[first]
+        gain = hits[name].astype(float) - hits[first]
         if gain.mean() > max(BETTER * gain.std() / np.sqrt(len(gain)), most):
             best, most = name, float(gain.mean())
     return best
@@ -360,7 +353,9 @@ def _shift_weights(confidence: np.ndarray, hit: np.ndarray) -> np.ndarray:
 
 
 def _accuracies(confidence: np.ndarray) -> np.ndarray:
-    """Mean confidence of the images under each of SHIFTS."""
+    """Mean confidence of images under each of SHIFTS; 1 where there are no images."""
+    if not len(confidence):  # all are labelled
+        return np.ones(len(SHIFTS))
     z = _logit(confidence)
     return np.array([(1 / (1 + np.exp(-(z + shift)))).mean() for shift in SHIFTS])
 

@@ -180,7 +180,7 @@ def _spellings(labels: list[str], notes: list[str]) -> dict[str, str]:
     alike: dict[str, list[str]] = {}
     for label in counts:
         alike.setdefault(label.casefold().replace(" ", ""), []).append(label)
-    taken = {}
+    taken: dict[str, str] = {}
     for variants in alike.values():
         best = max(variants, key=lambda label: (counts[label], label))
         if len(variants) > 1:

@@ -84,8 +84,12 @@ class DeepCluster(nn.Module):
             return None
         features = extract()  # (n, d)
         if settings.pca:
+            assert settings.pca != "auto"
             kept = min(settings.pca, *features.shape)  # few images or a narrow net have no more
-            features = fit_pca(features, kept, whiten=settings.whiten).apply(features)
+            half = self.config.train.precision == "bfloat16"
+            rounding = torch.finfo(torch.bfloat16 if half else torch.float32).eps
+            pca = fit_pca(features, kept, whiten=settings.whiten, rounding=rounding)
+            features = pca.apply(features)
         features = normalise(features)
         if settings.pseudo_labels == "pic":
             groups = power_iteration_clusters(features)

@@ -24,6 +24,6 @@ def escaped(text: str, *, but: str = "") -> str:
     )
 
 
-def show(text: str) -> None:
-    """Write one line to stdout."""
-    sys.stdout.write(escaped(text) + "\n")
+def show(*lines: str) -> None:
+    """Write lines to stdout."""
+    sys.stdout.write("".join(f"{escaped(line)}\n" for line in lines))

@@ -27,18 +27,34 @@ class Best:
     result: FitResult
     others: list[FitResult]
 
-    def facts(self) -> list[dict[str, Any]]:
-        """For run.json: the kept one first; empty if there was no choice."""
+    def facts(self, seen_from: FitResult | None = None) -> list[dict[str, Any]]:
+        """For run.json: that of the kept start or, if it lies within, of another.
+
+        Returns:
+            The run's own start first, then the others with the folders, from the run's own, where
+            they are; empty if there was no choice.
+        """
         if not self.others:
             return []
+        own = seen_from or self.result
+        inside = own is not self.result
+
+        def folder(each: FitResult) -> str | None:
+            if each is own:
+                return None
+            if each is self.result:
+                return ".."
+            return f"../{each.config.start}" if inside else each.config.start
+
+        order = [own, *(each for each in (self.result, *self.others) if each is not own)]
         return [
             {
                 "start": each.config.start,
                 "agreement": round(each.scores["fit"]["agreement"], 4),
                 "clusters": each.clusters,
-                "folder": None if each is self.result else each.config.start,
+                "folder": folder(each),
             }
-            for each in (self.result, *self.others)
+            for each in order
         ]
 
 

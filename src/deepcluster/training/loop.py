@@ -37,7 +37,7 @@ from deepcluster.progress import Progress
 from deepcluster.run import RunDir
 from deepcluster.training.checkpoints import load_newest, save_checkpoint
 from deepcluster.training.optimizers import build_optimizer
-from deepcluster.training.plan import PIXEL_SIDE, Pace
+from deepcluster.training.plan import PIXEL_IMAGES, PIXEL_SIDE, Pace
 from deepcluster.training.step import Step
 
 if TYPE_CHECKING:
@@ -383,7 +383,8 @@ def conclude(
     clock.lap("measure")
     if store is not None and truth is not None:
         progress.phase("k-means on the pixels, to compare", 1)
-        scores["pixels"] = score(pixel_clusters(store, clusters, generator), truth)
+        rows, found = pixel_clusters(store, clusters, generator)
+        scores["pixels"] = score(found, truth[rows])
         progress.advance(1)
         clock.lap("compare")
     return FitResult(
@@ -476,7 +477,9 @@ def final_clusters(
     final = config.final
     assert isinstance(config.clusters, int)
     kept = min(final.pca, *embeddings.shape)
-    pca = fit_pca(embeddings, kept, whiten=final.whiten) if kept else None
+    half = config.train.precision == "bfloat16"
+    rounding = torch.finfo(torch.bfloat16 if half else torch.float32).eps
+    pca = fit_pca(embeddings, kept, whiten=final.whiten, rounding=rounding) if kept else None
     x = embeddings if pca is None else normalise(pca.apply(embeddings))
     device = config.device if config.device.startswith("cuda") else "cpu"  # MPS has no float64
     x = x.to(device)
@@ -495,15 +498,22 @@ def final_clusters(
     return pca, prototypes, tree, choice
 
 
-def pixel_clusters(store: ImageStore, k: int, generator: torch.Generator) -> np.ndarray:
-    """Plain k-means on the pixels: the yardstick.
+def pixel_clusters(
+    store: ImageStore, k: int, generator: torch.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Plain k-means on the pixels of at most PIXEL_IMAGES images: the yardstick.
 
-    Large images are averaged down first, and centres are fitted on PIXEL_ROWS images a cluster.
+    Large images are averaged down first.
+
+    Returns:
+        which images, ``(m,)``, and the cluster of each.
     """
+    several = min(len(store), max(PIXEL_IMAGES, 10 * k))
+    rows = np.arange(several) * len(store) // several
     side = min(store.pixels.shape[1], PIXEL_SIDE)
-    flat = torch.empty(len(store), side * side * store.channels)
-    for start in range(0, len(store), 1024):
-        index = np.arange(start, min(start + 1024, len(store)))
+    flat = torch.empty(several, side * side * store.channels)
+    for start in range(0, several, 1024):
+        index = rows[start : start + 1024]
         images = to_device(store.batch(index), torch.device("cpu")).float() / 255
         small = nn.functional.adaptive_avg_pool2d(images, side)
         flat[start : start + len(index)] = small.flatten(1)
@@ -515,4 +525,4 @@ def pixel_clusters(store: ImageStore, k: int, generator: torch.Generator) -> np.
         max_points_per_centre=PIXEL_ROWS,
         generator=generator,
     )
-    return result.labels.numpy()
+    return rows, result.labels.numpy()

@@ -139,8 +139,9 @@ def build_optimizer(wanted: list[dict[str, Any]], train: TrainSettings) -> torch
         rest = {"lr": train.lr, "momentum": train.momentum, "matrices": True}
         rest |= {name: value for name, value in group.items() if name != "params"}
         for parameter in group["params"]:
-            matrix = parameter.ndim > 1 and rest["matrices"] and not first
-            first = first and parameter.ndim == 1
+            several = parameter.ndim > 1 and len(parameter) > 1  # one row, of a token, is a vector
+            matrix = several and rest["matrices"] and not first
+            first = first and not several
             decay = train.weight_decay if parameter.ndim > 1 or train.decay_all else 0.0
             facts = {**rest, "matrices": matrix, "weight_decay": decay}
             if groups and all(groups[-1][name] == value for name, value in facts.items()):

@@ -53,11 +53,12 @@ TRIAL_SHARE, TRIAL_MOST = 0.02, 10.0  # of the time that was given, and seconds:
 # half of these, while the steps themselves are always timed where they will run.
 AFTERWARDS = 8e-4  # an image, once a fit: graph, map, pictures, report on one core (two: half)
 # An epoch, and an image in it, beside the steps: cuts, figures, checkpoint. (On a GPU: an H200.)
-BESIDE = {"cpu": (0.07, 3.3e-5), "cuda": (0.45, 2e-6)}
+BESIDE = {"cpu": (0.07, 3.3e-5), "cuda": (0.35, 1.5e-6)}
 STEP_EXTRAS = 1.05  # times a timed step: reading the images
 CHOOSING = 0.3  # for each number of clusters that is looked at
 LIBRARIES = 1_200_000_000  # bytes: torch, tables of the neighbour graph, idle between blocks
 
+PIXEL_IMAGES = 20_000  # images at most, or ten a cluster, for the yardstick: k-means on the pixels
 PIXEL_SIDE = 32  # pixels k-means, the yardstick, sees images averaged down to this side
 ADAPT_LR = {1: 1e-3, 3: 3e-4}  # by channels: grey images lie further from what weights know
 ADAPT_SIDES = (128, 96, 64)  # of images that weights are adapted on, and
@@ -198,6 +199,8 @@ def resolve(config: Config, *, n: int, size: int, channels: int) -> Config:
         deepcluster=dataclasses.replace(
             deepcluster,
             pseudo_clusters=min(pseudo_clusters, n),
+            # Whitened, n rows of about n components are all equally far apart.
+            pca=min(256, max(2, n // 50)) if deepcluster.pca == "auto" else deepcluster.pca,
             head_lr=lr if deepcluster.head_lr == "auto" else deepcluster.head_lr,
         ),
     )
@@ -639,7 +642,7 @@ def estimate(
     batch = config.train.batch_size
     if config.start == "adapt":  # a step of a large net on large images takes seconds
         batch = min(batch, ADAPT_TRIAL)
-    if batch * side**2 > TRIAL_PIXELS:  # a part of a batch tells as much in less time and memory
+    if device.type != "cuda" and batch * side**2 > TRIAL_PIXELS:  # a part of it tells as much
         batch = min(batch, max(2, TRIAL_PIXELS // (2 * side**2)))
     part = batch / config.train.batch_size
     with torch.random.fork_rng(devices=[]):
@@ -680,10 +683,10 @@ def estimate(
         return tensor.detach()  # with what made it, it would hold itself in memory for good
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        step()  # the first one builds kernels
+        first = step()  # it builds kernels, which tells in short steps alone
     if device.type == "cuda":
         step()  # the second one records
-    timed = [step()]
+    timed = [first if device.type != "cuda" and first > SLOW_STEP else step()]
     while sum(timed) < patience or (len(timed) < 2 and timed[0] < SLOW_STEP):
         timed.append(step())
     seconds_an_image = STEP_EXTRAS * statistics.median(timed) / batch
@@ -693,10 +696,11 @@ def estimate(
     features = n * int(backbone.num_features) * 4  # type: ignore[arg-type]
     parameters = sum(p.numel() for p in method.parameters()) * 4  # type: ignore[attr-defined]
     activations = round(2 * sum(held.values()) / part)  # and as much for gradients and the views
-    yardstick = 2 * n * min(config.size, PIXEL_SIDE) ** 2 * channels * 4  # k-means on the pixels
+    compared = min(n, max(PIXEL_IMAGES, 10 * config.clusters))
+    yardstick = 2 * compared * min(config.size, PIXEL_SIDE) ** 2 * channels * 4
     return Cost(
-        # features: the banks', as extracted, after PCA, and while they are clustered
-        memory=store_bytes + 5 * features + 6 * parameters + activations + yardstick + LIBRARIES,
+        # features: as extracted, of length 1, after PCA, and while they are clustered
+        memory=store_bytes + 4 * features + 6 * parameters + activations + yardstick + LIBRARIES,
         epoch=n * passes * seconds_an_image + beside_steps(n, device.type),
         rest=n * (forward + AFTERWARDS / min(2, torch.get_num_threads())) + choosing,
         epochs=config.epochs,

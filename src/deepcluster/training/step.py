@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from deepcluster.backbones.nets import prepare_backbone
 from deepcluster.backbones.preprocessing import Batches, Preprocessing
 from deepcluster.config import Config
 from deepcluster.training.views import Views, small_views
@@ -44,6 +45,9 @@ class Step:
         images: gives the batches.
         record: whether steps may be recorded on a GPU; False for a net of which nothing is known,
             since a recording goes on doing what Python decided when it was made.
+
+    Raises:
+        ConfigError: the net cannot take images as small as the small views.
     """
 
     def __init__(
@@ -61,7 +65,15 @@ class Step:
         self.device = torch.device(config.device)
         self.dtype: torch.dtype = getattr(torch, config.train.precision)
         self.views = [Views(config.views, preprocessing.size)] * method.views
-        self.views += [small_views(config.views, preprocessing.size)] * method.small_views
+        if method.small_views:
+            small = small_views(config.views, preprocessing.size)
+            prepare_backbone(
+                method.backbone,
+                channels=len(preprocessing.mean),
+                size=small.size,
+                name=f"{config.backbone}, which is to see small views,",
+            )
+            self.views += [small] * method.small_views
         self.total = torch.zeros((), device=self.device)
         """Sum of the losses since :meth:`begin`."""
         self._seed = 0

@@ -49,6 +49,7 @@
         h("p", { class: "lead", dir: "auto" }, facts(summary).join(" · ")),
       ),
       verdict(summary.verdict),
+      otherStarts(summary),
       leftOut(summary),
       h("section", { "aria-label": "The clusters", class: "the-clusters" }, head, mosaic, note),
       scoreTable(summary),
@@ -57,6 +58,21 @@
       sharing(summary),
     );
     return { title: "Overview", element, refresh, key: (event) => slider?.key(event) };
+  }
+
+  /** What else was tried on these images, one click away. */
+  function otherStarts({ info }) {
+    const words = { adapt: "a pretrained net, adapted to them", frozen: "a pretrained net as it is", scratch: "a net trained on them alone" };
+    const starts = info.starts ?? [];
+    if (starts.length < 2) return null;
+    const [own, ...others] = starts;
+    const said = ({ start, agreement }) => `${words[start]} (agreement ${agreement.toFixed(2)})`;
+    return h(
+      "section", { class: "left-out starts", "aria-label": "Other starts" },
+      h("p", {}, "These clusters: ", h("b", {}, said(own)), ". The same images by ", ...others.flatMap((other, i) => [
+        i ? " and by " : "", h("a", { href: `../${other.folder}/report/index.html` }, said(other)),
+      ]), ". The agreement with the features of all nets needs no labels; the highest was kept."),
+    );
   }
 
   /** What the fit did not look at, by kind, and what would let it. */
