@@ -574,6 +574,7 @@ def test_names_moves_and_merges_go_into_the_run(run: RunDir) -> None:
         "names": {"0": "Äpfel", "2": 'り"んご, 梨'},
         "merged": {"1": 0},
         "by_level": [],
+        "edit": "",
     }
     again = apply_labels(run, path)
     assert (again.moved, again.merged, again.renamed) == (0, {}, 0)
