@@ -54,7 +54,7 @@ def test_a_step_is_views_loss_gradients_and_the_optimizer(tiny: Config, shapes: 
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        total += float(loss)
+        total += float(loss.detach())
     assert float(step.total) == pytest.approx(total, rel=1e-5)
     for ours, theirs in zip(method.parameters(), other.parameters(), strict=True):
         assert torch.allclose(ours, theirs, atol=1e-5)
