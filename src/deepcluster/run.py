@@ -899,7 +899,7 @@ class RunDir:
         """A cluster has a lower number than this: there may be a new one for each image."""
         with reading(self._items):
             clusters = pq.read_table(self._items, columns=["cluster"])["cluster"]
-            top = pc.max(clusters).as_py() if len(clusters) else -1
+            top = int(pc.max(clusters).as_py()) if len(clusters) else -1
             return max(self.read_info()["counts"]["clusters"], top + 1) + len(clusters)
 
     # -- images that came later ---------------------------------------------------------------
