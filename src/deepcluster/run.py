@@ -873,13 +873,13 @@ class RunDir:
         Returns:
             ``names``: cluster number (as a string) -> name; ``merged``: cluster number (as a
             string) -> the number it now belongs to; ``by_level``: the clusters among these that
-            are merged because a person chose fewer clusters of the tree. All empty before
-            `deepcluster apply`.
+            are merged because a person chose fewer clusters of the tree; ``edit``: tells the
+            labels.csv that was applied last from any other. All empty before `deepcluster apply`.
         """
-        nothing: dict[str, Any] = {"names": {}, "merged": {}, "by_level": []}
+        nothing: dict[str, Any] = {"names": {}, "merged": {}, "by_level": [], "edit": ""}
         if not self._clusters.is_file():
             return nothing
-        clusters, known = set(self._read_clusters_column()), self.read_info()["counts"]["clusters"]
+        limit = self._read_limit()  # apply writes clusters.json before the images' clusters
         with reading(self._clusters):
             said = json.loads(self._clusters.read_bytes())
             check(_fits(said, {"names": dict, "merged": dict}), "names or merged are missing")
@@ -888,17 +888,19 @@ class RunDir:
             for name in said["names"].values():
                 check(isinstance(name, str), "a name is no text")
             for new in said["merged"].values():
-                there = type(new) is int and (new in clusters or 0 <= new < known)
+                there = type(new) is int and 0 <= new < limit
                 check(there, f"a cluster is merged into {str(new)[:20]}, which does not exist")
             cut = said.get("by_level", [])
             check(isinstance(cut, list) and all(type(c) is int for c in cut), "by_level is wrong")
+            check(isinstance(said.get("edit", ""), str), "edit is no text")
         return nothing | cast(dict[str, Any], said)
 
-    def _read_clusters_column(self) -> list[int]:
-        """The clusters that have images."""
+    def _read_limit(self) -> int:
+        """A cluster has a lower number than this: there may be a new one for each image."""
         with reading(self._items):
-            table = pq.read_table(self._items, columns=["cluster"])
-            return cast(list[int], pc.unique(table["cluster"]).to_pylist())
+            clusters = pq.read_table(self._items, columns=["cluster"])["cluster"]
+            top = int(pc.max(clusters).as_py()) if len(clusters) else -1
+            return max(self.read_info()["counts"]["clusters"], top + 1) + len(clusters)
 
     # -- images that came later ---------------------------------------------------------------
 

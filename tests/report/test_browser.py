@@ -564,6 +564,8 @@ def test_the_slider_goes_through_all_cuts_of_the_tree(tree: RunDir, visit: Open)
     page.keyboard.press("+")
     playwright.expect(page.locator(".level-said")).to_have_text("16 clusters")
     page.click("text=Back to the 6 of the fit")
+    playwright.expect(page.locator(".card")).to_have_count(6)
+    playwright.expect(page.locator(".ghost")).to_have_count(0)  # gone into the others
     playwright.expect(page.locator(".level-said")).to_have_text("6 clusters")
     assert same(shown(page), [set(map(int, members(tree, c))) for c in range(6)])
 
@@ -783,6 +785,99 @@ def test_clusters_of_one_name_are_told_apart(tree: RunDir, visit: Open) -> None:
     )
     cats = [(title, cluster) for name, title, cluster in titles if name == "cats"]
     assert len(cats) == 3 and all(title == f"cats · {cluster}" for title, cluster in cats)
+
+
+ANY_ORDER = """(seed) => {
+    let state = seed;
+    const any = (k) => {
+        state = (Math.imul(state, 1664525) + 1013904223) >>> 0;
+        return Math.floor((state / 2 ** 32) * k);
+    };
+    const C = deepcluster.changes;
+    const { all } = deepcluster.summary.levels;
+    const wrong = [];
+    const at = (k) => { C.setLevel(k, { settled: false }); return k; };
+    const everywhere = () => JSON.stringify(all.map((k) => [at(k), window.stand()]));
+    window.stand = () => C.clusters().map((c) => [c, C.nameOf(c), [...C.rowsOf(c)]]);
+    const start = everywhere();
+    for (let i = 0; i < 40; i++) {
+        at(all[any(all.length)]);
+        const clusters = C.clusters();
+        const [a, b] = [clusters[any(clusters.length)], clusters[any(clusters.length)]];
+        const kind = a === b ? 2 : any(5);
+        const some = [...C.rowsOf(a)].slice(0, 1 + any(4));
+        const there = [...C.rowsOf(b)];
+        if (kind === 0) {
+            const both = [...C.rowsOf(a), ...there];
+            C.merge(a, b);
+            for (const k of all) {
+                at(k);
+                if (new Set(both.map(C.clusterOf)).size > 1) wrong.push(`merge parts at ${k}`);
+            }
+        } else if (kind === 1) {
+            C.move(some, b);
+            for (const k of all) {
+                at(k);
+                const homes = new Set(there.map(C.clusterOf));
+                if (!some.every((row) => homes.has(C.clusterOf(row)))) wrong.push(`astray at ${k}`);
+            }
+        } else if (kind === 2) {
+            const name = any(3) ? `name ${i}` : "";
+            C.rename(a, name);
+            if (C.nameOf(a) !== name) wrong.push(`${a} is not called ${name}`);
+        } else if (kind === 3 && C.canOpen(a)) {
+            C.open(a);
+            if (C.clusters().length <= clusters.length) wrong.push(`${a} did not open`);
+        } else {
+            const fresh = C.unused();
+            C.move(some, fresh);
+            for (const k of all) {
+                at(k);
+                if (!some.every((row) => C.clusterOf(row) === fresh)) wrong.push(`lost at ${k}`);
+            }
+        }
+        const total = [-1, ...C.clusters()].reduce((sum, c) => sum + C.rowsOf(c).length, 0);
+        if (total !== deepcluster.table.n) wrong.push(`${total} images`);
+    }
+    C.setLevel(all[any(all.length)]);
+    window.undone = () => {
+        while (C.canUndo) C.undo();
+        return everywhere() === start;
+    };
+    return wrong;
+}"""
+
+
+@pytest.mark.parametrize("seed", [5, 9])
+def test_whatever_is_done_in_any_order_holds(
+    tree: RunDir, visit: Open, tmp_path: Path, seed: int
+) -> None:
+    """Names, merges, moves, new clusters, openings at all levels: kept, applied and undone."""
+    page = visit(tree, "unusual")
+    assert page.evaluate(ANY_ORDER, seed) == []
+    stands = page.evaluate("window.stand()")
+    download(page, tmp_path / "labels.csv")
+    undone = page.evaluate("window.undone()")
+    assert undone
+    page = visit(tree, "unusual")
+    page.evaluate(ANY_ORDER, seed)
+    page.reload()
+    page.wait_for_selector("html[data-ready=yes]")
+    page.evaluate(
+        """window.stand = () => deepcluster.changes.clusters().map(
+            (c) => [c, deepcluster.changes.nameOf(c), [...deepcluster.changes.rowsOf(c)]])"""
+    )
+    assert page.evaluate("window.stand()") == stands
+    download(page, tmp_path / "labels.csv")
+    apply_labels(tree, tmp_path / "labels.csv")
+    write_report(tree)
+    again = visit(tree, "unusual")
+    playwright.expect(again.locator("#changes")).to_have_text("No changes")
+    items = tree.read_items()
+    for cluster, name, rows in stands:
+        assert set(rows) == set(map(int, members(tree, cluster)))
+        assert {items["name"][row].as_py() or "" for row in rows} == {name}
+    assert len(stands) == again.evaluate("deepcluster.changes.clusters().length")
 
 
 def test_a_run_without_a_tree_has_no_slider(made: RunDir, visit: Open) -> None:

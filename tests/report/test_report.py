@@ -142,6 +142,20 @@ def test_few_images(tmp_path: Path, n: int) -> None:
     assert data_of(run, "neighbours")["index"].size == n * (n - 1)
 
 
+def test_originals_are_found_from_the_pages(tmp_path: Path) -> None:
+    photo = tmp_path / "photos #1" / "a.png"
+    photo.parent.mkdir()
+    photo.write_bytes(b"")
+    paths = [None, str(photo), str(photo.with_name("b.png"))]
+    found = write._originals(paths, tmp_path / "runs" / "one" / "report")
+    assert found == "../../../photos%20%231/"  # below one folder: both may move together
+    far = write._originals(paths, Path("/elsewhere/one/report"))
+    assert far == photo.parent.as_uri() + "/"
+    photo.unlink()
+    assert write._originals(paths, tmp_path / "report") is None
+    assert write._originals([None], tmp_path / "report") is None
+
+
 def test_a_run_that_lacks_something_is_refused(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", n=20)
     np.save(run.embeddings, run.read_embeddings()[:5])
@@ -560,6 +574,7 @@ def test_names_moves_and_merges_go_into_the_run(run: RunDir) -> None:
         "names": {"0": "Äpfel", "2": 'り"んご, 梨'},
         "merged": {"1": 0},
         "by_level": [],
+        "edit": "",
     }
     again = apply_labels(run, path)
     assert (again.moved, again.merged, again.renamed) == (0, {}, 0)

@@ -12,7 +12,7 @@ out of their cluster without giving another.
 
 A column ``level`` says that the slider of the page stood at another number of clusters: images that
 change cluster then, and whose row says ``by`` model, went with a part of the fit's tree, and nobody
-moved them.
+moved them. ``edit`` tells the page, once it is written again, that the run has it all.
 """
 
 from __future__ import annotations
@@ -67,6 +67,7 @@ class _Row:
     name: str | None  # None: the file has no such column
     by_person: bool
     by_level: bool  # the file has another number of clusters of the same tree
+    edit: str  # tells this file from any other; empty in one written by hand
 
 
 def apply_labels(run: RunDir, labels_csv: Path) -> AppliedLabels:
@@ -98,7 +99,8 @@ def apply_labels(run: RunDir, labels_csv: Path) -> AppliedLabels:
         by_level[row.position] = row.by_level
     old_names = {int(k): str(v) for k, v in run.read_clusters()["names"].items()}
     names = _names_after(old_names, rows, labels_csv)
-    applied = change_clusters(run, after, by_person, names, by_level)
+    edit = rows[0].edit if rows else ""
+    applied = change_clusters(run, after, by_person, names, by_level, edit)
     level = len(np.unique(after[after != NO_CLUSTER])) if by_level.any() else None
     return dataclasses.replace(applied, left_alone=len(before) - len(rows), level=level)
 
@@ -109,6 +111,7 @@ def change_clusters(
     by_person: np.ndarray,
     names: dict[int, str],
     by_level: np.ndarray | None = None,
+    edit: str = "",
 ) -> AppliedLabels:
     """Write other clusters and names into the run: the one way in which a person changes it.
 
@@ -120,6 +123,7 @@ def change_clusters(
         names: of all clusters that have one.
         by_level: ``(n,)``, the images that go with a part of the tree, where there are more or
             fewer clusters from now on.
+        edit: tells the page that what it keeps under this mark is in the run now.
     """
     items = run.read_items()
     columns = {name: items[name].to_pylist() for name in items.column_names}
@@ -153,6 +157,7 @@ def change_clusters(
             "names": {str(k): names[k] for k in sorted(names)},
             "merged": {str(k): all_merged[k] for k in sorted(all_merged)},
             "by_level": sorted(by_cut & all_merged.keys()),
+            "edit": edit,
         }
     )
     run.write_items(columns)
@@ -249,6 +254,7 @@ def _read_rows(path: Path, positions: dict[str, int], limit: int, run: RunDir) -
             None if name is None else _checked_name(name, path, line),
             by == "person",
             bool(fields.get("level", "").strip()),
+            fields.get("edit", "").strip(),
         )
     if unknown:
         shown = ", ".join(repr(id_) for id_ in unknown[:LISTED])

@@ -179,6 +179,7 @@ def _summary(
         ],
         "names": said["names"],
         "merged": said["merged"],
+        "edit": said["edit"],
         "glued": sorted({v for k, v in said["merged"].items() if int(k) not in said["by_level"]}),
         "labelled": len(labels) - labels.null_count,
         "info": {k: v for k, v in info.items() if k not in ("scores", "schema")},

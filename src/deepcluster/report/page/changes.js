@@ -7,7 +7,7 @@ deepcluster.changes = (() => {
   const { NONE, groupOfNode, nodeOf } = levels;
   const names = new Map(); // group -> name
   const merged = new Map(); // group -> the one it is now part of
-  const moved = new Map(); // row -> group
+  const moved = new Map(); // row -> code of the cell that it is put beside
   const opened = new Map(); // group of a node -> true: shown as its two at any level
   const history = []; // what to put back, newest last
   const listeners = new Set();
@@ -16,12 +16,14 @@ deepcluster.changes = (() => {
   let rep = null; // cell -> the cell it goes with
   let shown = new Map(); // number -> group, of the nodes that this level shows
   let numberOf = null; // cell -> the number of its cluster at this level
+  let weight = null; // cell -> images in it now
   let current = null; // the cluster of each row, after all changes
   let groups = null; // cluster -> its rows
   let said = null; // cluster -> { name, others }
   let level = null; // clusters asked for, or null: those of the run
   let revision = 0;
   let downloaded = 0;
+  let mark = ""; // of what was last downloaded
   let kept = true; // whether the browser keeps what is changed
 
   const { summary } = deepcluster;
@@ -61,23 +63,24 @@ deepcluster.changes = (() => {
 
   // -- the clusters as they stand ------------------------------------------------------------------
 
+  /** Merges that the run knows of: what is in such a cluster stays together. */
+  const known = () => summary.glued.map((cluster) => [cluster, cluster]);
+
   function refresh() {
     if (!table()) return;
-    const made = [...new Set(moved.values())];
-    for (const group of [...made, ...merged.values()]) cells.make(group);
-    const joins = [...summary.glued.map((cluster) => [cluster, cluster]), ...merged]; // those that the run knows of first
-    rep = levels.join(cells, joins);
+    const targets = new Map([...new Set(moved.values())].map((code) => [code, cells.cellOf(code)]));
+    for (const group of merged.values()) cells.make(group);
+    rep = levels.join(cells, [...known(), ...merged]);
     shown = new Map();
     for (let at = 0; at < cells.count && !byRun(); at++) {
       if (cells.part[at] === NONE) continue;
       const node = tree.cut(cells.part[at], depth(), opened);
       shown.set(tree.numbers[node], groupOfNode(node));
     }
-    const targets = new Map(made.map((group) => [group, heartOf(group)]));
     const { n } = table();
     numberOf = Int32Array.from({ length: cells.count }, (_, at) => numberOfCell(at));
     const cellOf = (row) => (moved.size && moved.has(row) ? targets.get(moved.get(row)) : cells.home[row]);
-    const weight = new Float64Array(cells.count); // images of each cell now
+    weight = new Float64Array(cells.count);
     const sizes = new Map();
     current = new Int32Array(n);
     for (let row = 0; row < n; row++) {
@@ -100,7 +103,7 @@ deepcluster.changes = (() => {
       groups.get(cluster)[place] = row;
       filled.set(cluster, place + 1);
     }
-    call(weight, sizes);
+    call(sizes);
   }
 
   /** All groups that have a name (or had one taken), the run's first. */
@@ -118,7 +121,7 @@ deepcluster.changes = (() => {
    * Name the clusters. One that was named itself has that name; else the name that covers most of
    * its images, and of two that cover as many the one of the smaller group.
    */
-  function call(weight, sizes) {
+  function call(sizes) {
     said = new Map();
     const all = allNames();
     if (!all.size) return;
@@ -164,10 +167,10 @@ deepcluster.changes = (() => {
 
   // Kept by id: the order of the images means nothing outside this page.
   function toText() {
-    const byGroup = {};
-    for (const [row, group] of moved) (byGroup[group] ??= []).push(table().ids[row]);
+    const byCode = {};
+    for (const [row, code] of moved) (byCode[code] ??= []).push(table().ids[row]);
     return JSON.stringify({
-      names: [...names], merged: [...merged], moved: byGroup, opened: [...opened.keys()], level, revision, downloaded,
+      names: [...names], merged: [...merged], moved: byCode, opened: [...opened.keys()], level, revision, downloaded, mark,
     });
   }
 
@@ -181,41 +184,51 @@ deepcluster.changes = (() => {
     } catch {
       // What another program wrote under our key is not ours to mend.
     }
+    revision = Number(saved.revision) || 0;
+    downloaded = Number(saved.downloaded) || 0;
+    mark = String(saved.mark ?? "");
+    level = null;
+    if (mark && mark === summary.edit && revision === downloaded) saved = {}; // the run has taken all of it over
     const group = (value) => cells.canon(Number(value));
     for (const [at, name] of pairs(saved.names)) if (cells.known(group(at))) names.set(group(at), String(name));
     for (const [from, into] of pairs(saved.merged)) {
       if (cells.known(group(from)) && cells.known(group(into))) merged.set(group(from), group(into));
     }
     for (const [at, ids] of Object.entries(saved.moved ?? {})) {
+      const code = /^-?\d+$/u.test(at) ? Number(at) : at;
+      if (typeof code === "string" && !(tree && /^\d+\/\d+$/u.test(at) && parseInt(at, 10) < tree.parts)) continue;
       for (const id of ids) {
         const row = table().rowOf.get(id);
-        if (row !== undefined && cells.known(group(at))) moved.set(row, group(at));
+        if (row !== undefined) moved.set(row, code);
       }
     }
     for (const at of saved.opened ?? []) if (tree && cells.known(at)) opened.set(at, true);
-    level = null;
     forget();
     level = tree && summary.levels.all.includes(saved.level) && saved.level !== summary.levels.own ? saved.level : null;
-    revision = Number(saved.revision) || 0;
-    downloaded = Number(saved.downloaded) || 0;
   }
 
   /** The run may have taken some of it over since (`deepcluster apply`): that is done with. */
   function forget() {
     refresh();
-    for (const [row, group] of moved) {
-      if (table().byPerson[row] && clusterOfGroup(group) === table().cluster[row]) moved.delete(row);
+    for (const [row, code] of moved) {
+      if (table().byPerson[row] && numberOf[cells.cellOf(code)] === table().cluster[row]) moved.delete(row);
     }
-    for (const [from, into] of [...merged]) {
-      merged.delete(from);
-      refresh();
-      const [a, b] = [cells.heart(from), cells.heart(into)];
-      if (a >= 0 && rep[a] !== rep[b]) merged.set(from, into);
+    const done = levels.join(cells, known());
+    for (const [from, into] of merged) {
+      const inside = Array.from(done.keys()).filter((at) => cells.inGroup(at, from) || cells.inGroup(at, into));
+      if (new Set(inside.map((at) => done[at])).size < 2) merged.delete(from);
     }
     refresh();
-    for (const [group, name] of names) {
-      const seed = summary.names[clusterOfGroup(group)] ?? "";
-      if (seed === name && (seed || cells.canon(clusterOfGroup(group)) === group)) names.delete(group);
+    for (const [group, name] of [...names]) {
+      const cluster = clusterOfGroup(group);
+      if (cells.canon(cluster) !== group || (summary.names[cluster] ?? "") !== name) continue;
+      const all = [...names];
+      names.delete(group);
+      refresh();
+      if (changes.nameOf(cluster) === name) continue;
+      names.clear(); // it is still needed, in its place
+      for (const [at, kept] of all) names.set(at, kept);
+      refresh();
     }
   }
 
@@ -297,7 +310,7 @@ deepcluster.changes = (() => {
       if (node === NONE || node < tree.parts) return [];
       const found = tree.pieces(node, most).map((piece) => ({ number: tree.numbers[piece], piece, rows: [] }));
       for (const row of this.rowsOf(cluster)) {
-        const at = moved.has(row) ? heartOf(moved.get(row)) : cells.home[row];
+        const at = moved.has(row) ? cells.cellOf(moved.get(row)) : cells.home[row];
         const p = cells.part[at];
         const here = p === NONE ? undefined : found.find(({ piece }) => tree.holds(piece, p));
         (here ?? found[0]).rows.push(row);
@@ -306,7 +319,10 @@ deepcluster.changes = (() => {
         .map(({ number, rows }) => ({ number, rows: Int32Array.from(rows) }));
     },
     canOpen(cluster) {
-      return !byRun() && nodeOf(groupOf(cluster)) >= tree.parts && this.partsOf(cluster, 2).length > 1;
+      const node = byRun() ? NONE : nodeOf(groupOf(cluster));
+      if (node === NONE || node < tree.parts) return false;
+      const within = cells.part.map((_, at) => at).filter((at) => weight[at] && numberOf[at] === cluster);
+      return tree.childrenOf(node).every((child) => within.some((at) => cells.inGroup(rep[at], groupOfNode(child))));
     },
     /** Show a cluster as the two that the tree merges into it, whatever the level. */
     open(cluster) {
@@ -357,9 +373,10 @@ deepcluster.changes = (() => {
     move(rows, cluster) {
       const going = [...rows].filter((row) => current[row] !== cluster);
       if (!going.length) return null;
-      const group = groupOf(cluster);
+      const at = heartOf(groupOf(cluster));
+      const code = at < 0 ? groupOf(cluster) : cells.codeOf(at);
       const home = (row) => numberOf[cells.home[row]] === cluster;
-      const writes = going.map((row) => [moved, row, home(row) ? undefined : group]);
+      const writes = going.map((row) => [moved, row, home(row) ? undefined : code]);
       const what = going.length === 1 ? "1 image" : `${count(going.length)} images`;
       return step(
         cluster === NO_CLUSTER ? `${what} taken out` : `${what} moved to ${this.titleOf(cluster)}`,
@@ -396,9 +413,9 @@ deepcluster.changes = (() => {
     dropMerge: (from) => step(`Merge of cluster ${labelOf(from)} dropped`, [[merged, from, undefined]]),
     dropName: (group) => step(`Name of cluster ${labelOf(group)} dropped`, [[names, group, undefined]]),
     dropOpened: (group) => step(`Cluster ${labelOf(group)} closed`, [[opened, group, undefined]]),
-    dropMoves: (group) => step(
+    dropMoves: (cluster) => step(
       "Moves dropped",
-      [...moved].filter(([, to]) => to === group).map(([row]) => [moved, row, undefined]),
+      [...moved.keys()].filter((row) => current[row] === cluster).map((row) => [moved, row, undefined]),
     ),
     nameOf(cluster) {
       if (!said) return summary.names[cluster] ?? "";
@@ -421,7 +438,7 @@ deepcluster.changes = (() => {
       let top = -1;
       for (const cluster of table().cluster) top = Math.max(top, cluster);
       for (const number of tree?.numbers ?? []) top = Math.max(top, number);
-      for (const group of [...moved.values(), ...names.keys()]) top = Math.max(top, group);
+      for (const group of [...cells.cluster, ...names.keys()]) top = Math.max(top, group);
       for (const cluster of [...Object.keys(summary.merged), ...Object.keys(summary.names)]) {
         top = Math.max(top, Number(cluster));
       }
@@ -456,19 +473,23 @@ deepcluster.changes = (() => {
     toCsv() {
       const quote = (text) => (/[",\r\n]|^\s|\s$/u.test(text) ? `"${text.replaceAll('"', '""')}"` : text);
       const other = !this.atOwnLevel || opened.size > 0; // not the clusters of the run: it must be told so
-      const end = `${summary.run}${other ? `,${groups.size}` : ""}`;
-      const lines = [`id,path,cluster,name,by,run${other ? ",level" : ""}`];
+      const plain = levels.join(cells, known());
+      const lines = [`id,path,cluster,name,by,run,edit${other ? ",level" : ""}`];
       const { ids, pathOf, n } = table();
       for (let row = 0; row < n; row++) {
         const cluster = current[row];
         const name = cluster === NO_CLUSTER ? "" : this.nameOf(cluster);
-        const by = this.byPerson(row) ? "person" : "model";
-        lines.push([quote(ids[row]), quote(pathOf(row)), cluster, quote(name), by, end].join(","));
+        const line = [quote(ids[row]), quote(pathOf(row)), cluster, quote(name), this.byPerson(row) ? "person" : "model", summary.run, mark];
+        const joined = rep[cells.home[row]] !== plain[cells.home[row]]; // a person merged it: that is no matter of the level
+        if (other) line.push(joined ? "" : groups.size);
+        lines.push(line.join(","));
       }
       return lines.join("\r\n") + "\r\n";
     },
+    /** What is downloaded next can be told from all else: see toCsv. */
     markDownloaded() {
       downloaded = revision;
+      mark = `e${crypto.getRandomValues(new Uint32Array(2)).join("-")}`;
       keep();
       for (const listener of listeners) listener();
     },

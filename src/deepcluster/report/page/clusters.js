@@ -10,6 +10,7 @@
 
   const orderKept = { by: null };
   const MOVING = 260; // milliseconds that a card takes to its new place
+  const GHOSTS = 20; // cards, at most, that are seen to go
 
   function clusters() {
     orderKept.by ??= changes.hasLevels ? "kin" : "size";
@@ -58,7 +59,8 @@
         }
         next.set(cluster, card);
       }
-      for (const [cluster, card] of cards) if (!next.has(cluster)) observer.unobserve(card);
+      const gone = [...cards].filter(([cluster]) => !next.has(cluster));
+      for (const [, card] of gone) observer.unobserve(card);
       const focused = document.activeElement?.closest?.(".card") ? document.activeElement : null;
       const origin = (cluster) => before.get(assigned?.[changes.rowsOf(cluster)[0]]);
       cards = next;
@@ -66,6 +68,9 @@
       focused?.focus?.({ preventScroll: true });
       if (assigned && before.size && !matchMedia("(prefers-reduced-motion: reduce)").matches) {
         for (const [cluster, card] of next) move(card, before.get(cluster) ?? origin(cluster), !before.has(cluster));
+        for (const [cluster, card] of gone.slice(0, GHOSTS)) {
+          vanish(card, before.get(cluster), next.get(changes.clusterOf(card.rows[0])));
+        }
       }
       assigned = changes.assignment;
     }
@@ -121,6 +126,18 @@
     if (!fresh && Math.abs(x) < 1 && Math.abs(y) < 1) return;
     const start = { transform: `translate(${x}px, ${y}px)${fresh ? " scale(0.92)" : ""}`, opacity: fresh ? 0.4 : 1 };
     card.animate([start, { transform: "none", opacity: 1 }], { duration: MOVING, easing: "ease-out" });
+  }
+
+  /** Let a card that is no more go into the one that has its images now. */
+  function vanish(card, from, into) {
+    if (!into || from.bottom < 0 || from.top > window.innerHeight) return;
+    const to = into.getBoundingClientRect();
+    card.className = "ghost";
+    card.setAttribute("aria-hidden", "true");
+    Object.assign(card.style, { left: `${from.left}px`, top: `${from.top}px`, width: `${from.width}px`, height: `${from.height}px` });
+    document.body.append(card);
+    const end = { transform: `translate(${to.left - from.left}px, ${to.top - from.top}px) scale(0.92)`, opacity: 0 };
+    card.animate([{ transform: "none", opacity: 0.8 }, end], { duration: MOVING, easing: "ease-in" }).finished.finally(() => card.remove());
   }
 
   const confidences = new Map();

@@ -80,8 +80,10 @@ deepcluster.levels = (() => {
     const home = new Int32Array(n).fill(NONE); // the cell of each row as the run has it
     const span = tree ? tree.parts + 1 : 1;
 
+    const keyOf = (p, c) => (c + 1) * span + p + 1;
+
     function cell(p, c) {
-      const key = (c + 1) * span + p + 1;
+      const key = keyOf(p, c);
       let at = found.get(key);
       if (at === undefined) {
         at = part.length;
@@ -149,6 +151,16 @@ deepcluster.levels = (() => {
       if (group >= NO_CLUSTER && heart(group) === NONE) cell(NONE, group);
     }
 
+    /** What a cell is called where it is kept: it lasts longer than its place. */
+    const codeOf = (at) => (part[at] === NONE ? cluster[at] : `${part[at]}/${cluster[at]}`);
+
+    /** The cell of a code; if the run has other clusters since, one of the same part; makes one by hand. */
+    function cellOf(code) {
+      const [p, c] = typeof code === "number" ? [NONE, code] : code.split("/").map(Number);
+      const at = found.get(keyOf(p, c)) ?? heart(p === NONE ? c : groupOfNode(p));
+      return at === NONE ? cell(NONE, c) : at;
+    }
+
     const hearts = new Map(); // of the clusters with images that a person put there
     for (let row = 0; row < n; row++) {
       if (home[row] !== NONE) continue;
@@ -160,7 +172,7 @@ deepcluster.levels = (() => {
       home[row] = hearts.get(c);
     }
     return {
-      part, cluster, home, canon, inGroup, heart, make,
+      part, cluster, home, canon, inGroup, heart, make, codeOf, cellOf,
       get count() { return part.length; },
       known: (group) => nodeOf(group) < (tree ? tree.nodes : 0),
     };

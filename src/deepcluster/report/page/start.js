@@ -81,13 +81,13 @@
 
   async function save() {
     await deepcluster.loadTable();
+    changes.markDownloaded();
     const address = URL.createObjectURL(new Blob([changes.toCsv()], { type: "text/csv" }));
     const link = h("a", { href: address, download: "labels.csv" });
     document.body.append(link);
     link.click();
     link.remove();
     setTimeout(() => URL.revokeObjectURL(address), 60000);
-    changes.markDownloaded();
     toast(`Saved. To write it into the run, type where labels.csv went: ${summary.place.apply}`, { undo: false });
   }
 
@@ -101,14 +101,14 @@
     const line = (text, drop) => h("li", {}, h("span", { dir: "auto" }, text), h("button", { type: "button", class: "quiet", onclick: drop }, "Drop"));
     function fill() {
       const byTarget = new Map();
-      for (const [, group] of changes.moved) byTarget.set(group, (byTarget.get(group) ?? 0) + 1);
+      for (const row of changes.moved.keys()) byTarget.set(changes.clusterOf(row), (byTarget.get(changes.clusterOf(row)) ?? 0) + 1);
       list.replaceChildren(
         changes.atOwnLevel ? "" : line(`Shown at ${count(changes.level)} clusters; the fit gave ${count(summary.levels.own)}`, () => changes.setLevel(summary.levels.own)),
         ...[...changes.opened.keys()].map((group) => line(`Cluster ${changes.labelOf(group)} is opened into two`, () => changes.dropOpened(group))),
         ...[...changes.names].map(([group, name]) => line(name ? `Cluster ${changes.labelOf(group)} is named “${name}”` : `Cluster ${changes.labelOf(group)} has no name`, () => changes.dropName(group))),
         ...[...changes.merged].map(([from, into]) => line(`Cluster ${changes.labelOf(from)} is merged into ${changes.titleOfGroup(into)}`, () => changes.dropMerge(from))),
-        ...[...byTarget].map(([group, n]) => line(
-          group === NO_CLUSTER ? `${images(n)} taken out` : `${images(n)} moved to ${changes.titleOfGroup(group)}`, () => changes.dropMoves(group),
+        ...[...byTarget].map(([cluster, n]) => line(
+          cluster === NO_CLUSTER ? `${images(n)} taken out` : `${images(n)} moved to ${changes.titleOf(cluster)}`, () => changes.dropMoves(cluster),
         )),
       );
       body.replaceChildren(
