@@ -26,6 +26,7 @@ LAYERS = [  # a room imports only from rooms above it in this list
     {"naming"},
     {"fitting", "finished", "segmentation"},
     {"estimator", "rounds", "updating"},
+    {"classifier"},
     {"cli"},
     {"__main__"},
 ]

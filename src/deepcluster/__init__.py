@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from deepcluster.version import __version__
 
 if TYPE_CHECKING:
+    from deepcluster.classifier import DeepClusterClassifier
     from deepcluster.clustering.kmeans import KMeans, kmeans
     from deepcluster.config import Config, load_recipe, override
     from deepcluster.estimator import DeepCluster
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Config": "config",
     "DeepCluster": "estimator",
+    "DeepClusterClassifier": "classifier",
     "ImageStore": "images.store",
     "KMeans": "clustering.kmeans",
     "RunDir": "run",
@@ -41,6 +43,7 @@ _HOMES = {
 __all__ = [
     "Config",
     "DeepCluster",
+    "DeepClusterClassifier",
     "ImageStore",
     "KMeans",
     "RunDir",
