@@ -36,7 +36,7 @@ def resolved(tiny: Config, store: ImageStore, **values: Any) -> Config:
 
 
 def test_a_step_is_views_loss_gradients_and_the_optimizer(tiny: Config, shapes: ImageStore) -> None:
-    config = resolved(tiny, shapes)
+    config = resolved(tiny, shapes, **{"train.optimizer": "sgd"})
     method, step = build(shapes, config)
     parts = [torch.arange(0, 32), torch.arange(40, 71)]
     step.begin(7)
