@@ -900,7 +900,8 @@ class RunDir:
         with reading(self._items):
             clusters = pq.read_table(self._items, columns=["cluster"])["cluster"]
             top = int(pc.max(clusters).as_py()) if len(clusters) else -1
-            return max(self.read_info()["counts"]["clusters"], top + 1) + len(clusters)
+        asked = int(self.read_info()["counts"]["clusters"])
+        return max(asked, top + 1) + len(clusters)
 
     # -- images that came later ---------------------------------------------------------------
 
