@@ -46,12 +46,13 @@ class Memory(nn.Module):
         super().__init__()
         self.keys: Tensor
         self.values: Tensor
+        self.asked = min(ASKED, len(keys))
         self.register_buffer("keys", keys.float())
         self.register_buffer("values", values.float())
 
     def forward(self, features: Tensor) -> Tensor:
         """``(b, d)`` of length 1 -> logits ``(b, classes)``."""
-        near = (features @ self.keys.T).topk(min(ASKED, len(self.keys)), dim=1)
+        near = (features @ self.keys.T).topk(self.asked, dim=1)
         weights = (near.values * SHARPNESS).softmax(dim=1)  # (b, ASKED)
         shares = (weights[:, :, None] * self.values[near.indices]).sum(dim=1)
         return (shares + FLOOR).log()
