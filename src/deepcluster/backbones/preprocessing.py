@@ -95,7 +95,7 @@ def enlarge(images: Tensor, side: int, interpolation: str = "bicubic") -> Tensor
         interpolation: bicubic or bilinear.
 
     Returns:
-        ``(n, c, side, side)`` uint8, to a grey level what Pillow gives.
+        ``(n, c, side, side)`` uint8: what Pillow gives, but for its rounding between two passes.
     """
     if images.shape[-1] >= side:
         return images

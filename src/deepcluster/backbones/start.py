@@ -34,8 +34,11 @@ from deepcluster.backbones.preprocessing import Preprocessing
 from deepcluster.config import Config
 from deepcluster.errors import ConfigError
 
-USUAL_SIDE = 224
-"""Side in pixels above which a net that takes any side gets no larger images by itself."""
+USUAL_SIDE, SIDE_OF_SMALL = 224, 160
+"""Sides in pixels above which a net that takes any side gets no larger images by itself; the second
+one for images that are small themselves: more is slower, and was not better."""
+SMALL = 64
+"""Images up to this side in pixels are small."""
 
 GOOD = {
     "vit_small_patch14_dinov2.lvd142m": 88,
@@ -109,11 +112,12 @@ class Weights:
             return f"{self.name}: licence {self.license}"
         return f"{self.name}: licence {self.license or 'unknown'}; see where the weights come from"
 
-    def best_size(self) -> int:
-        """Side that images get where none is asked for."""
+    def best_size(self, side: int = 0) -> int:
+        """Side that images get where none is asked for; `side` is their own, 0 if unknown."""
         if self.own:
             return self.size
-        return min(self.size, USUAL_SIDE // self.multiple * self.multiple)
+        usual = SIDE_OF_SMALL if 0 < side <= SMALL else USUAL_SIDE
+        return min(self.size, usual // self.multiple * self.multiple)
 
     @property
     def own(self) -> bool:

@@ -323,7 +323,7 @@ def take_weights(config: Config, weights: Weights, *, side: int) -> Config:
         weights: where the net begins.
         side: median of the images' shorter sides in pixels; smaller images are kept as small.
     """
-    size = weights.best_size() if config.size == "auto" else config.size
+    size = weights.best_size(side) if config.size == "auto" else config.size
     return _with_weights(config, weights, size, weights.preprocessing(size).side, side)
 
 
