@@ -4,9 +4,9 @@ Muon is momentum whose every matrix is made near-orthogonal before the step (Jor
 "Muon: an optimizer for hidden layers in neural networks"). torch has it from 2.9 on, for matrices
 only; here convolution kernels count as matrices ``(out, in·h·w)`` and everything that Muon is not
 meant for (first layer, last layer, biases, norms) is stepped by AdamW in the same optimizer, so
-that there is one state to save. Orthogonalisation is in float32 on a CPU, where bfloat16 saves little
-time for small nets and cost digits .015 NMI (30 epochs, 3 seeds, each lower); on a GPU it is in the
-arithmetic of the net.
+that there is one state to save. On a CPU orthogonalisation is in float32:
+bfloat16 saves little time for small nets and cost digits .015 NMI (30 epochs; each of 3 seeds was
+lower). On a GPU it is in the arithmetic of the net.
 """
 
 from __future__ import annotations
