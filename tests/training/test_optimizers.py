@@ -100,3 +100,10 @@ def test_the_first_layer_of_a_transformer_is_its_first_product() -> None:
         id(p) for group in optimizer.param_groups if group["matrices"] for p in group["params"]
     }
     assert stepped == {id(weights["inner"])}
+
+
+def test_on_a_processor_muon_keeps_its_digits() -> None:
+    train = override(Config(), {"train.lr": 0.02, "train.precision": "bfloat16"}).train
+    optimizer = build_optimizer([{"params": [torch.zeros(2, 2, requires_grad=True)]}], train)
+    assert isinstance(optimizer, Muon)
+    assert optimizer.dtype == torch.float32

@@ -4,7 +4,9 @@ Muon is momentum whose every matrix is made near-orthogonal before the step (Jor
 "Muon: an optimizer for hidden layers in neural networks"). torch has it from 2.9 on, for matrices
 only; here convolution kernels count as matrices ``(out, in·h·w)`` and everything that Muon is not
 meant for (first layer, last layer, biases, norms) is stepped by AdamW in the same optimizer, so
-that there is one state to save.
+that there is one state to save. On a CPU orthogonalisation is in float32:
+bfloat16 saves little time for small nets and cost digits .015 NMI (30 epochs; each of 3 seeds was
+lower). On a GPU it is in the arithmetic of the net.
 """
 
 from __future__ import annotations
@@ -160,7 +162,9 @@ def build_optimizer(wanted: list[dict[str, Any]], train: TrainSettings) -> torch
     elif train.optimizer == "adamw":
         optimizer = torch.optim.AdamW(groups, lr=train.lr)
     else:
-        optimizer = Muon(groups, momentum=train.momentum, dtype=getattr(torch, train.precision))
+        on_gpu = any(parameter.is_cuda for group in groups for parameter in group["params"])
+        dtype = getattr(torch, train.precision) if on_gpu else torch.float32
+        optimizer = Muon(groups, momentum=train.momentum, dtype=dtype)
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]
     return optimizer
