@@ -109,6 +109,7 @@ def test_evaluate_measures_on_what_it_never_saw(run: RunDir, folder: Path, tmp_p
     assert 0 <= own["classifier_ece"] <= 1
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
 @pytest.mark.parametrize("to", ["onnx", "torchscript"])
 def test_one_file_from_image_to_class(to: str, run: RunDir, folder: Path, tmp_path: Path) -> None:
     taught(run, tmp_path)
@@ -123,7 +124,7 @@ def test_one_file_from_image_to_class(to: str, run: RunDir, folder: Path, tmp_pa
     else:
         import torch
 
-        probabilities = torch.jit.load(out)(torch.from_numpy(pixels)).numpy()
+        probabilities = torch.jit.load(str(out))(torch.from_numpy(pixels)).detach().numpy()
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-4)
     np.testing.assert_allclose(probabilities.max(axis=1), expected.probability, atol=0.02)
     names = (tmp_path / "model.classes.txt").read_text().split()

@@ -430,6 +430,8 @@ def teach(run: Path, labels: Path, *, as_json: AsJson = False) -> None:
         held = f"{row.right} of {row.checked}" if row.checked else "–"
         share = f"{row.expected:.0%}" if row.predicted else "–"
         rows.append((row.name, row.labels, held, f"{row.predicted:,}", share))
+    if not opened.read_classifier()[1]["drawn"]:
+        show("this holds if every class has a label: of others, labels say nothing")
     head = ["class", "labels", "held out, right", "images", "expected right"]
     _print_rows(head, rows, as_json=False)
     show(*(found.notes + found.mistakes or ["no label looks like a mistake"]))
