@@ -460,7 +460,7 @@ def _train(
             _say_how_to_go_on(run, source, log, stopped=stopped)
         raise
     taken = sitting.taken(info)
-    said = info["notes"] + afterwards(work.asked, result, taken["seconds"])
+    said = info["notes"] + afterwards(work.asked, result, work.store, taken["seconds"])
     for sentence in said[len(info["notes"]) :]:
         log.note(sentence)
     run.write_info(
@@ -857,21 +857,24 @@ def without_effect(asked: Config) -> list[str]:
     return idle
 
 
-def afterwards(asked: Config, result: FitResult, seconds: float) -> list[str]:
+def afterwards(asked: Config, result: FitResult, store: ImageStore, seconds: float) -> list[str]:
     """Plain sentences about what came out otherwise than was asked for.
 
     Args:
         asked: settings as asked for.
         result: of the fit.
+        store: the images.
         seconds: that it took.
     """
     sentences = []
-    different = len({row.tobytes() for row in result.embeddings})
-    filled = len(np.unique(result.labels))
-    if different < result.clusters or filled < result.clusters:
+    contents = store.contents if store.contents is not None else np.arange(len(store))
+    different, filled = len(np.unique(contents)), len(np.unique(result.labels))
+    wanted = result.clusters if result.choice else result.config.clusters
+    assert isinstance(wanted, int)
+    if different < wanted or filled < wanted:
         sentences.append(
             f"the {_count(len(result.labels), 'image')} hold {different} different ones: "
-            f"{result.clusters} clusters were asked for, {filled} have images"
+            f"{wanted} clusters were asked for, {filled} have images"
         )
     if asked.minutes != "auto" and seconds > 60 * asked.minutes * (1 + LATE):
         training = result.timings.get("train", 0.0)

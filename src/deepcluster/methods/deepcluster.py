@@ -19,7 +19,7 @@ Where this differs from the authors' code, and why:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -56,7 +56,6 @@ class DeepCluster(nn.Module):
         self.class_weights: Tensor
         self.register_buffer("labels", torch.zeros(n, dtype=torch.int64))
         self.register_buffer("class_weights", torch.ones(self.k))
-        self.register_load_state_dict_pre_hook(_fit_head)  # type: ignore[no-untyped-call]
 
     def _resize(self, k: int) -> None:
         """Give the head `k` outputs, in parameters that are yet to be drawn."""
@@ -64,6 +63,15 @@ class DeepCluster(nn.Module):
         weight = self.head.weight.data
         self.head = nn.Linear(weight.shape[1], k, device="meta").to_empty(device=weight.device)
         self.class_weights = self.class_weights.new_ones(k)
+
+    def adopt(self, state: Mapping[str, Tensor]) -> None:
+        """Give the head as many outputs as that of a checkpoint has, whatever number was found."""
+        weight = state.get("head.weight")
+        if self.settings.pseudo_labels == "pic" and weight is not None and len(weight) != self.k:
+            self.k = self.head.out_features = len(weight)
+            self.head.weight.data = self.head.weight.data.new_empty(weight.shape)
+            self.head.bias.data = self.head.bias.data.new_empty(self.k)
+            self.class_weights = self.class_weights.new_ones(self.k)
 
     def _draw_head(self, generator: torch.Generator | None = None) -> None:
         weight = torch.empty(self.head.weight.shape).normal_(0, HEAD_STD, generator=generator)
@@ -156,17 +164,6 @@ class DeepCluster(nn.Module):
         """Cross-entropy against the pseudo-labels."""
         weight = self.class_weights if self.settings.balance == "weights" else None
         return F.cross_entropy(self.logits(views[0]).float(), self.labels[index], weight)
-
-
-def _fit_head(module: nn.Module, state: dict[str, Any], prefix: str, *rest: Any) -> None:
-    """Before a checkpoint is read: as many outputs as it has, whatever number was found."""
-    assert isinstance(module, DeepCluster)
-    k = len(state.get(f"{prefix}head.weight", module.head.weight))
-    if k != module.k:
-        module.head.weight.data = module.head.weight.data.new_empty(k, module.head.in_features)
-        module.head.bias.data = module.head.bias.data.new_empty(k)
-        module.class_weights = module.class_weights.new_ones(k)
-        module.k = module.head.out_features = k
 
 
 def _exchange(
