@@ -115,7 +115,7 @@ def peers(x: np.ndarray, k: int, seed: int) -> dict[str, np.ndarray]:
     return {
         "k-means": KMeans(k, n_init=3, random_state=seed).fit_predict(x),
         "average linkage": AgglomerativeClustering(k, linkage="average").fit_predict(x),
-        "HDBSCAN": HDBSCAN(min_cluster_size=15, copy=True).fit_predict(few),
+        "HDBSCAN": HDBSCAN(min_cluster_size=15, copy=True).fit_predict(few) + 1,  # noise is 0
         "Gaussian mixture": mixed,
     }
 
