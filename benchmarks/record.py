@@ -17,8 +17,8 @@ import numpy as np
 import torch
 
 from deepcluster.config import Config
-from deepcluster.fitting import hardware, versions
 from deepcluster.images.store import ImageStore
+from deepcluster.machine import hardware, versions
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks/results"

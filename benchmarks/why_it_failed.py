@@ -48,8 +48,8 @@ from deepcluster.backbones.preprocessing import Preprocessing
 from deepcluster.clustering.kmeans import kmeans
 from deepcluster.clustering.pca import normalise
 from deepcluster.config import Config, load_recipe, override
-from deepcluster.fitting import hardware
 from deepcluster.images.store import ImageStore, open_images
+from deepcluster.machine import hardware
 from deepcluster.methods.deepcluster import DeepCluster, uniform_order
 from deepcluster.training.plan import resolve
 

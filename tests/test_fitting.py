@@ -12,10 +12,11 @@ from PIL import Image
 
 from deepcluster.config import Config, override
 from deepcluster.errors import ConfigError, RunError
-from deepcluster.fitting import fit_source, plan_source, too_few
+from deepcluster.fitting import fit_source, plan_source
 from deepcluster.images.store import open_images
 from deepcluster.progress import Progress
 from deepcluster.run import RunDir
+from deepcluster.saying import too_few
 from deepcluster.training.plan import resolve
 
 

@@ -23,7 +23,7 @@ LAYERS = [  # a room imports only from rooms above it in this list
     {"training.loop"},
     {"training.best"},
     {"labelling", "report", "show", "sorting"},
-    {"naming"},
+    {"machine", "naming", "saying"},
     {"fitting", "finished", "segmentation"},
     {"estimator", "rounds", "updating"},
     {"classifier"},

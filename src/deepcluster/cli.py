@@ -2,6 +2,8 @@
 
 Results go to stdout, progress and log to stderr. Exit codes: 0 done, 1 failed, 2 usage, 3 no
 usable images, 130 interrupted.
+
+Long, because a verb's parameters and their help stand with it; the work is in other rooms.
 """
 
 from __future__ import annotations
@@ -174,6 +176,7 @@ def fit(
         The images that --embeddings are of, for the report.
     """
     from deepcluster import fitting
+    from deepcluster.machine import command_line
 
     seen: Any = images
     if embeddings is None:
@@ -200,7 +203,7 @@ def fit(
             tensorboard=tensorboard,
             embeddings=embeddings,
             progress=progress,
-            command=fitting.command_line(),
+            command=command_line(),
             given=_typed.get(),
         )
     _print_run(run, as_json)

@@ -1,4 +1,7 @@
-"""What is done with a finished run: predict, embed, sort, evaluate, recluster, export."""
+"""What is done with a finished run: predict, embed, sort, evaluate, recluster, export.
+
+Long, because each of these is called by a person, and none of them by another.
+"""
 
 from __future__ import annotations
 

@@ -1,17 +1,16 @@
 """The fit of the command line, as functions to call from Python as well.
 
 The way through :func:`fit_source`: source -> Listing -> size and net -> ImageStore -> resolved
-settings -> loop -> run folder.
+settings -> loop -> run folder. What it says is in ``saying.py``.
+
+Long, because these steps are read in one go, from the source to the folder that is left.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
-import platform
 import shlex
-import sys
 import time
 import traceback
 from collections.abc import Collection, Mapping, Sequence
@@ -24,29 +23,35 @@ import numpy as np
 import torch
 from torch import nn
 
-from deepcluster.backbones.start import GIVEN, Weights
+from deepcluster.backbones.start import Weights
 from deepcluster.clustering.neighbours import nearest_rows
 from deepcluster.clustering.tree import Tree
-from deepcluster.config import SECTIONS, Config, check_settings, flatten, override
+from deepcluster.config import Config, check_settings, flatten, override
 from deepcluster.errors import ConfigError, RunError
 from deepcluster.images.sources import list_source
 from deepcluster.images.store import ImageStore, open_images, scan_images
 from deepcluster.images.vectors import Vectors, pair, read_vectors
+from deepcluster.machine import hardware, versions
 from deepcluster.naming import Remembered, carry_names, load_model
 from deepcluster.progress import Progress, epoch_sentence
 from deepcluster.report import write_report
 from deepcluster.run import NEIGHBOURS, Neighbours, RunDir
+from deepcluster.saying import (
+    about_start,
+    afterwards,
+    changed,
+    left_out,
+    notes,
+    span,
+)
 from deepcluster.show.pictures import write_pictures
 from deepcluster.show.tensorboard import TensorBoard
 from deepcluster.training.best import Best, fit_best
 from deepcluster.training.loop import FitResult, fit_vectors
 from deepcluster.training.plan import (
-    LATE,
-    MOST_EPOCHS,
     Cost,
     Pace,
     as_given,
-    guess_epochs,
     plan_starts,
     scale_source,
     schedule_given,
@@ -55,7 +60,6 @@ from deepcluster.training.plan import (
     take_weights,
     usual_minutes,
 )
-from deepcluster.version import __version__
 
 SMALL_TILE, LARGE_TILE, FEW_IMAGES = 64, 96, 20_000  # sides of the thumbnails, in pixels
 
@@ -85,10 +89,6 @@ class Logged(Progress):
     def _write(self, text: str) -> None:
         with self.log.open("a", encoding="utf-8") as file:
             file.write(f"{datetime.now():%H:%M:%S} {text}\n")
-
-
-FEW_TO_LEARN = 5  # images a pseudo-cluster
-FEW_TO_WHITEN = 10  # images a whitened component
 
 
 @dataclass(frozen=True)
@@ -147,11 +147,6 @@ def _as_opened(listing: Any, asked: Config, weights: Weights | None) -> Config:
     if asked.start == "frozen":
         frozen = dataclasses.replace(frozen, epochs=asked.epochs)
     return take_weights(frozen, weights, side=side)
-
-
-def about_start(weights: Weights | None, sentence: str) -> list[str]:
-    """What a person should know of where the net begins."""
-    return [text for text in (weights.terms if weights else "", sentence) if text]
 
 
 def fit_source(
@@ -437,7 +432,7 @@ def _train(
         for sentence in info["notes"]:
             log.note(sentence)
         memory = f"about {work.cost.memory / 1e9:.1f} GB of memory"
-        log.note(f"expected: {_span(work.cost.seconds)}, {memory}")
+        log.note(f"expected: {span(work.cost.seconds)}, {memory}")
         best = _fit(run, work, resume=resume, log=log, pace=pace)
         result = best.result
         if result.config.start != work.resolved.start:
@@ -747,189 +742,3 @@ def _words(source: Any) -> list[str]:
     """A source as it is typed on the command line; arrays cannot be typed."""
     parts = source if isinstance(source, list | tuple) else [source]
     return [str(part) for part in parts] if all(isinstance(p, str | Path) for p in parts) else ["…"]
-
-
-def left_out(store: ImageStore) -> list[str]:
-    """A sentence, if images were skipped."""
-    count = len(store.skipped)
-    return [f"{_count(count, 'file')} left out: see skipped.csv"] if count else []
-
-
-def notes(
-    asked: Config,
-    resolved: Config,
-    n: int,
-    cost: Cost,
-    *,
-    limit: float,
-    spent: float | None = None,
-) -> list[str]:
-    """Plain sentences about choices the user did not make and should know of.
-
-    Args:
-        asked: settings as asked for.
-        resolved: settings as they will be.
-        n: number of images.
-        cost: what the fit will take.
-        limit: minutes, where neither they nor epochs were asked for.
-        spent: seconds that went into decoding, if it was done.
-    """
-    sentences = []
-    assert isinstance(resolved.epochs, int)
-    if resolved.final.choose:
-        sentences.append(
-            f"clusters: the best number from 2 to {resolved.clusters}, chosen at the end; "
-            "if you know better, say --clusters K"
-        )
-    if resolved.backbone == GIVEN:
-        return [*sentences, f"{_count(n, 'vector')} as given: nothing is trained"]
-    learns = "frozen" if resolved.start == "frozen" else _count(resolved.epochs, "epoch")
-    sentences.append(
-        f"{_count(n, 'image')} at {resolved.size} pixels, {resolved.backbone}, "
-        f"{learns} on {resolved.device} in {resolved.train.precision}"
-        + ("" if asked.minutes == "auto" else f", to end after {asked.minutes:g} minutes")
-    )
-    if asked.minutes != "auto" and (spent or 0) + cost.seconds > 60 * asked.minutes * (1 + LATE):
-        decoded = "" if spent is None else f"decoding took {_span(spent)}, "
-        sentences.append(
-            f"{asked.minutes:g} minutes are too few for so many images on this machine: {decoded}"
-            f"one epoch takes {_span(cost.epoch)}, the rest {_span(cost.rest)}"
-        )
-    if asked.minutes == asked.epochs == "auto" and resolved.start != "frozen":
-        batch = resolved.train.batch_size
-        assert isinstance(resolved.size, int) and isinstance(batch, int)
-        rule = guess_epochs(n, resolved.size, batch)
-        fewer = f" ({rule} epochs would be usual)" if resolved.epochs < rule else ""
-        sentences.append(
-            f"no --minutes given: training takes at most {_span(60 * limit)}, and size, net and "
-            f"epochs suit that where you did not name them{fewer}"
-        )
-    sentences += too_few(resolved, n)
-    idle = without_effect(asked)
-    if idle:
-        sentences.append(f"without effect with the method {resolved.method}: {', '.join(idle)}")
-    if resolved.epochs == MOST_EPOCHS and asked.minutes != "auto":
-        sentences.append(f"{MOST_EPOCHS} epochs are enough: this will end before its time")
-    return sentences
-
-
-def too_few(config: Config, n: int) -> list[str]:
-    """Sentences about settings made for many more images than n."""
-    sentences = []
-    ours = config.deepcluster
-    made = {
-        "deepcluster": ("deepcluster.pseudo_clusters", ours.pseudo_clusters),
-        "deepcluster-v2": ("deepcluster_v2.prototypes", config.deepcluster_v2.prototypes),
-    }
-    if config.method in made and ours.pseudo_labels == "kmeans":
-        setting, k = made[config.method]
-        assert isinstance(k, int) and isinstance(config.clusters, int)
-        if k > config.clusters and n < FEW_TO_LEARN * k:
-            sentences.append(
-                f"{k} pseudo-clusters of {_count(n, 'image')} have {n / k:.1f} each, too few to "
-                f"learn from: say --{setting} {max(2, n // 20)}"
-            )
-    kept = [("final", config.final.pca, config.final.whiten)]
-    if config.method == "deepcluster":
-        kept.append(("deepcluster", ours.pca if isinstance(ours.pca, int) else 0, ours.whiten))
-    for section, components, whiten in kept:
-        if whiten and n < FEW_TO_WHITEN * components:
-            sentences.append(
-                f"{components} whitened components of {_count(n, 'image')}: all are about equally "
-                f"far apart then; say --{section}.pca {max(2, n // 50)}"
-            )
-    return sentences
-
-
-def changed(config: Config) -> dict[str, Any]:
-    """Settings that are not as by default."""
-    default, wanted = (flatten(dataclasses.asdict(each)) for each in (Config(), config))
-    return {name: value for name, value in wanted.items() if value != default[name]}
-
-
-def without_effect(asked: Config) -> list[str]:
-    """Settings that were changed and that the method does not read."""
-    others = {group for groups in SECTIONS.values() for group in groups}
-    others -= set(SECTIONS.get(asked.method, ()))
-    idle = [name for name in changed(asked) if name.partition(".")[0] in others]
-    if asked.final.algorithm == "graph" and asked.final.restarts != Config().final.restarts:
-        idle.append("final.restarts")
-    return idle
-
-
-def afterwards(asked: Config, result: FitResult, store: ImageStore, seconds: float) -> list[str]:
-    """Plain sentences about what came out otherwise than was asked for.
-
-    Args:
-        asked: settings as asked for.
-        result: of the fit.
-        store: the images.
-        seconds: that it took.
-    """
-    sentences = []
-    contents = store.contents if store.contents is not None else np.arange(len(store))
-    different, filled = len(np.unique(contents)), len(np.unique(result.labels))
-    wanted = result.clusters if result.choice else result.config.clusters
-    assert isinstance(wanted, int)
-    if different < wanted or filled < wanted:
-        sentences.append(
-            f"the {_count(len(result.labels), 'image')} hold {different} different ones: "
-            f"{wanted} clusters were asked for, {filled} have images"
-        )
-    if asked.minutes != "auto" and seconds > 60 * asked.minutes * (1 + LATE):
-        training = result.timings.get("train", 0.0)
-        sentences.append(
-            f"took {_span(seconds)}, not the {asked.minutes:g} minutes asked for: "
-            f"{_count(len(result.history), 'epoch')} took {_span(training)}, the rest "
-            f"{_span(seconds - training)}; was the machine busy?"
-        )
-    return sentences
-
-
-def versions() -> dict[str, str]:
-    """Versions of what computes."""
-    import sklearn
-    import timm
-    import torchvision
-
-    return {
-        "deepcluster": __version__,
-        "python": platform.python_version(),
-        **{m.__name__: m.__version__ for m in (torch, torchvision, timm, sklearn, np)},
-    }
-
-
-def hardware(config: Config) -> dict[str, Any]:
-    """What the fit runs on."""
-    facts: dict[str, Any] = {
-        "device": config.device,
-        "machine": platform.machine(),
-        "system": platform.system(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "cpu": _cpu_name(),
-    }
-    if config.device.startswith("cuda"):
-        facts["gpu"] = torch.cuda.get_device_name(config.device)
-    return facts
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if "model name" in line)
-    except (OSError, StopIteration):
-        return platform.processor()
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
-
-
-def _span(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
-
-
-def command_line() -> list[str]:
-    """The command as it was typed."""
-    return ["deepcluster", *sys.argv[1:]]

@@ -7,6 +7,9 @@ an error names the file and what to do (:mod:`deepcluster.files`).
 
 Nothing but this module deletes a run, and only files of the names that a fit writes (`_OWN`). A run
 that is replaced lies beside the new one, as ``NAME.replaced``, until that one has ended.
+
+Long, because writer and checked reader of every file stand side by side in the one room that may
+know its name.
 """
 
 from __future__ import annotations

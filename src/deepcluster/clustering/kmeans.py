@@ -4,6 +4,7 @@ Lloyd, "Least squares quantization in PCM" (1982); seeding after Arthur and Vass
 "k-means++" (2007); with ``metric="cosine"`` the spherical k-means of Dhillon and Modha (2001).
 Written by hand because no library runs it on CPU, GPU and MPS alike, out of core, and says how
 often it had to repair an empty cluster. scikit-learn and faiss are its references in the tests.
+Long, because engine, seeding, repair and estimator share one way of shifting and scaling rows.
 
 - Memory: at most `chunk_size` x k scores exist at once. Rows in memory are copied once
   (centred or normalised); a memory-mapped array, or one that would fill more than half of a GPU, is

@@ -4,6 +4,8 @@ Read :func:`fit` from top to bottom. All chance in epoch `e` comes from generato
 fit's seed and `e`, so a fit that resumes after epoch `e` needs no random state and gives the same
 bits as one that was never stopped. Labels, where the store has any, are read by :func:`score`
 alone.
+
+A little long, so that the way from images to clusters is read in one place.
 """
 
 from __future__ import annotations

@@ -5,6 +5,8 @@ from the device: never from the name of the data, never from labels. :func:`esti
 steps on random pixels and counts the bytes. :func:`choose_scale` and :func:`schedule_minutes` turn
 the time a person has into image size, net and epochs. These are written into the settings, which
 then give the same bits again without a clock.
+
+Long, because where the net begins, size, net, epochs and memory are one answer to one budget.
 """
 
 from __future__ import annotations

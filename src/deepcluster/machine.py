@@ -1,0 +1,56 @@
+"""What computes: versions, hardware and the command line, for run.json."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from deepcluster.config import Config
+from deepcluster.version import __version__
+
+
+def versions() -> dict[str, str]:
+    """Versions of what computes."""
+    import sklearn
+    import timm
+    import torchvision
+
+    return {
+        "deepcluster": __version__,
+        "python": platform.python_version(),
+        **{m.__name__: m.__version__ for m in (torch, torchvision, timm, sklearn, np)},
+    }
+
+
+def hardware(config: Config) -> dict[str, Any]:
+    """What the fit runs on."""
+    facts: dict[str, Any] = {
+        "device": config.device,
+        "machine": platform.machine(),
+        "system": platform.system(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "cpu": _cpu_name(),
+    }
+    if config.device.startswith("cuda"):
+        facts["gpu"] = torch.cuda.get_device_name(config.device)
+    return facts
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if "model name" in line)
+    except (OSError, StopIteration):
+        return platform.processor()
+
+
+def command_line() -> list[str]:
+    """The command as it was typed."""
+    return ["deepcluster", *sys.argv[1:]]

@@ -1,0 +1,169 @@
+"""What a fit says: plain sentences about choices that nobody made and about what came out."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from deepcluster.backbones.start import GIVEN, Weights
+from deepcluster.config import SECTIONS, Config, flatten
+from deepcluster.images.store import ImageStore
+from deepcluster.training.loop import FitResult
+from deepcluster.training.plan import LATE, MOST_EPOCHS, Cost, guess_epochs
+
+FEW_TO_LEARN = 5  # images a pseudo-cluster
+FEW_TO_WHITEN = 10  # images a whitened component
+
+
+def about_start(weights: Weights | None, sentence: str) -> list[str]:
+    """What a person should know of where the net begins."""
+    return [text for text in (weights.terms if weights else "", sentence) if text]
+
+
+def left_out(store: ImageStore) -> list[str]:
+    """A sentence, if images were skipped."""
+    count = len(store.skipped)
+    return [f"{counted(count, 'file')} left out: see skipped.csv"] if count else []
+
+
+def notes(
+    asked: Config,
+    resolved: Config,
+    n: int,
+    cost: Cost,
+    *,
+    limit: float,
+    spent: float | None = None,
+) -> list[str]:
+    """Plain sentences about choices the user did not make and should know of.
+
+    Args:
+        asked: settings as asked for.
+        resolved: settings as they will be.
+        n: number of images.
+        cost: what the fit will take.
+        limit: minutes, where neither they nor epochs were asked for.
+        spent: seconds that went into decoding, if it was done.
+    """
+    sentences = []
+    assert isinstance(resolved.epochs, int)
+    if resolved.final.choose:
+        sentences.append(
+            f"clusters: the best number from 2 to {resolved.clusters}, chosen at the end; "
+            "if you know better, say --clusters K"
+        )
+    if resolved.backbone == GIVEN:
+        return [*sentences, f"{counted(n, 'vector')} as given: nothing is trained"]
+    learns = "frozen" if resolved.start == "frozen" else counted(resolved.epochs, "epoch")
+    sentences.append(
+        f"{counted(n, 'image')} at {resolved.size} pixels, {resolved.backbone}, "
+        f"{learns} on {resolved.device} in {resolved.train.precision}"
+        + ("" if asked.minutes == "auto" else f", to end after {asked.minutes:g} minutes")
+    )
+    if asked.minutes != "auto" and (spent or 0) + cost.seconds > 60 * asked.minutes * (1 + LATE):
+        decoded = "" if spent is None else f"decoding took {span(spent)}, "
+        sentences.append(
+            f"{asked.minutes:g} minutes are too few for so many images on this machine: {decoded}"
+            f"one epoch takes {span(cost.epoch)}, the rest {span(cost.rest)}"
+        )
+    if asked.minutes == asked.epochs == "auto" and resolved.start != "frozen":
+        batch = resolved.train.batch_size
+        assert isinstance(resolved.size, int) and isinstance(batch, int)
+        rule = guess_epochs(n, resolved.size, batch)
+        fewer = f" ({rule} epochs would be usual)" if resolved.epochs < rule else ""
+        sentences.append(
+            f"no --minutes given: training takes at most {span(60 * limit)}, and size, net and "
+            f"epochs suit that where you did not name them{fewer}"
+        )
+    sentences += too_few(resolved, n)
+    idle = without_effect(asked)
+    if idle:
+        sentences.append(f"without effect with the method {resolved.method}: {', '.join(idle)}")
+    if resolved.epochs == MOST_EPOCHS and asked.minutes != "auto":
+        sentences.append(f"{MOST_EPOCHS} epochs are enough: this will end before its time")
+    return sentences
+
+
+def too_few(config: Config, n: int) -> list[str]:
+    """Sentences about settings made for many more images than n."""
+    sentences = []
+    ours = config.deepcluster
+    made = {
+        "deepcluster": ("deepcluster.pseudo_clusters", ours.pseudo_clusters),
+        "deepcluster-v2": ("deepcluster_v2.prototypes", config.deepcluster_v2.prototypes),
+    }
+    if config.method in made and ours.pseudo_labels == "kmeans":
+        setting, k = made[config.method]
+        assert isinstance(k, int) and isinstance(config.clusters, int)
+        if k > config.clusters and n < FEW_TO_LEARN * k:
+            sentences.append(
+                f"{k} pseudo-clusters of {counted(n, 'image')} have {n / k:.1f} each, too few to "
+                f"learn from: say --{setting} {max(2, n // 20)}"
+            )
+    kept = [("final", config.final.pca, config.final.whiten)]
+    if config.method == "deepcluster":
+        kept.append(("deepcluster", ours.pca if isinstance(ours.pca, int) else 0, ours.whiten))
+    for section, components, whiten in kept:
+        if whiten and n < FEW_TO_WHITEN * components:
+            sentences.append(
+                f"{components} whitened components of {counted(n, 'image')}: all are about equally "
+                f"far apart then; say --{section}.pca {max(2, n // 50)}"
+            )
+    return sentences
+
+
+def changed(config: Config) -> dict[str, Any]:
+    """Settings that are not as by default."""
+    default, wanted = (flatten(dataclasses.asdict(each)) for each in (Config(), config))
+    return {name: value for name, value in wanted.items() if value != default[name]}
+
+
+def without_effect(asked: Config) -> list[str]:
+    """Settings that were changed and that the method does not read."""
+    others = {group for groups in SECTIONS.values() for group in groups}
+    others -= set(SECTIONS.get(asked.method, ()))
+    idle = [name for name in changed(asked) if name.partition(".")[0] in others]
+    if asked.final.algorithm == "graph" and asked.final.restarts != Config().final.restarts:
+        idle.append("final.restarts")
+    return idle
+
+
+def afterwards(asked: Config, result: FitResult, store: ImageStore, seconds: float) -> list[str]:
+    """Plain sentences about what came out otherwise than was asked for.
+
+    Args:
+        asked: settings as asked for.
+        result: of the fit.
+        store: the images.
+        seconds: that it took.
+    """
+    sentences = []
+    contents = store.contents if store.contents is not None else np.arange(len(store))
+    different, filled = len(np.unique(contents)), len(np.unique(result.labels))
+    wanted = result.clusters if result.choice else result.config.clusters
+    assert isinstance(wanted, int)
+    if different < wanted or filled < wanted:
+        sentences.append(
+            f"the {counted(len(result.labels), 'image')} hold {different} different ones: "
+            f"{wanted} clusters were asked for, {filled} have images"
+        )
+    if asked.minutes != "auto" and seconds > 60 * asked.minutes * (1 + LATE):
+        training = result.timings.get("train", 0.0)
+        sentences.append(
+            f"took {span(seconds)}, not the {asked.minutes:g} minutes asked for: "
+            f"{counted(len(result.history), 'epoch')} took {span(training)}, the rest "
+            f"{span(seconds - training)}; was the machine busy?"
+        )
+    return sentences
+
+
+def counted(number: int, what: str) -> str:
+    """A number and a noun."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
+def span(seconds: float) -> str:
+    """Seconds in words."""
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
