@@ -11,7 +11,7 @@ from deepcluster.backbones.start import GIVEN, Weights
 from deepcluster.config import SECTIONS, Config, flatten
 from deepcluster.images.store import ImageStore
 from deepcluster.training.loop import FitResult
-from deepcluster.training.plan import LATE, MOST_EPOCHS, Cost, guess_epochs
+from deepcluster.training.plan import LATE, MOST_EPOCHS, Cost, guess_epochs, resolve
 
 FEW_TO_LEARN = 5  # images a pseudo-cluster
 FEW_TO_WHITEN = 10  # images a whitened component
@@ -78,7 +78,7 @@ def notes(
             f"epochs suit that where you did not name them{fewer}"
         )
     sentences += too_few(resolved, n)
-    idle = without_effect(asked)
+    idle = without_effect(asked, resolved, n)
     if idle:
         sentences.append(f"without effect with the method {resolved.method}: {', '.join(idle)}")
     if resolved.epochs == MOST_EPOCHS and asked.minutes != "auto":
@@ -120,11 +120,22 @@ def changed(config: Config) -> dict[str, Any]:
     return {name: value for name, value in wanted.items() if value != default[name]}
 
 
-def without_effect(asked: Config) -> list[str]:
+def without_effect(asked: Config, resolved: Config, n: int) -> list[str]:
     """Settings that were changed and that the method does not read."""
     others = {group for groups in SECTIONS.values() for group in groups}
     others -= set(SECTIONS.get(asked.method, ()))
-    idle = [name for name in changed(asked) if name.partition(".")[0] in others]
+    plain = dataclasses.replace(asked, **{group: getattr(Config(), group) for group in others})
+    if not isinstance(resolved.size, int):  # features made elsewhere
+        return []
+    channels = 1 if resolved.data.channels == "grey" else 3
+    usual = resolve(plain, n=n, size=resolved.size, channels=channels)
+    given, auto = (flatten(dataclasses.asdict(config)) for config in (asked, usual))
+    # a run's own config.toml says what auto came to, which nobody asked for
+    idle = [
+        name
+        for name in changed(asked)
+        if name.partition(".")[0] in others and given[name] != auto[name]
+    ]
     if asked.final.algorithm == "graph" and asked.final.restarts != Config().final.restarts:
         idle.append("final.restarts")
     return idle

@@ -46,22 +46,17 @@ def load_newest(
     """Put the state of the newest checkpoint that is whole into `method` and `optimizer`.
 
     Returns:
-        epochs that are done, and the clusters of the last one.
-
-    Raises:
-        RunError: there is none.
+        epochs that are done, and the clusters of the last one; 0 and None where none is whole: a
+        fit that was stopped before its first begins again, and comes to the same.
     """
     found = sorted(run.checkpoints.glob("epoch-*.safetensors"), reverse=True)
-    broken: list[str] = []
     for path in found:
         try:
             return load_checkpoint(path, method, optimizer)
         except RunError as error:
-            broken.append(str(error))
-    why = f": {broken[0]}" if broken else ""
-    raise RunError(
-        f"{run.checkpoints} holds no checkpoint to go on from{why}; start again with --overwrite"
-    )
+            if error.__cause__ is None:  # whole, but of another net
+                raise
+    return 0, None
 
 
 def load_checkpoint(
