@@ -99,6 +99,7 @@ def test_gpu_rows_that_nobody_measured_say_so(load: Any) -> None:
     assert tables.gpu([]).count("not measured") == len(tables.GPU_ROWS)
     speed = {"images_per_second": 1e4, "flop_per_image": 2e9}
     speed |= {"share_of_peak": 0.25, "peak_flop_per_second": 8e13}
+    speed["minutes"] = float(tables.GPU_ROWS[0][1])
     text = tables.gpu([line(hardware={"gpu": "H"}, **speed)])
     assert text.count("not measured") == len(tables.GPU_ROWS) - 1
     assert "| 10,000 | 2.000 | 25.0 % | 80.0 |" in text
