@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from make_run import write_run
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -28,7 +29,11 @@ def load(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def run_main(module: ModuleType, monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
     monkeypatch.setattr(sys, "argv", [str(module.__file__), *words])
-    module.main()
+    threads = torch.get_num_threads()  # a benchmark sets them for the whole process
+    try:
+        module.main()
+    finally:
+        torch.set_num_threads(threads)
 
 
 def line(**changes: Any) -> dict[str, Any]:
