@@ -45,6 +45,7 @@ def taught(run: RunDir, tmp_path: Path, count: int = 15) -> Path:
 
 def test_a_round_and_the_next(run: RunDir, tmp_path: Path) -> None:
     first = suggest_run(run, 12)
+    filled_in = first.table.read_bytes()
     assert len(set(first.ids)) == 12
     assert first.page.is_file()
     labels = answer(run, first.table, tmp_path / "labels.csv")
@@ -55,6 +56,7 @@ def test_a_round_and_the_next(run: RunDir, tmp_path: Path) -> None:
     assert facts["drawn"] is False and facts["labels"] == 12
     assert sorted(facts["classes"]) == ["bars", "crosses", "rings"]
     again = suggest_run(run, 12)
+    assert again.table != first.table and first.table.read_bytes() == filled_in
     assert not set(again.ids) & set(first.ids)
     suggest_run(run, 1000)
     with pytest.raises(RunError, match=r"all 60 images of .* have a label or were suggested"):

@@ -77,7 +77,8 @@ def suggest_run(run: RunDir, count: int, *, out: Path | None = None) -> Suggeste
         run: a finished run. Images that its classifier learnt from, and those that were asked for
             before, are not asked for again; where there is a classifier, what it doubts is.
         count: images to choose.
-        out: the table to write; None: ``to_label.csv`` beside the page.
+        out: the table to write; None: ``to_label.csv`` beside the page, or
+            ``to_label-2.csv`` and so on where there is one.
 
     Raises:
         RunError: every image has been asked for, or `out` exists.
@@ -105,7 +106,9 @@ def suggest_run(run: RunDir, count: int, *, out: Path | None = None) -> Suggeste
     part = spoken_for(embeddings, pool, held, found.part)
     run.write_suggested([ids[row] for row in chosen])
     page = write_label_page(run, chosen, part, labels)
-    table = out or run.labelling / "to_label.csv"
+    table, number = out or run.labelling / "to_label.csv", 2
+    while table.exists():  # a person may have filled in the last one
+        table, number = run.labelling / f"to_label-{number}.csv", number + 1
     with table.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["id", "path", "label"])

@@ -105,7 +105,7 @@ _OWN = re.compile(
     | pictures/(curves\.svg | clusters\.png | cluster-\d+\.png)
     | tensorboard/events\.out\.tfevents\.[^/]+
     | classifier/(classifier\.(safetensors|json) | labels\.csv)
-    | labelling/(suggested\.json | to_label\.csv)
+    | labelling/(suggested\.json | to_label(-\d+)?\.csv)
     | (report|report\.part|labelling)/(index\.html | style\.css | scripts/[a-z-]+\.js
         | data/[a-z-]+\.(js|webp) | thumbnails/\d{4,}\.webp)
     )(\.part)?
