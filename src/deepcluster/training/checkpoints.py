@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from deepcluster.errors import DamagedError, RunError
 from deepcluster.files import reading, replacing
-from deepcluster.methods.deepcluster import DeepCluster
 from deepcluster.run import RunDir
 
 
@@ -79,8 +78,9 @@ def load_checkpoint(
         if not all(t.isfinite().all() for t in tensors.values() if t.is_floating_point()):
             raise DamagedError("a number in it is not finite")
     weights = {k.removeprefix("method."): v for k, v in tensors.items() if k.startswith("method.")}
-    if isinstance(method, DeepCluster):
-        method.adopt(weights)  # power iteration finds the number of its labels
+    adopt = getattr(method, "adopt", None)  # of a method whose number of labels is found as it goes
+    if adopt is not None:
+        adopt(weights)
     wanted = {name: value.shape for name, value in method.state_dict().items()}
     if wanted != {name: value.shape for name, value in weights.items()}:
         differing = sorted(wanted.keys() ^ weights.keys()) or sorted(
