@@ -17,7 +17,7 @@ from deepcluster.images.store import open_images
 from deepcluster.progress import Progress
 from deepcluster.run import RunDir
 from deepcluster.saying import too_few
-from deepcluster.training.plan import resolve
+from deepcluster.training.plan import Pace, resolve
 
 
 def test_the_files_of_a_run(finished: RunDir) -> None:
@@ -181,11 +181,14 @@ def test_a_run_folder_among_the_images_is_not_read(finished: RunDir, tmp_path: P
     assert len(open_images(tmp_path)) == 5
 
 
-def test_a_chosen_number_of_clusters_and_minutes_are_kept(tmp_path: Path) -> None:
+def test_a_chosen_number_of_clusters_and_minutes_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Stopped and resumed with the same flags; then again from the settings alone."""
     images = make_shapes(48)
     quick = {"backbone": "convnet_tiny", "train.batch_size": 32, "device": "cpu", "minutes": 0.02}
     asked = override(Config(), quick)
+    monkeypatch.setattr(Pace, "__call__", lambda _, done, epochs, seconds: epochs)  # never late
     out = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
         fit_source(images, asked, out=out, progress=StopAfterAnEpoch())
