@@ -187,6 +187,55 @@ def test_groups_of_any_sizes_are_found(ratio: int) -> None:
     assert nmi(truth, labels_of(x, 10).numpy()) > 0.97
 
 
+def blocks(between: np.ndarray, nodes: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Edges spread evenly over the nodes of blocks, and the block of each node."""
+    block = np.repeat(np.arange(len(nodes)), nodes)
+    each = np.array(nodes)
+    return (between / np.outer(each, each))[block][:, block], block
+
+
+def better(weights: np.ndarray, k: int) -> tuple[np.ndarray, bool]:
+    cuts = [graph.cut(weights, k, even=even) for even in (False, True)]
+    worths = [graph.worth(weights, cluster) for cluster in cuts]
+    return cuts[int(np.argmax(worths))], worths[1] > worths[0]
+
+
+def test_an_island_is_not_worth_a_class_that_touches_another() -> None:
+    between = np.diag([160.0] * 6 + [16.0])
+    between[4, 5] = between[5, 4] = 3.2  # two classes touch
+    between[0, 6] = between[6, 0] = 0.16  # an island beside the first
+    between[range(5), range(1, 6)] += 0.1
+    between[range(1, 6), range(5)] += 0.1
+    weights, block = blocks(between, [20] * 6 + [2])
+    found, even = better(weights, 6)
+    assert even
+    assert nmi(found, np.where(block == 6, 0, block)) == pytest.approx(1)
+    uneven = graph.cut(weights, 6)
+    assert nmi(uneven, np.where(block == 5, 4, block)) == pytest.approx(1)
+
+
+def test_small_groups_are_worth_more_than_halves_of_a_giant() -> None:
+    between = np.diag([400.0, 400.0, 25.0, 25.0])
+    between[0, 1] = between[1, 0] = 60  # one kind, in two halves
+    between[[0, 0, 2, 3], [2, 3, 0, 0]] = 1
+    weights, block = blocks(between, [40, 40, 3, 3])
+    found, even = better(weights, 3)
+    assert not even
+    assert nmi(found, np.maximum(block, 1)) == pytest.approx(1)
+    assert nmi(graph.cut(weights, 3, even=True), np.maximum(block, 1)) < 0.9
+
+
+def test_rows_of_an_island_go_where_they_belong() -> None:
+    centers = np.eye(16)[:7]
+    centers[5] = centers[4] + 0.6 * centers[5]  # two classes touch
+    centers[6] = centers[0] + 0.9 * centers[6]  # an island beside the first
+    truth = np.repeat(np.arange(7), [200] * 6 + [20])
+    x = normalize(torch.from_numpy(centers), dim=1)[truth]
+    x = normalize(x + 0.1 * torch.randn(x.shape, generator=seeded(), dtype=x.dtype), dim=1)
+    found = labels_of(x.float(), 6).numpy()
+    assert nmi(np.where(truth == 6, 0, truth), found) > 0.98
+
+
 def test_odd_rows_are_no_group() -> None:
     x, truth = around([500, 500], 0.12)
     odd = normalize(torch.randn(12, 16, generator=seeded(3)), dim=1)
