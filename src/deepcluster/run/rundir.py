@@ -1,28 +1,20 @@
-"""RunDir: the folder a fit leaves, and the only code that knows the names of its files.
+"""RunDir: the files of a run, each with its writer and its checked reader.
 
 ``docs/run-folder.md`` describes the files for people. Nothing here needs torch, so the report and
 other tools can read a run without it. Files that matter are written under another name first and
 then moved into place: a run that is cut off never leaves half a file. What is read is checked, and
 an error names the file and what to do (:mod:`deepcluster.files`).
 
-Nothing but this module deletes a run, and only files of the names that a fit writes (`_OWN`). A run
-that is replaced lies beside the new one, as ``NAME.replaced``, until that one has ended.
-
-Long, because writer and checked reader of every file stand side by side in the one room that may
-know its name.
+Long, because what a file holds is known where it is written and read, and nowhere else.
 """
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import hashlib
 import json
-import os
 import re
-import shutil
-import socket
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -36,13 +28,13 @@ import pyarrow.parquet as pq
 
 from deepcluster.config import Config, override, parse_toml, to_toml
 from deepcluster.errors import ConfigError, DamagedError, RunError
-from deepcluster.files import CURE, check, reading, replacing, take_lock
+from deepcluster.files import check, reading, replacing, write_json
+from deepcluster.run.checks import LINE, check_info, fits, is_number
+from deepcluster.run.folder import TOOL, RunFolder
+from deepcluster.run.thumbnails import Thumbnails, read_sheets, write_sheets
 
 SCHEMA = 1
 """Version of the run folder; readers refuse a newer one."""
-
-TOOL = "deepcluster"
-"""Who wrote the folder, in run.json: nothing is deleted that lacks it."""
 
 ITEMS_SCHEMA = pa.schema(
     [
@@ -65,23 +57,8 @@ UPDATE_COLUMNS = ["id", "path", "cluster", "name", "fits", "content"]
 MOST_CLUSTERS = 1_000_000
 """Numbers of clusters lie below this, and as many more as there are images."""
 
-SHEET_SIDE = 1024
-"""Side of a full sheet of thumbnails in pixels (about; a whole number of tiles)."""
-
 NEIGHBOURS = 12
 """Nearest images that are kept of each image."""
-
-
-@dataclass(frozen=True)
-class Thumbnails:
-    """Sheets of small pictures, row by row."""
-
-    tile: int  # side of a tile in pixels
-    columns: int  # tiles in a row
-    rows: int  # rows in a sheet
-    count: int  # tiles in all
-    sheets: list[Path]  # the WebP files, in order
-    order: np.ndarray  # (count,) the item (its row in the table) that each tile shows
 
 
 @dataclass(frozen=True)
@@ -93,143 +70,12 @@ class Neighbours:
     recall: float  # share of the true neighbours that were found; 1 where the search was exact
 
 
-_OWN = re.compile(
-    r"""((frozen|scratch|adapt)/)?  # a run within, of a start that was not kept
-    (run\.json | config\.toml | metrics\.jsonl | log\.txt | skipped\.csv | fit\.lock
-    | items\.(parquet|csv) | clusters\.json | (embeddings|contents)\.npy
-    | neighbours\.safetensors | tree\.npz
-    | model/((config\.json) | (model|clusters)\.safetensors | README\.md)
-    | thumbnails/(\d{4,}\.webp | order\.npy | index\.json)
-    | checkpoints/epoch-\d+\.safetensors
-    | updates/\d{8}-\d{6}(-\d+)?\.csv
-    | pictures/(curves\.svg | clusters\.png | cluster-\d+\.png)
-    | tensorboard/events\.out\.tfevents\.[^/]+
-    | classifier/(classifier\.(safetensors|json) | labels\.csv)
-    | labelling/(suggested\.json | to_label(-\d+)?\.csv)
-    | (report|report\.part|labelling)/(index\.html | style\.css | scripts/[a-z-]+\.js
-        | data/[a-z-]+\.(js|webp) | thumbnails/\d{4,}\.webp)
-    )(\.part)?
-    | (.+/)?(\.DS_Store | Thumbs\.db | desktop\.ini)  # what file managers leave
-    """,
-    re.VERBOSE,
-)
-"""Paths, in the run folder, of all that a fit, the report and a person's work with them write."""
-
-_OWN_FOLDERS = re.compile(
-    r"(frozen|scratch|adapt)|((frozen|scratch|adapt)/)?"
-    r"(model|thumbnails|checkpoints|pictures|tensorboard|updates|classifier"
-    r"|(report|report\.part|labelling)(/(scripts|data|thumbnails))?)"
-)
-
-_STATUSES = ("running", "interrupted", "failed", "done")
-
-
-class RunDir:
+class RunDir(RunFolder):
     """One run on disk.
 
     Args:
         path: the folder. Nothing is read or written until a method is called.
     """
-
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-
-    def __repr__(self) -> str:
-        return f"RunDir({str(self.path)!r})"
-
-    # -- making and opening -------------------------------------------------------------------
-
-    @classmethod
-    def free(cls, path: str | Path, *, overwrite: bool = False) -> RunDir:
-        """The run that :meth:`create` will make there; nothing is made or deleted yet.
-
-        Raises:
-            RunError: the folder is not empty, or is a file; with `overwrite`, it is not a run, a
-                fit is at work in it, or it holds what no fit wrote.
-        """
-        run = cls(path)
-        run._restore()
-        if run.path.exists() and not run.path.is_dir():
-            raise RunError(f"{run.path} is a file: choose a folder with --out")
-        if run.path.is_dir() and any(run.path.iterdir()):
-            if not overwrite:
-                raise RunError(
-                    f"{run.path} is not empty: go on with --resume, replace it with --overwrite, "
-                    "or choose another folder with --out"
-                )
-            if not run._is_ours():
-                raise RunError(
-                    f"{run.path} is not empty and is no run of deepcluster, so --overwrite will "
-                    "not delete it: choose another folder with --out"
-                )
-            run._refuse_foreign()
-            run.refuse_if_live()
-            if run.aside.path.exists() and not run.aside._is_ours():
-                raise RunError(
-                    f"{run.aside.path} is in the way, where {run.path} would be put until the new "
-                    "run has ended: rename it, or choose another folder with --out"
-                )
-        return run
-
-    @classmethod
-    def create(
-        cls,
-        path: str | Path,
-        *,
-        overwrite: bool = False,
-        begin: Callable[[RunDir], None] | None = None,
-    ) -> RunDir:
-        """Make the folder; with `overwrite`, in place of the run there, which is put aside.
-
-        The folder takes its place at once with all that `begin` wrote, so that there never is one
-        that is not a run yet. What was put aside is in :attr:`aside` until
-        :meth:`remove_replaced`.
-
-        Args:
-            path: the folder.
-            overwrite: replace the run that is there.
-            begin: writes the first files.
-
-        Raises:
-            RunError: as :meth:`free`.
-        """
-        run = cls.free(path, overwrite=overwrite)
-        place = run.path.resolve()  # of a link to a run, the run
-        place.parent.mkdir(parents=True, exist_ok=True)
-        part = cls(place.with_name(f".{place.name}.part-{os.getpid()}"))
-        part.remove()
-        part.path.mkdir()
-        try:
-            if begin is not None:
-                begin(part)
-            if overwrite and run._is_ours():
-                if not run.aside.path.exists():
-                    place.replace(run.aside.path)
-                elif run._peek().get("status") == "done":
-                    run.remove_replaced()  # what a fit that was killed at its very end has left
-                    place.replace(run.aside.path)
-                else:
-                    run.remove()  # it is to replace the one aside, which stays, and has not ended
-            try:
-                if place.is_dir():
-                    place.rmdir()  # empty: a folder takes only a name that nothing has
-                part.path.rename(place)
-            except OSError as error:  # somebody was faster
-                raise RunError(f"{run.path} is not empty: choose another folder") from error
-        finally:
-            part.remove()
-        return run
-
-    @classmethod
-    def create_unique(cls, path: Path, begin: Callable[[RunDir], None]) -> RunDir:
-        """:meth:`create`, under the first of the names NAME, NAME-2, NAME-3 … that is not taken."""
-        number, name = 1, path
-        while True:
-            if not name.exists():
-                with contextlib.suppress(RunError):
-                    return cls.create(name, begin=begin)
-            number += 1
-            name = path.with_name(f"{path.name}-{number}")
 
     @classmethod
     def open(cls, path: str | Path, *, finished: bool = True) -> RunDir:
@@ -256,261 +102,11 @@ class RunDir:
             )
         return run
 
-    # -- replacing and deleting ---------------------------------------------------------------
-
-    @property
-    def aside(self) -> RunDir:
-        """Where the run lies that this one replaces, until this one has ended."""
-        place = self.path.resolve()
-        return RunDir(place.with_name(f"{place.name}.replaced"))
-
-    def _restore(self) -> None:
-        """Put back a run that was put aside for one that never came to be."""
-        aside = self.aside
-        if not self.path.exists() and not self.path.is_symlink() and aside._is_ours():
-            with contextlib.suppress(OSError):  # then it is told that there is none
-                aside.path.rename(self.path)
-
-    def _peek(self) -> dict[str, Any]:
-        """run.json as it is, unchecked; nothing where there is none."""
-        try:
-            info = json.loads(self._info.read_bytes())
-        except (OSError, ValueError, RecursionError):
-            return {}
-        return info if isinstance(info, dict) else {}
-
-    def _is_ours(self) -> bool:
-        """Whether run.json says that a fit of deepcluster wrote this folder."""
-        info = self._peek()
-        by = info.get("versions") if "tool" not in info else {str(info["tool"]): ""}
-        known = isinstance(by, dict) and TOOL in by  # the first runs name the tool only there
-        return known and isinstance(info.get("schema"), int)
-
-    def foreign(self) -> list[str]:
-        """What lies in the folder that no fit writes: relative paths, a folder of it as one."""
-        found: list[str] = []
-        folders = [""]
-        while folders:
-            folder = folders.pop()
-            with os.scandir(self.path / folder) as entries:
-                for entry in sorted(entries, key=lambda entry: entry.name):
-                    name = f"{folder}/{entry.name}" if folder else entry.name
-                    if not entry.is_symlink() and entry.is_dir():
-                        if _OWN_FOLDERS.fullmatch(name):
-                            folders.append(name)
-                        else:
-                            found.append(f"{name}/")
-                    elif not entry.is_file(follow_symlinks=False) or not _OWN.fullmatch(name):
-                        found.append(name)
-        return sorted(found)
-
-    def _refuse_foreign(self) -> None:
-        foreign = self.foreign()
-        if foreign:
-            shown = ", ".join(foreign[:5]) + (" …" if len(foreign) > 5 else "")
-            raise RunError(
-                f"{self.path} holds what no fit wrote ({shown}), so --overwrite will not replace "
-                "it: move that to another folder first, or choose another one with --out"
-            )
-
-    def remove(self) -> None:
-        """Delete the run: files of the names that a fit writes, and the folders this empties."""
-        if not self.path.is_dir() or self.path.is_symlink():
-            return
-        folders = []
-        for folder, inside, files in os.walk(self.path, topdown=True):
-            relative = Path(folder).relative_to(self.path).as_posix()
-            prefix = "" if relative == "." else f"{relative}/"
-            inside[:] = [name for name in inside if _OWN_FOLDERS.fullmatch(prefix + name)]
-            folders.append(folder)
-            for name in files:
-                if _OWN.fullmatch(prefix + name):
-                    (Path(folder) / name).unlink()
-        for folder in reversed(folders):
-            with contextlib.suppress(OSError):  # something of a person's is in it
-                Path(folder).rmdir()
-
-    def remove_replaced(self) -> Path | None:
-        """Delete the run that this one has replaced.
-
-        Returns:
-            Where it is kept, if it holds a person's work (names, moves, labels) or what no fit
-            wrote.
-        """
-        aside = self.aside
-        if not aside._is_ours():
-            return None
-        try:
-            named = any(aside.path.glob(f"**/{aside._clusters.name}"))  # in another start's too
-            work = (aside._updates, aside.classifier, aside.labelling)
-            untouched = not (named or any(path.exists() for path in work) or aside.foreign())
-        except OSError:
-            untouched = False
-        if untouched:
-            aside.remove()
-            return None
-        number, kept = 1, aside.path.with_name(f"{self.path.resolve().name}.old")
-        while kept.exists():
-            number += 1
-            kept = kept.with_name(f"{self.path.resolve().name}.old-{number}")
-        aside.path.rename(kept)
-        return kept
-
-    # -- one fit at a time --------------------------------------------------------------------
-
-    @property
-    def _lock(self) -> Path:
-        return self.path / "fit.lock"
-
-    @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keep other fits out of the folder for a block; the lock falls with the process.
-
-        Raises:
-            RunError: a fit is at work in it.
-        """
-        with self._lock.open("a+", encoding="utf-8") as file:
-            if not take_lock(file):
-                self.refuse_if_live()
-                if not take_lock(file):  # else whoever had it has only looked
-                    raise RunError(f"another fit is at work in {self.path}")
-            file.truncate(0)
-            json.dump({"pid": os.getpid(), "host": socket.gethostname()}, file)
-            file.flush()
-            try:
-                yield
-            finally:
-                with contextlib.suppress(OSError):  # Windows: not while it is open
-                    self._lock.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):
-            self._lock.unlink(missing_ok=True)
-
-    def is_live(self) -> bool:
-        """Whether a fit is at work in the folder."""
-        try:
-            with self._lock.open("r+", encoding="utf-8") as file:
-                return not take_lock(file)
-        except OSError:
-            return False
-
-    def refuse_if_live(self) -> None:
-        """Refuse a folder in which a fit is at work.
-
-        Raises:
-            RunError: it is so.
-        """
-        if self.is_live():
-            who = ""
-            with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-                by = json.loads(self._lock.read_text(encoding="utf-8"))
-                who = f" (process {int(by['pid'])} on {str(by['host'])[:100]})"
-            raise RunError(
-                f"another fit is at work in {self.path}{who}: wait until it has ended, or stop it"
-            )
-
-    # -- files --------------------------------------------------------------------------------
-
-    @property
-    def _info(self) -> Path:
-        return self.path / "run.json"
-
-    @property
-    def _config(self) -> Path:
-        return self.path / "config.toml"
-
-    @property
-    def _metrics(self) -> Path:
-        return self.path / "metrics.jsonl"
-
-    @property
-    def _items(self) -> Path:
-        return self.path / "items.parquet"
-
-    @property
-    def _clusters(self) -> Path:
-        return self.path / "clusters.json"
-
-    @property
-    def _skipped(self) -> Path:
-        return self.path / "skipped.csv"
-
-    @property
-    def _thumbnails(self) -> Path:
-        return self.path / "thumbnails"
-
-    @property
-    def log(self) -> Path:
-        """The log, for people."""
-        return self.path / "log.txt"
-
-    @property
-    def model(self) -> Path:
-        """Folder of the exported backbone, readable by timm."""
-        return self.path / "model"
-
-    @property
-    def checkpoints(self) -> Path:
-        """Folder of the checkpoints."""
-        return self.path / "checkpoints"
-
-    def other(self, start: str) -> RunDir:
-        """A run within this one: the same images by another start, which was not kept."""
-        return RunDir(self.path / start)
-
-    @property
-    def pictures(self) -> Path:
-        """Folder of the curves and the grids of clusters."""
-        return self.path / "pictures"
-
-    @property
-    def report(self) -> Path:
-        """Folder of the report; ``index.html`` is its first page."""
-        return self.path / "report"
-
-    @property
-    def tensorboard(self) -> Path:
-        """Folder of the event files for TensorBoard, where they were asked for."""
-        return self.path / "tensorboard"
-
-    @property
-    def tree(self) -> Path:
-        """How the clusters split and merge; runs of older versions lack it."""
-        return self.path / "tree.npz"
-
-    @property
-    def embeddings(self) -> Path:
-        """The final features, ``(n, d)`` float32, in the order of the items."""
-        return self.path / "embeddings.npy"
-
-    @property
-    def contents(self) -> Path:
-        """What tells the images by their content, ``(n,)`` uint64, in the order of the items."""
-        return self.path / "contents.npy"
-
-    @property
-    def _updates(self) -> Path:
-        return self.path / "updates"
-
-    @property
-    def neighbours(self) -> Path:
-        """The nearest images of each image; runs of older versions lack it."""
-        return self.path / "neighbours.safetensors"
-
-    @property
-    def classifier(self) -> Path:
-        """Folder of the classifier that a few labels made (absent before `deepcluster teach`)."""
-        return self.path / "classifier"
-
-    @property
-    def labelling(self) -> Path:
-        """Folder of the page to label images in (absent before `deepcluster suggest`)."""
-        return self.path / "labelling"
-
     # -- what happened ------------------------------------------------------------------------
 
     def write_info(self, info: Mapping[str, Any]) -> None:
         """Write run.json (status, versions, hardware, seed, command, counts, timings, scores)."""
-        _write_json(self._info, {"schema": SCHEMA, "tool": TOOL, **info})
+        write_json(self._info, {"schema": SCHEMA, "tool": TOOL, **info})
 
     def read_info(self) -> dict[str, Any]:
         """Read run.json.
@@ -527,7 +123,7 @@ class RunDir:
                     f"{self.path} was written by a newer deepcluster (schema {schema}, "
                     f"this one reads {SCHEMA}): upgrade deepcluster"
                 )
-            _check_info(info)
+            check_info(info)
         return cast(dict[str, Any], info)
 
     def write_config(self, config: Config) -> None:
@@ -571,12 +167,10 @@ class RunDir:
             for number, text in enumerate(raw):
                 try:
                     line = json.loads(text)
-                    fits = (
-                        isinstance(line, dict) and _fits(line, _LINE) and _is_number(line["epoch"])
-                    )
+                    sound = isinstance(line, dict) and fits(line, LINE) and is_number(line["epoch"])
                 except (ValueError, KeyError, RecursionError):
-                    fits = False
-                if fits:
+                    sound = False
+                if sound:
                     lines.append(line)
                 else:
                     check(
@@ -791,7 +385,7 @@ class RunDir:
         self.classifier.mkdir(exist_ok=True)
         with replacing(self.classifier / "classifier.safetensors") as part:
             save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, part)
-        _write_json(self.classifier / "classifier.json", facts)
+        write_json(self.classifier / "classifier.json", facts)
 
     def read_classifier(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """What :meth:`write_classifier` wrote.
@@ -838,7 +432,7 @@ class RunDir:
         """Add images to those that a person was ever asked to label."""
         self.labelling.mkdir(exist_ok=True)
         known = self.read_suggested()
-        _write_json(self._suggested, known + [id_ for id_ in ids if id_ not in set(known)])
+        write_json(self._suggested, known + [id_ for id_ in ids if id_ not in set(known)])
 
     def read_suggested(self) -> list[str]:
         """Ids of the images that a person was ever asked to label, the first asked first."""
@@ -868,7 +462,7 @@ class RunDir:
 
     def write_clusters(self, clusters: Mapping[str, Any]) -> None:
         """Write clusters.json: what a person said of the clusters."""
-        _write_json(self._clusters, clusters)
+        write_json(self._clusters, clusters)
 
     def read_clusters(self) -> dict[str, Any]:
         """What a person said of the clusters.
@@ -885,7 +479,7 @@ class RunDir:
         limit = self._read_limit()  # apply writes clusters.json before the images' clusters
         with reading(self._clusters):
             said = json.loads(self._clusters.read_bytes())
-            check(_fits(said, {"names": dict, "merged": dict}), "names or merged are missing")
+            check(fits(said, {"names": dict, "merged": dict}), "names or merged are missing")
             for key in (*said["names"], *said["merged"]):
                 check(re.fullmatch(r"\d{1,9}", key) is not None, f"{key[:20]!r} is no cluster")
             for name in said["names"].values():
@@ -959,118 +553,13 @@ class RunDir:
         tile: int,
         order: np.ndarray | None = None,
     ) -> None:
-        """Write WebP sheets of all images.
-
-        Args:
-            images: n uint8 arrays ``(h, w, 1 or 3)``; an image larger than a tile is shrunk.
-            tile: side of a tile in pixels.
-            order: the image on each tile, a permutation of 0 … n - 1. Sorted by cluster and by
-                distance, a page that shows one cluster opens few sheets. Default: as they come.
-        """
-        from PIL import Image
-
-        order = np.arange(len(images)) if order is None else np.asarray(order)
-        if not np.array_equal(np.sort(order), np.arange(len(images))):
-            raise ValueError(f"order must hold each of the {len(images)} images once")
-        shutil.rmtree(self._thumbnails, ignore_errors=True)
-        self._thumbnails.mkdir()
-        side = max(1, SHEET_SIDE // tile)
-        for number, start in enumerate(range(0, len(images), side * side)):
-            shown = order[start : start + side * side]
-            sheet = Image.new("RGB", (side * tile, -(-len(shown) // side) * tile))
-            for i, item in enumerate(shown):
-                pixels = np.asarray(images[int(item)])
-                image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
-                if image.width > tile or image.height > tile:
-                    image.thumbnail((tile, tile), Image.Resampling.LANCZOS)
-                left, top = (tile - image.width) // 2, (tile - image.height) // 2
-                sheet.paste(image, ((i % side) * tile + left, (i // side) * tile + top))
-            sheet.save(self._thumbnails / f"{number:04d}.webp", quality=80, method=2)
-        np.save(self._thumbnails / "order.npy", order.astype(np.uint32))
-        _write_json(
-            self._thumbnails / "index.json",
-            {"tile": tile, "columns": side, "rows": side, "count": len(images)},
-        )
+        """Write sheets of all images, as :func:`deepcluster.run.thumbnails.write_sheets` does."""
+        write_sheets(self._thumbnails, images, tile=tile, order=order)
 
     def read_thumbnails(self) -> Thumbnails:
         """Where the sheets are and how they are laid out.
 
         Raises:
-            RunError: the run has none.
+            RunError: the run has none, or they are damaged.
         """
-        if not (self._thumbnails / "index.json").is_file():
-            raise RunError(
-                f"{self.path} has no thumbnails: copy the whole run folder, or fit again"
-            )
-        index = self._thumbnails / "index.json"
-        with reading(index):
-            facts = json.loads(index.read_bytes())
-            whole = {"tile": int, "columns": int, "rows": int, "count": int}
-            check(_fits(facts, whole) and min(facts[k] for k in whole) > 0, "a number is missing")
-            check(facts["columns"] * facts["rows"] < 10**8, "its sheets are too large")
-        order = self._thumbnails / "order.npy"
-        with reading(order):
-            found = np.load(order, allow_pickle=False)
-            check(found.ndim == 1 and found.dtype.kind in "ui", "it is no list of numbers")
-            check(len(found) == facts["count"], f"it has {len(found)} of {facts['count']} images")
-            check(np.array_equal(np.sort(found), np.arange(len(found))), "it misses an image")
-        sheets = sorted(self._thumbnails.glob("[0-9]*.webp"))
-        needed = -(-facts["count"] // (facts["columns"] * facts["rows"]))
-        if len(sheets) != needed:
-            raise RunError(f"{self._thumbnails} holds {len(sheets)} of {needed} sheets: {CURE}")
-        return Thumbnails(**{k: facts[k] for k in whole}, sheets=sheets, order=found)
-
-
-# -- checked reading ---------------------------------------------------------------------------
-
-_LINE = {"epoch": int, "loss": (int, float), "seconds": dict}
-_INFO = {"status": str, "name": str, "command": list, "started": str, "counts": dict}
-_INFO_MAY = {
-    "scores": dict, "timings": dict, "versions": dict, "hardware": dict, "choice": dict,
-    "asked": dict,
-    "notes": list, "unwritten": list, "seconds": (int, float), "processor_seconds": (int, float),
-    "minutes": (int, float, type(None)), "labels": (str, type(None)), "images": str, "seed": int,
-}  # fmt: skip
-
-
-def _fits(value: Any, kinds: Mapping[str, Any]) -> bool:
-    """Whether a dict has these keys, with values of these types."""
-    return isinstance(value, dict) and all(
-        isinstance(value.get(key), kind) and not isinstance(value[key], bool)
-        for key, kind in kinds.items()
-    )
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value >= 0
-
-
-def _check_info(info: dict[str, Any]) -> None:
-    """Refuse a run.json that says something else than a fit would.
-
-    Raises:
-        DamagedError: it is so.
-    """
-    for key in _INFO:
-        check(_fits(info, {key: _INFO[key]}), f"{key!r} is missing or something else")
-    for key in _INFO_MAY.keys() & info.keys():
-        check(_fits(info, {key: _INFO_MAY[key]}), f"{key!r} is something else")
-    check(info["status"] in _STATUSES, f"there is no status {info['status'][:20]!r}")
-    check(all(isinstance(word, str) for word in info["command"]), "'command' is something else")
-    check(all(isinstance(word, str) for word in info.get("notes", [])), "'notes' is no text")
-    whole = {"images": int, "skipped": int, "clusters": int}
-    check(_fits(info["counts"], whole), "'counts' is something else")
-    check(all(_is_number(info["counts"][key]) for key in whole), "'counts' is something else")
-    for scores in info.get("scores", {}).values():
-        sound = isinstance(scores, dict) and all(
-            isinstance(x, int | float) for x in scores.values()
-        )
-        check(sound, "'scores' is something else")
-
-
-# -- files -------------------------------------------------------------------------------------
-
-
-def _write_json(path: Path, value: Any) -> None:
-    with replacing(path) as part:
-        part.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        return read_sheets(self._thumbnails)
