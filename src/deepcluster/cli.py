@@ -40,7 +40,6 @@ from deepcluster.methods import METHODS
 from deepcluster.run import RunDir
 from deepcluster.show.exact import escaped, show
 from deepcluster.show.results import print_json, print_plan, print_rows, print_run
-from deepcluster.sorting import check_folder
 from deepcluster.version import __version__
 
 if TYPE_CHECKING:
@@ -251,7 +250,7 @@ def predict(
     opened = RunDir.open(run)
     target = None if out is None else Output(out)
     if into is not None:
-        check_folder(into)
+        finished.check_folder(into)
     if classes:
         opened.read_classifier()  # before any work
     with _progress(as_json) as progress:
@@ -386,11 +385,11 @@ def suggest(
     out
         The table to fill in by hand; by default to_label.csv beside the page.
     """
-    from deepcluster import rounds
+    from deepcluster import finished
 
     if n < 1:
         raise ConfigError(f"-n {n}: ask for 1 image or more")
-    found = rounds.suggest_run(RunDir.open(run), n, out=out)
+    found = finished.suggest_run(RunDir.open(run), n, out=out)
     show(
         f"{len(found.ids)} images to label",
         f"page:  {found.page}",
@@ -411,10 +410,10 @@ def teach(run: Path, labels: Path, *, as_json: AsJson = False) -> None:
         A table with the columns label and id or path; from the page of `deepcluster suggest`, or
         any other.
     """
-    from deepcluster import rounds
+    from deepcluster import finished
 
     opened = RunDir.open(run)
-    found = rounds.teach_run(opened, labels)
+    found = finished.teach_run(opened, labels)
     if as_json:
         return print_json(opened.read_classifier()[1])
     expected = found.taught.expected
@@ -550,11 +549,11 @@ def update(
     device
         Where the net runs.
     """
-    from deepcluster import updating
+    from deepcluster import finished
 
     opened = RunDir.open(run)
     with _progress(as_json) as progress:
-        found = updating.update_run(opened, _one_or_many(source), device=device, progress=progress)
+        found = finished.update_run(opened, _one_or_many(source), device=device, progress=progress)
     if as_json:
         print_json(found.facts())
     else:

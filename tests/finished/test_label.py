@@ -11,7 +11,7 @@ import pytest
 from deepcluster.cli import run_app
 from deepcluster.errors import RunError
 from deepcluster.finished import classify, evaluate_run, export_run, predict_source
-from deepcluster.rounds import suggest_run, teach_run
+from deepcluster.finished.label import suggest_run, teach_run
 from deepcluster.run import RunDir
 
 
