@@ -24,6 +24,7 @@ LAYERS = [  # a room imports only from rooms above it in this list
     {"training.best"},
     {"labelling", "report", "show"},
     {"machine", "naming", "saying"},
+    {"results"},
     {"fitting", "finished", "segmentation"},
     {"estimator"},
     {"classifier"},

@@ -31,12 +31,12 @@ from deepcluster.clustering.pca import normalise
 from deepcluster.config import Config, flatten, load_recipe, override
 from deepcluster.device import pick_inference
 from deepcluster.errors import ConfigError, NoImagesError, RunError
-from deepcluster.fitting import read_result, write_finished
 from deepcluster.images.sources import list_source
 from deepcluster.images.store import ImageStore, one_row_each, open_images, scan_images
 from deepcluster.images.vectors import pair, read_vectors
 from deepcluster.progress import Progress
 from deepcluster.report import write_report
+from deepcluster.results import read_result, write_finished
 from deepcluster.run import RunDir
 from deepcluster.show.pictures import write_pictures
 from deepcluster.training.best import Best, fit_best
