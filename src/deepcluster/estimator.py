@@ -40,7 +40,8 @@ from deepcluster.results import read_result, write_finished
 from deepcluster.run import RunDir
 from deepcluster.show.pictures import write_pictures
 from deepcluster.training.best import Best, fit_best
-from deepcluster.training.loop import FitResult, fit, fit_vectors
+from deepcluster.training.conclude import FitResult, fit_vectors
+from deepcluster.training.loop import fit
 from deepcluster.training.plan import (
     Cost,
     Pace,

@@ -44,7 +44,7 @@ from deepcluster.saying import (
 from deepcluster.show.pictures import write_pictures
 from deepcluster.show.tensorboard import TensorBoard
 from deepcluster.training.best import Best, fit_best
-from deepcluster.training.loop import FitResult, fit_vectors
+from deepcluster.training.conclude import FitResult, fit_vectors
 from deepcluster.training.plan import (
     Cost,
     Pace,

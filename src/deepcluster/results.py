@@ -18,7 +18,7 @@ from deepcluster.run import NEIGHBOURS, Neighbours, RunDir
 from deepcluster.saying import (
     left_out,
 )
-from deepcluster.training.loop import FitResult
+from deepcluster.training.conclude import FitResult
 
 SMALL_TILE, LARGE_TILE, FEW_IMAGES = 64, 96, 20_000  # sides of the thumbnails, in pixels
 

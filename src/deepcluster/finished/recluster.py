@@ -16,7 +16,7 @@ from deepcluster.clustering.tree import Tree
 from deepcluster.errors import ConfigError
 from deepcluster.naming import Remembered, carry_names
 from deepcluster.run import RunDir
-from deepcluster.training.loop import score
+from deepcluster.training.conclude import score
 from deepcluster.training.plan import most_clusters
 
 
