@@ -29,6 +29,11 @@ class Thumbnails:
     sheets: list[Path]  # the WebP files, in order
     order: np.ndarray  # (count,) the item (its row in the table) that each tile shows
 
+    @property
+    def places(self) -> np.ndarray:
+        """The tile that shows each item, ``(count,)`` int64."""
+        return np.argsort(self.order)
+
 
 def write_sheets(
     folder: Path,
