@@ -7,16 +7,15 @@ from typing import Literal
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from deepcluster import metrics
 from deepcluster.backbones.features import FittedModel
 from deepcluster.clustering.choose import choose_clusters
 from deepcluster.clustering.tree import Tree
 from deepcluster.errors import ConfigError
+from deepcluster.images.labels import encode
 from deepcluster.naming import Remembered, carry_names
 from deepcluster.run import RunDir
-from deepcluster.training.conclude import score
+from deepcluster.training.conclude import fit_scores
 from deepcluster.training.plan import most_clusters
 
 
@@ -73,7 +72,8 @@ def recluster_run(run: RunDir, clusters: int | Literal["auto"]) -> list[str]:
     columns |= {"name": [None] * len(labels), "by": ["model"] * len(labels)}
     info["counts"] = info["counts"] | {"clusters": clusters}
     info["choice"] = choice
-    info["scores"] = {"fit": _scores(embeddings, labels, columns["label"])}
+    truth, _ = encode(columns["label"])
+    info["scores"] = {"fit": fit_scores(embeddings.numpy(), labels.numpy(), truth, seed=0)}
     said = (
         f"{clusters} clusters, a cut of the fit's tree: parts of its clusters or unions of them. "
         "Cut for its own sake that number might be a little better, and no image would keep its "
@@ -98,14 +98,3 @@ def recluster_run(run: RunDir, clusters: int | Literal["auto"]) -> list[str]:
             run.write_clusters(draft.read_clusters())
         run.write_info(info)
     return lines
-
-
-def _scores(embeddings: Tensor, labels: Tensor, known: list[str | None]) -> dict[str, float]:
-    """What run.json says of the clusters."""
-    classes = {name: i for i, name in enumerate(sorted({name for name in known if name}))}
-    truth = np.array([classes.get(name or "", -1) for name in known])
-    found = score(labels.numpy(), truth)
-    if len(labels.unique()) > 1 and len(labels) > metrics.GRAPH_NEIGHBOURS:
-        rows = embeddings.numpy()
-        found["modularity"] = metrics.modularity(rows, labels.numpy(), np.random.default_rng(0))
-    return found

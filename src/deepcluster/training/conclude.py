@@ -171,11 +171,7 @@ def conclude(
     places = layout(model.reduce(embeddings), generator=generator)
     progress.advance(1)
     clock.lap("map")
-    scores = {"fit": score(labels.numpy(), truth)}
-    if clusters > 1 and len(labels) > metrics.GRAPH_NEIGHBOURS:
-        scores["fit"]["modularity"] = metrics.modularity(
-            embeddings.numpy(), labels.numpy(), np.random.default_rng(config.seed)
-        )
+    scores = {"fit": fit_scores(embeddings.numpy(), labels.numpy(), truth, seed=config.seed)}
     clock.lap("measure")
     if store is not None and truth is not None:
         progress.phase("k-means on the pixels, to compare", 1)
@@ -208,6 +204,24 @@ def score(labels: np.ndarray, truth: np.ndarray | None) -> dict[str, float]:
     known = truth >= 0
     names = ("nmi", "nmi_arithmetic", "ari", "acc")
     return {name: getattr(metrics, name)(labels[known], truth[known]) for name in names}
+
+
+def fit_scores(
+    embeddings: np.ndarray, labels: np.ndarray, truth: np.ndarray | None, *, seed: int
+) -> dict[str, float]:
+    """What run.json says of the clusters of a fit.
+
+    Args:
+        embeddings: ``(n, d)``, rows of length 1.
+        labels: ``(n,)``, the clusters.
+        truth: ``(n,)``, for measuring only.
+        seed: of the rows that the modularity is measured on, where they are many.
+    """
+    found = score(labels, truth)
+    if len(np.unique(labels)) > 1 and len(labels) > metrics.GRAPH_NEIGHBOURS:
+        rng = np.random.default_rng(seed)
+        found["modularity"] = metrics.modularity(embeddings, labels, rng)
+    return found
 
 
 def final_clusters(

@@ -74,12 +74,24 @@ def fit(
     assert isinstance(config.train.lr, float)
     assert isinstance(config.clusters, int)
 
+    def concluded(embeddings: Tensor, history: list[dict[str, Any]]) -> FitResult:
+        return conclude(
+            embeddings,
+            config,  # with the epochs that there were in the end
+            begun,
+            clock=clock,
+            progress=progress,
+            store=store,
+            truth=store.labels,
+            history=history,
+        )
+
     known = backbone is None
     with seeded(config.seed):
         begun = begin(store, config, backbone)
         assert begun.backbone is not None
         if config.start == "frozen":
-            return _frozen(store, config, begun, clock, progress)
+            return concluded(_frozen(store, config, begun, clock, progress), [])
         if config.start == "adapt":
             release = hold(begun.backbone)
         method: Any = load_method(config.method)(config, begun.backbone, len(store))
@@ -170,16 +182,7 @@ def fit(
         release()
     embeddings = normalise(extract_all())
     clock.lap("features")
-    return conclude(
-        embeddings,
-        config,
-        begun,
-        clock=clock,
-        progress=progress,
-        store=store,
-        truth=store.labels,
-        history=history,
-    )
+    return concluded(embeddings, history)
 
 
 def begin(store: ImageStore, config: Config, backbone: nn.Module | None) -> Begun:
@@ -205,8 +208,8 @@ def begin(store: ImageStore, config: Config, backbone: nn.Module | None) -> Begu
 
 def _frozen(
     store: ImageStore, config: Config, begun: Begun, clock: Clock, progress: Progress
-) -> FitResult:
-    """Clusters of a net as it came."""
+) -> Tensor:
+    """Features of a net as it came."""
     assert begun.backbone is not None
     assert isinstance(config.train.batch_size, int)
     device = torch.device(config.device)
@@ -223,15 +226,7 @@ def _frozen(
         advance=progress.advance,
     )
     clock.lap("features")
-    return conclude(
-        embeddings,
-        config,
-        begun,
-        clock=clock,
-        progress=progress,
-        store=store,
-        truth=store.labels,
-    )
+    return embeddings
 
 
 # -- pieces of the loop -----------------------------------------------------------------------
