@@ -629,6 +629,8 @@ def test_a_name_goes_when_it_is_emptied_and_stays_when_it_is_not_mentioned(run: 
 def test_spreadsheets_write_it_otherwise(run: RunDir) -> None:
     done = apply_labels(run, labels_csv(run, "id;cluster;name\r\n000;5;Grün\r\n", "utf-8-sig"))
     assert done.moved == 1 and done.names == {5: "Grün"}
+    done = apply_labels(run, labels_csv(run, "\n ID \tCluster\tname\n001\t5\tGrün\n\t\t\n"))
+    assert done.moved == 1
 
 
 @pytest.mark.parametrize(
