@@ -52,6 +52,7 @@ def test_a_round_and_the_next(run: RunDir, tmp_path: Path) -> None:
     found = teach_run(run, labels)
     assert found.labels == 12
     assert not set(found.helpful) & set(first.ids)
+    assert run.foreign() == []  # so that it can be replaced
     facts = run.read_classifier()[1]
     assert facts["drawn"] is False and facts["labels"] == 12
     assert sorted(facts["classes"]) == ["bars", "crosses", "rings"]

@@ -34,7 +34,7 @@ _OWN = re.compile(
     | tensorboard/events\.out\.tfevents\.[^/]+
     | classifier/(classifier\.(safetensors|json) | labels\.csv)
     | labelling/(suggested\.json | to_label(-\d+)?\.csv)
-    | (report|report\.part|labelling)/(index\.html | style\.css | scripts/[a-z-]+\.js
+    | (report|report\.part|labelling)/(index\.html | (style|label)\.css | scripts/[a-z-]+\.js
         | data/[a-z-]+\.(js|webp) | thumbnails/\d{4,}\.webp)
     )(\.part)?
     | (.+/)?(\.DS_Store | Thumbs\.db | desktop\.ini)  # what file managers leave
@@ -406,3 +406,11 @@ class RunFolder:
     def labelling(self) -> Path:
         """Folder of the page to label images in (absent before `deepcluster suggest`)."""
         return self.path / "labelling"
+
+    @property
+    def _labels(self) -> Path:
+        return self.classifier / "labels.csv"
+
+    @property
+    def _suggested(self) -> Path:
+        return self.labelling / "suggested.json"
