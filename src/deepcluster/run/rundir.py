@@ -186,25 +186,11 @@ class RunDir(RunFolder):
 
     def write_skipped(self, skipped: Iterable[tuple[str, str]]) -> None:
         """Write skipped.csv: the path of each image that was left out, and the reason."""
-        with (
-            replacing(self._skipped) as part,
-            part.open("w", newline="", encoding="utf-8") as file,
-        ):
-            writer = csv.writer(file)
-            writer.writerow(["path", "reason"])
-            writer.writerows(skipped)
+        _write_pairs(self._skipped, ["path", "reason"], skipped)
 
     def read_skipped(self) -> list[tuple[str, str]]:
         """The images that were left out: (path, reason)."""
-        with (
-            reading(self._skipped),
-            self._skipped.open(newline="", encoding="utf-8") as file,
-        ):
-            rows = csv.reader(file, strict=True)
-            check(next(rows, None) == ["path", "reason"], "its columns are not path, reason")
-            pairs = list(rows)
-            check(all(len(row) == 2 for row in pairs), "a row has not two values")
-            return [(path, reason) for path, reason in pairs]
+        return _read_pairs(self._skipped, ["path", "reason"])
 
     # -- the images' table --------------------------------------------------------------------
 
@@ -412,21 +398,12 @@ class RunDir(RunFolder):
     def write_labels(self, rows: Iterable[tuple[str, str]]) -> None:
         """Write the (id, label) pairs that the classifier learnt from."""
         self.classifier.mkdir(exist_ok=True)
-        with (
-            replacing(self.classifier / "labels.csv") as part,
-            part.open("w", newline="", encoding="utf-8") as file,
-        ):
-            writer = csv.writer(file)
-            writer.writerow(["id", "label"])
-            writer.writerows(rows)
+        _write_pairs(self._labels, ["id", "label"], rows)
 
     def read_labels(self) -> dict[str, str]:
         """The label of each image that the classifier learnt from, by id; empty without one."""
-        path = self.classifier / "labels.csv"
-        if not path.is_file():
-            return {}
-        with reading(path), path.open(newline="", encoding="utf-8") as file:
-            return {row["id"]: row["label"] for row in csv.DictReader(file, strict=True)}
+        known = self._labels.is_file()
+        return dict(_read_pairs(self._labels, ["id", "label"])) if known else {}
 
     def write_suggested(self, ids: Sequence[str]) -> None:
         """Add images to those that a person was ever asked to label."""
@@ -443,10 +420,6 @@ class RunDir(RunFolder):
             sound = isinstance(ids, list) and all(isinstance(id_, str) for id_ in ids)
             check(sound, "it is no list of ids")
         return cast(list[str], ids)
-
-    @property
-    def _suggested(self) -> Path:
-        return self.labelling / "suggested.json"
 
     def fingerprint(self) -> str:
         """Tells this fit, and its number of clusters, from any other, wherever its folder lies."""
@@ -563,3 +536,25 @@ class RunDir(RunFolder):
             RunError: the run has none, or they are damaged.
         """
         return read_sheets(self._thumbnails)
+
+
+def _write_pairs(path: Path, columns: list[str], pairs: Iterable[tuple[str, str]]) -> None:
+    """Write a table of two columns."""
+    with replacing(path) as part, part.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        writer.writerows(pairs)
+
+
+def _read_pairs(path: Path, columns: list[str]) -> list[tuple[str, str]]:
+    """The rows of a table of two columns.
+
+    Raises:
+        RunError: it is missing or damaged.
+    """
+    with reading(path), path.open(newline="", encoding="utf-8") as file:
+        rows = csv.reader(file, strict=True)
+        check(next(rows, None) == columns, f"its columns are not {', '.join(columns)}")
+        pairs = list(rows)
+        check(all(len(row) == 2 for row in pairs), "a row has not two values")
+        return [(first, second) for first, second in pairs]
