@@ -115,6 +115,9 @@ SETTING_NAMES = tuple(flatten(dataclasses.asdict(Config())))
 AsJson = Annotated[
     bool, Parameter(name="--json", negative="", help="Print the result as JSON.", group=EVERYDAY)
 ]
+RunPath = Annotated[Path, Parameter(help="A run folder.")]
+Source = Annotated[str, Parameter(help="Images, as for fit.")]
+Device = Annotated[str, Parameter(help="Where the net runs.")]
 
 
 @app.command(help_epilogue=f"Methods: {', '.join(METHODS)}.")
@@ -209,24 +212,20 @@ def fit(
 
 @app.command
 def predict(
-    run: Path,
-    *source: str,
+    run: RunPath,
+    *source: Source,
     out: Path | None = None,
     into: Path | None = None,
     how: Literal["copy", "link", "move"] | None = None,
     classes: Annotated[bool, Parameter(negative="")] = False,
     risk: float = 0.05,
-    device: str = "auto",
+    device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Say which cluster images belong to, or with --classes which class.
 
     Parameters
     ----------
-    run
-        A run folder.
-    source
-        Images, as for fit.
     out
         Write a CSV file (id, path, cluster, name, distance, confidence) in place of stdout; it must
         not exist.
@@ -240,8 +239,6 @@ def predict(
         class, probability, unsure. With --into, unsure images come into a folder of their own.
     risk
         Share of wrong ones that you bear among the images that are not unsure.
-    device
-        Where the net runs.
     """
     from deepcluster import finished
 
@@ -276,19 +273,13 @@ def predict(
 
 
 @app.command
-def embed(run: Path, *source: str, out: Path, device: str = "auto") -> None:
+def embed(run: RunPath, *source: Source, out: Path, device: Device = "auto") -> None:
     """Write features of images as a .npy array, a row an image.
 
     Parameters
     ----------
-    run
-        A run folder.
-    source
-        Images, as for fit.
     out
         The .npy file; ids and paths go beside it, as .ids.csv. Neither must exist.
-    device
-        Where the net runs.
     """
     from deepcluster import finished
 
@@ -305,24 +296,20 @@ def embed(run: Path, *source: str, out: Path, device: str = "auto") -> None:
 
 @app.command
 def evaluate(
-    run: Path,
+    run: RunPath,
     *source: str,
     labels: str | None = None,
-    device: str = "auto",
+    device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Measure a run, on its own images or on others that have labels.
 
     Parameters
     ----------
-    run
-        A run folder.
     source
         Other images, as for fit; none: the run's own.
     labels
         "folders" or a CSV file with columns path,label; without a source, of the run's own images.
-    device
-        Where the net runs.
     """
     from deepcluster import finished
 
@@ -339,7 +326,7 @@ def evaluate(
 
 @app.command
 def export(
-    run: Path,
+    run: RunPath,
     *,
     to: Literal["timm", "onnx", "torchscript"],
     out: Path | None = None,
@@ -349,8 +336,6 @@ def export(
 
     Parameters
     ----------
-    run
-        A run folder.
     to
         A folder that timm reads, an ONNX file or a TorchScript file.
     out
@@ -369,7 +354,7 @@ def export(
 
 @app.command
 def suggest(
-    run: Path,
+    run: RunPath,
     *,
     n: Annotated[int, Parameter(name=["-n", "--images"])] = 40,
     out: Path | None = None,
@@ -378,8 +363,6 @@ def suggest(
 
     Parameters
     ----------
-    run
-        A run folder.
     n
         How many images. After `deepcluster teach` those that the classifier doubts come first.
     out
@@ -399,13 +382,11 @@ def suggest(
 
 
 @app.command
-def teach(run: Path, labels: Path, *, as_json: AsJson = False) -> None:
+def teach(run: RunPath, labels: Path, *, as_json: AsJson = False) -> None:
     """Make a classifier from labels of some of the images.
 
     Parameters
     ----------
-    run
-        A run folder.
     labels
         A table with the columns label and id or path; from the page of `deepcluster suggest`, or
         any other.
@@ -441,14 +422,8 @@ def teach(run: Path, labels: Path, *, as_json: AsJson = False) -> None:
 
 
 @app.command
-def info(run: Path, *, as_json: AsJson = False) -> None:
-    """Say what a run is: source, main settings, scores, time.
-
-    Parameters
-    ----------
-    run
-        A run folder.
-    """
+def info(run: RunPath, *, as_json: AsJson = False) -> None:
+    """Say what a run is: source, main settings, scores, time."""
     opened = RunDir.open(run, finished=False)
     if not as_json:
         facts, config = opened.read_info(), opened.read_config()
@@ -461,14 +436,8 @@ def info(run: Path, *, as_json: AsJson = False) -> None:
 
 
 @app.command
-def report(run: Path) -> None:
-    """Write the report of a run again: pages to look at, name and mend the clusters.
-
-    Parameters
-    ----------
-    run
-        A run folder.
-    """
+def report(run: RunPath) -> None:
+    """Write the report of a run again: pages to look at, name and mend the clusters."""
     opened = RunDir.open(run)
     with _progress(False) as progress:
         page = _write_report(opened, progress)
@@ -477,7 +446,7 @@ def report(run: Path) -> None:
 
 @app.command
 def apply(
-    run: Path,
+    run: RunPath,
     labels: Path | None = None,
     *,
     from_: Annotated[Path | None, Parameter(name="--from")] = None,
@@ -486,8 +455,6 @@ def apply(
 
     Parameters
     ----------
-    run
-        A run folder.
     labels
         The labels.csv that the report of this run gave.
     from_
@@ -512,13 +479,11 @@ def apply(
 
 
 @app.command
-def recluster(run: Path, *, clusters: int | Literal["auto"]) -> None:
+def recluster(run: RunPath, *, clusters: int | Literal["auto"]) -> None:
     """Take another number of clusters; names stay with the images, nothing is trained.
 
     Parameters
     ----------
-    run
-        A run folder.
     clusters
         How many, or auto to choose.
     """
@@ -535,7 +500,7 @@ def recluster(run: Path, *, clusters: int | Literal["auto"]) -> None:
 def update(
     run: Path,
     *source: str,
-    device: str = "auto",
+    device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Say where images belong that came after the fit, which fit nowhere, and if a fit is due.
@@ -546,8 +511,6 @@ def update(
         A run folder; the list goes into its updates/.
     source
         Images, as for fit. Those that the run or an earlier update knows are passed over.
-    device
-        Where the net runs.
     """
     from deepcluster import finished
 
@@ -565,7 +528,7 @@ def segment(
     *images: Path,
     out: Path,
     settings: Annotated[SegmentSettings, Parameter(name="*")] = SegmentSettings(),  # noqa: B008
-    device: str = "auto",
+    device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Cut single images into regions; nothing is learnt from other images.
@@ -576,8 +539,6 @@ def segment(
         Image files.
     out
         A new folder: NAME.labels.png and NAME.overlay.png for each image, and areas.csv.
-    device
-        Where the net runs.
     """
     from deepcluster.segmentation import segment_files
 
