@@ -109,11 +109,9 @@ def predict_store(
 ) -> Predictions:
     """Clusters and features of decoded images with the model of a run."""
     model = load_model(run)
-    place, dtype, batch_size = pick_inference(run.read_config(), device)
+    compute = pick_inference(run.read_config(), device)
     progress.phase("features", len(store))
-    embeddings = model.embed(
-        store, device=place, dtype=dtype, batch_size=batch_size, advance=progress.advance
-    )
+    embeddings = model.embed(store, compute, advance=progress.advance)
     return _predictions(run, model, store, embeddings)
 
 
@@ -231,21 +229,5 @@ def write_embeddings(found: Predictions, out: Path) -> list[Path]:
 
 
 def sort_into(predictions: Predictions, folder: Path, *, how: How = "copy") -> dict[str, int]:
-    """Put images into a folder a cluster; which is where is in ``sorted.csv`` there.
-
-    Images that have no file of their own (arrays, Parquet) are written as PNG at the size the net
-    sees. A name that is taken already gets a number; nothing is overwritten.
-
-    Args:
-        predictions: from :func:`predict_source`.
-        folder: where the folders go; made if need be.
-        how: copy, hard-link (same disk only) or move the files.
-
-    Returns:
-        Folder name -> images there. A picture that is named twice is there once.
-
-    Raises:
-        RunError: a file is not there any more, the disk cannot do it, or `folder` cannot be
-            written to; nothing is sorted then. Or the disk became full on the way.
-    """
+    """Put images into a folder a cluster, as :func:`deepcluster.finished.sorting.sort_images`."""
     return sort_images(predictions.store, predictions.labels, predictions.names, folder, how)

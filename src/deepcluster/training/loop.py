@@ -23,6 +23,7 @@ from deepcluster.backbones.preprocessing import Batches, Preprocessing
 from deepcluster.backbones.start import build_net, find_weights
 from deepcluster.clustering.pca import normalise
 from deepcluster.config import Config
+from deepcluster.device import Compute
 from deepcluster.methods import Snapshot, load_method
 from deepcluster.progress import Progress
 from deepcluster.run import RunDir
@@ -102,14 +103,8 @@ def fit(
 
     def extract_all() -> Tensor:
         progress.phase("features", len(store))
-        return extract(
-            method.backbone,
-            store,
-            preprocessing,
-            device=device,
-            dtype=dtype,
-            advance=progress.advance,
-        )
+        compute = Compute(device, dtype)
+        return extract(method.backbone, store, preprocessing, compute, advance=progress.advance)
 
     first, previous, history = 0, None, []
     if resume and run is not None:
@@ -212,18 +207,13 @@ def _frozen(
     """Features of a net as it came."""
     assert begun.backbone is not None
     assert isinstance(config.train.batch_size, int)
-    device = torch.device(config.device)
-    begun.backbone.to(device)
+    dtype = getattr(torch, config.train.precision)
+    compute = Compute(torch.device(config.device), dtype, config.train.batch_size)
+    begun.backbone.to(compute.device)
     clock.lap("set-up")
     progress.phase("features", len(store))
     embeddings = kept_features(
-        begun.backbone,
-        store,
-        begun.preprocessing,
-        device=device,
-        dtype=getattr(torch, config.train.precision),
-        batch_size=config.train.batch_size,
-        advance=progress.advance,
+        begun.backbone, store, begun.preprocessing, compute, advance=progress.advance
     )
     clock.lap("features")
     return embeddings
