@@ -44,7 +44,6 @@ def evaluate_run(
     """
     progress = progress or Progress()
     items = run.read_items()
-    words: list[str | None]
     if source is None:
         truth, classes = _own_labels(run, items, labels)
         clusters = items["cluster"].to_numpy()
@@ -58,9 +57,7 @@ def evaluate_run(
             None if truth is None else truth[kept],
             rng=np.random.default_rng(0),
         )
-        words = [None] * len(items)
-        if truth is not None:
-            words = [classes[k] if k >= 0 else None for k in truth.tolist()]
+        words = _words(truth, classes, len(items))
         return scores | _score_classifier(
             run, run.read_embeddings(), words, items["id"].to_pylist(), items["path"].to_pylist()
         )
@@ -69,9 +66,8 @@ def evaluate_run(
     truth, classes = found.store.labels, found.store.label_names
     _say_what_scores_mean(truth, classes, progress)
     train = None
-    words = [None] * len(found.labels)
+    words = _words(truth, classes, len(found.labels))
     if truth is not None:
-        words = [classes[k] if k >= 0 else None for k in truth.tolist()]
         train, truth = _to_learn_from(run, items, found, truth, progress)
         truth = truth[kept]
     scores = metrics.evaluate(
@@ -135,6 +131,13 @@ def _own_labels(
     return listing.labels, listing.label_names
 
 
+def _words(truth: np.ndarray | None, classes: list[str], count: int) -> list[str | None]:
+    """The class of each of so many images in words; None where it is not known."""
+    if truth is None:
+        return [None] * count
+    return [classes[k] if k >= 0 else None for k in truth.tolist()]
+
+
 def _say_what_scores_mean(truth: np.ndarray | None, classes: list[str], progress: Progress) -> None:
     present: list[int] = [] if truth is None else np.unique(truth[truth >= 0]).tolist()
     if len(present) == 1:
@@ -154,7 +157,7 @@ def _to_learn_from(
         alike.
     """
     own = items["label"].to_pylist()
-    words = [found.store.label_names[k] if k >= 0 else None for k in truth.tolist()]
+    words = _words(truth, found.store.label_names, len(truth))
     number = {word: k for k, word in enumerate(dict.fromkeys(w for w in own + words if w))}
     labels = np.array([number.get(word, -1) for word in own])
     truth = np.array([number.get(word, -1) for word in words])
