@@ -2,6 +2,7 @@ import itertools
 
 import numpy as np
 import pytest
+import scipy.cluster.hierarchy
 import torch
 from sklearn.cluster import KMeans
 from sklearn.datasets import load_digits, make_circles, make_moons
@@ -234,6 +235,21 @@ def test_rows_of_an_island_go_where_they_belong() -> None:
     x += 0.1 * np.random.default_rng(0).normal(size=x.shape)
     found = labels_of(normalize(torch.from_numpy(x).float(), dim=1), 6).numpy()
     assert nmi(np.where(truth == 6, 0, truth), found) > 0.98
+
+
+def test_a_class_of_fewer_rows_than_neighbours_is_found() -> None:
+    x, truth = around([150, 120, 90, 60, 40, 5], 0.12, seed=2)
+    assert nmi(truth, labels_of(x, 6).numpy()) > 0.99
+
+
+def test_average_linkage_is_scipys() -> None:
+    centers = torch.randn(60, 3, generator=seeded())
+    linkage = scipy.cluster.hierarchy.linkage(centers.numpy(), "average")
+    for k in (1, 2, 7, 30):
+        expected = scipy.cluster.hierarchy.fcluster(linkage, k, "maxclust")
+        found = graph.cluster_at(graph.average_linkage(centers), 60, k)
+        assert nmi(expected, found) == pytest.approx(1)
+        assert len(np.unique(found)) == k
 
 
 def test_odd_rows_are_no_group() -> None:

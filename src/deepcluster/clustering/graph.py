@@ -16,9 +16,10 @@ own beside all others; edges over those that chance would put there, as in modul
 and in the cuts by resolution of Bonald et al. (2018), join the small before the large and, where
 one kind is most of the data, cut it in two and merge the rare. There is no rank between them that
 serves both: with less wish for even sizes a clear group of a few rows stands in the place of one
-of two large classes that touch. So both cuts are made, one with a rank half-way (SIZE) and one by
-modularity, and the one is taken whose edges tell more: the mutual information of the clusters at
-their ends, over their entropy to the power EVENNESS.
+of two large classes that touch. And no edges tell a class of fewer rows than a row has neighbours.
+So three cuts are made, with a rank half-way (SIZE), by modularity and by average linkage of the
+landmarks, which knows distances alone, and the one is taken whose edges tell most: the mutual
+information of the clusters at their ends, over their entropy to the power EVENNESS.
 
 Landmarks move afterwards to the cluster that most of their edges go to, at the half-way price of
 size. No cluster is refused for being small. What makes a group is that its rows are one another's
@@ -28,7 +29,10 @@ Radicchi et al. 2004), as a few odd rows have, is merged before any two of the o
 
 from __future__ import annotations
 
+from collections import defaultdict
+
 import numpy as np
+import scipy.cluster.hierarchy
 import scipy.sparse
 import scipy.sparse.csgraph
 import scipy.special
@@ -135,25 +139,29 @@ def _cut_by_vote(
     wanted = min(n, max(min(n // 4, LANDMARKS), min(4 * k, 6000), k, 400))
     several = wanted <= LANDMARKS
     asking, found = edges(x, neighbours, QUERIES if several else QUERIES_A_CUT, generator)
-    cuts: tuple[list[Prototypes], list[Prototypes]] = ([], [])  # with less and more evenness
-    worths = np.zeros(2)
+    cuts: dict[str, list[Prototypes]] = defaultdict(list)
+    worths: dict[str, float] = defaultdict(float)
     graph = np.empty((0, 0))
     for _ in range(CUTS if several else 1):
         centers, patch = landmarks(x, wanted, k, generator)
         some = torch.randperm(len(asking), generator=generator)[:QUERIES_A_CUT].to(x.device)
         if len(centers) <= k:  # many duplicates
-            if cuts[0]:
+            if cuts:
                 continue
             weights = patch_graph(centers, patch, asking[some], found[some])
             return Prototypes(centers.cpu(), torch.arange(len(centers))), weights
         weights = patch_graph(centers, patch, asking[some], found[some])
-        if not cuts[0]:
+        if not cuts:
             graph = weights
-        for even, kind in enumerate(cuts):
-            cluster = cut(weights, k, even=bool(even))
-            worths[even] += worth(weights, cluster)
-            kind.append(Prototypes(centers.cpu(), torch.from_numpy(cluster)))
-    return vote(cuts[worths.argmax()], k), graph
+        kinds = {
+            "half-way": cut(weights, k),
+            "modularity": cut(weights, k, even=True),
+            "linkage": refine(weights, cluster_at(average_linkage(centers), len(weights), k)),
+        }
+        for kind, cluster in kinds.items():
+            worths[kind] += worth(weights, cluster)
+            cuts[kind].append(Prototypes(centers.cpu(), torch.from_numpy(cluster)))
+    return vote(cuts[max(worths, key=lambda kind: worths[kind])], k), graph
 
 
 def vote(cuts: list[Prototypes], k: int) -> Prototypes:
@@ -328,6 +336,25 @@ def agglomerate(
         best[closer] = table[closer, i]
         best[stale] = table[stale, partner[stale]]
     return merges, rank
+
+
+def average_linkage(centers: Tensor) -> np.ndarray:
+    """Merge the pair of groups whose rows are nearest on average, until one is left.
+
+    Args:
+        centers: ``(m, d)``.
+
+    Returns:
+        ``(m - 1, 2)`` int64, as :func:`agglomerate`.
+    """
+    if len(centers) == 1:
+        return np.empty((0, 2), np.int64)
+    first = list(range(len(centers)))  # node of each group
+    merges = []
+    for a, b in scipy.cluster.hierarchy.linkage(centers.cpu().numpy(), "average")[:, :2]:
+        merges.append(sorted((first[int(a)], first[int(b)])))
+        first.append(merges[-1][0])
+    return np.array(merges)
 
 
 def cluster_at(merges: np.ndarray, m: int, k: int) -> np.ndarray:
