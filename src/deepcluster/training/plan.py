@@ -675,7 +675,9 @@ def estimate(
 
     updates: list[float] = []  # seconds of each step in the optimizer: the same for any batch
     optimizer.register_step_pre_hook(lambda *_: updates.append(-time.perf_counter()))
-    optimizer.register_step_post_hook(lambda *_: updates.append(updates.pop() + time.perf_counter()))
+    optimizer.register_step_post_hook(
+        lambda *_: updates.append(updates.pop() + time.perf_counter())
+    )
 
     def step(count: int) -> float:
         start = time.perf_counter()
