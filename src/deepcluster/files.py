@@ -6,6 +6,7 @@ is checked, and an error names the file and what to do (:func:`reading`).
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import os
 import sys
@@ -16,6 +17,10 @@ from typing import IO
 
 from deepcluster.errors import DamagedError, RunError
 
+SAVE_AS_UTF8 = (
+    "is text in neither UTF-8 nor UTF-16: save it as UTF-8 (in a spreadsheet as “CSV UTF-8”, in an "
+    "editor by its encoding)"
+)
 CURE = "copy the whole run folder anew from where it was made, or fit again"
 
 
@@ -45,6 +50,16 @@ def check(sound: bool, words: str) -> None:
     """Refuse what is read in a :func:`reading` block, unless it is sound."""
     if not sound:
         raise DamagedError(words)
+
+
+def decode_text(raw: bytes) -> str:
+    """A text file, in UTF-8 or, if it begins with the mark of it, in UTF-16.
+
+    Raises:
+        UnicodeDecodeError: it is neither: say so with :data:`SAVE_AS_UTF8`.
+    """
+    wide = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return raw.decode("utf-16" if wide else "utf-8-sig")
 
 
 @contextlib.contextmanager

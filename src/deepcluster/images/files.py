@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from deepcluster.errors import NoImagesError, SourceError, UnusableError
+from deepcluster.files import SAVE_AS_UTF8, decode_text
 from deepcluster.images.formats import CURES, cure_of, extensions, kind_of
 from deepcluster.images.labels import encode
 from deepcluster.images.listing import (
@@ -147,9 +148,9 @@ def from_list(path: Path) -> Listing:
     Only a line feed ends a line: names may hold any other character.
     """
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        text = decode_text(path.read_bytes())
     except UnicodeDecodeError as error:
-        raise SourceError(f"{path} is not UTF-8 text: a list has one path a line") from error
+        raise SourceError(f"{path} {SAVE_AS_UTF8}; a list has one path a line") from error
     except OSError as error:
         raise SourceError(f"{path} cannot be read: {reason(error)}") from error
     here = path.absolute().parent

@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from deepcluster.errors import SourceError
-from deepcluster.images.listing import Labels, Listing, printable
+from deepcluster.files import SAVE_AS_UTF8, decode_text
+from deepcluster.images.listing import Labels, Listing, printable, reason
 
 # Folders that part a data set, and are no classes.
 SPLITS = frozenset(
@@ -122,9 +123,11 @@ def _labels_of(found: Listing, path: Path) -> list[Any]:
 def _rows_of(path: Path) -> list[tuple[list[str], str]]:
     """(path and id, as far as there are any; label) of each row of a CSV file."""
     try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except (UnicodeDecodeError, OSError) as error:
-        raise SourceError(f"{path} cannot be read as UTF-8 CSV: {error}") from error
+        text = decode_text(path.read_bytes())
+    except UnicodeDecodeError as error:
+        raise SourceError(f"{path} {SAVE_AS_UTF8}") from error
+    except OSError as error:
+        raise SourceError(f"{path} cannot be read: {reason(error)}") from error
     separator = ","
     if text.lower().startswith("sep=") and len(text) > 4:  # a spreadsheet's first line
         separator, _, text = text[4], text[5:].partition("\n")[0], text.partition("\n")[2]
@@ -136,7 +139,7 @@ def _rows_of(path: Path) -> list[tuple[list[str], str]]:
             csv.reader(StringIO(text, newline=""), delimiter=separator, skipinitialspace=True)
         )
     except csv.Error as error:
-        raise SourceError(f"{path} cannot be read as UTF-8 CSV: {error}") from error
+        raise SourceError(f"{path} cannot be read as CSV: {error}") from error
     columns = [name.strip().lower() for name in table[0]] if table else []
     if "label" not in columns or not {"path", "id"} & set(columns):
         raise SourceError(
