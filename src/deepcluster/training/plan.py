@@ -243,7 +243,13 @@ class Pace:
         self, minutes: float, *, rest: float, began: float, say: Callable[[str], None]
     ) -> None:
         self.seconds, self.rest, self.began, self.say = 60 * minutes, rest, began, say
+        self.told = ""  # the last sentence
         self.epochs: list[float] = []  # seconds of each
+
+    def tell(self, text: str) -> None:
+        """Say a sentence, and keep it."""
+        self.told = text
+        self.say(text)
 
     def __call__(self, done: int, epochs: int, seconds: float) -> int:
         """Epochs there shall be in all, once `done` of `epochs` are; the last took `seconds`."""
@@ -258,7 +264,7 @@ class Pace:
         left = min(round(room / each), int((room + LATE * self.seconds) / each))
         fewer = min(epochs, done + max(0, left))
         if fewer < epochs:
-            self.say(
+            self.tell(
                 f"{epochs} epochs would end {late:.0f} s after the {self.seconds / 60:g} minutes, "
                 f"since one takes {each:.2g} s now: there will be {fewer}"
             )
