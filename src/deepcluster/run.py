@@ -121,7 +121,7 @@ _OWN_FOLDERS = re.compile(
     r"|(report|report\.part|labelling)(/(scripts|data|thumbnails))?)"
 )
 
-_STATUSES = ("running", "interrupted", "failed", "done")
+_STATUSES = ("starting", "running", "interrupted", "failed", "done")
 
 
 class RunDir:
@@ -355,6 +355,18 @@ class RunDir:
             kept = kept.with_name(f"{self.path.resolve().name}.old-{number}")
         aside.path.rename(kept)
         return kept
+
+    def withdraw(self, *, keep_folder: bool) -> None:
+        """Delete a run in which nothing was done yet; the one it was to replace is back then.
+
+        Args:
+            keep_folder: leave an empty folder, if there was no run.
+        """
+        run = RunDir(self.path.resolve())
+        run.remove()
+        run._restore()
+        if keep_folder:
+            run.path.mkdir(exist_ok=True)
 
     # -- one fit at a time --------------------------------------------------------------------
 

@@ -32,6 +32,9 @@ class Vectors:
     labels: np.ndarray | None = None  # (n,) int64; for measuring only
     label_names: list[str] | None = None
 
+    def __len__(self) -> int:
+        return len(self.rows)
+
 
 def read_vectors(source: Any) -> Vectors:
     """Vectors of a file, or an array ``(n, d)``.
