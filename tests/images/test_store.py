@@ -416,6 +416,26 @@ def test_a_list_of_paths(tmp_path: Path) -> None:
             open_images(listing)
 
 
+def test_a_damaged_tiff_is_listed_and_libtiff_says_nothing_itself(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    save(tmp_path / "good.png")
+    for how in ("tiff_lzw", "tiff_deflate"):
+        file = save(tmp_path / f"{how}.tif", compression=how)
+        raw = bytearray(file.read_bytes())
+        raw[8:40] = b"\xff" * 32
+        file.write_bytes(raw)
+    store = open_images(tmp_path)
+    assert store.ids == ["good.png"] and len(store.skipped) == 2
+    assert capfd.readouterr() == ("", "")
+    from deepcluster.images.decode import _libtiff_handlers
+
+    for put in _libtiff_handlers():  # back as it was, for others in the process
+        before = put(None)
+        assert before is not None
+        put(before)
+
+
 def test_one_file_and_several(tmp_path: Path) -> None:
     one, two = save(tmp_path / "1.png"), save(tmp_path / "2.png")
     assert open_images(str(one)).ids == ["1.png"]

@@ -64,7 +64,7 @@ def from_folder(root: Path) -> Listing:
         del left[".parquet"]
         left["image beside Parquet files"] = len(images)
     found.skipped = unread + found.skipped
-    found.passed_over = _passed_over(left, runs)
+    found.passed_over = add_up([*found.passed_over, *_passed_over(left, runs)])
     return found
 
 

@@ -7,6 +7,7 @@ import os
 import re
 import unicodedata
 from collections.abc import Iterable
+from decimal import Decimal
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -190,6 +191,10 @@ def _plain(value: Any) -> int | str | None:
         return None
     if isinstance(value, bool):
         return str(value)
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", "backslashreplace")
+    if isinstance(value, Decimal):
+        value = float(value)
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if isinstance(value, str):
