@@ -248,6 +248,14 @@ def test_a_drawing_of_two_values_keeps_both(tmp_path: Path) -> None:
     assert set(store.pixels.ravel().tolist()) == {0, 255}
 
 
+def test_an_image_without_a_number_is_left_out() -> None:
+    images = np.stack([shares(i) for i in range(5)])
+    images[1], images[3, :20] = np.nan, np.nan
+    store = open_images(images)
+    assert store.ids == ["0", "2", "3", "4"]
+    assert store.skipped == [("1", "none of its values is a number")]
+
+
 def test_images_all_alike(tmp_path: Path) -> None:
     for value, dtype in ((0.0, np.float32), (77.0, np.float32), (900, np.uint16), (-5, np.int32)):
         store = open_images(np.full((3, 8, 8), value, dtype))

@@ -210,6 +210,8 @@ def _finish(
     if isinstance(found, _Deep):
         scale, own = _scale(found, wanted.range)
         pixels = shown(found.strips(), found.shape, scale)
+        if not pixels.any() and not any(np.isfinite(rows).any() for rows in found.strips()):
+            raise UnusableError("none of its values is a number")
         at_an_end = np.count_nonzero((pixels == 0) | (pixels == 255))
         if not own and at_an_end > pixels.size / 2:
             outside = mostly_outside(found.strips(), scale)

@@ -52,6 +52,8 @@ def relabel(found: Listing, labels: Labels) -> None:
         values = list(labels)
         if len(values) != len(found.ids):
             raise SourceError(f"{len(values):,} labels for {len(found.ids):,} images")
+        if any(np.ndim(value) for value in values):
+            raise SourceError("a label is one number or text for each image, not several")
     found.labels, found.label_names = encode(values)
 
 
