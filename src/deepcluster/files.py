@@ -77,6 +77,19 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
 
 
+def refuse_unwritable(path: Path) -> None:
+    """Refuse a path that nothing can be put at.
+
+    Raises:
+        RunError: what lies above it is no folder, or none that can be written to.
+    """
+    above = path.absolute().parent
+    while not above.exists():
+        above = above.parent
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise RunError(f"{path} cannot be written: {above} is no folder that can be written to")
+
+
 class Output:
     """A file or folder that a command is to write beside runs: never over one that is there.
 
@@ -97,11 +110,7 @@ class Output:
                 f"{path} exists already, and nothing is written over: choose another name with "
                 "--out, or delete it first"
             )
-        above = path.absolute().parent
-        while not above.exists():
-            above = above.parent
-        if not above.is_dir() or not os.access(above, os.W_OK):
-            raise RunError(f"{path} cannot be written: {above} is no folder that can be written to")
+        refuse_unwritable(path)
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[Path]:

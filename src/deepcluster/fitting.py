@@ -210,7 +210,7 @@ def fit_source(
             if run.read_info()["status"] == "starting":  # nothing was done: as if begun now
                 resume, rivals = False, None
         elif out is not None:
-            RunDir.free(out, overwrite=overwrite)
+            _refuse_own_net(asked, RunDir.free(out, overwrite=overwrite))
         remembered = _remember(names_from, out)
         progress.phase("looking at the source", 1)
         vectors = None if embeddings is None else read_vectors(embeddings)
@@ -599,6 +599,16 @@ def _reopen(out: str | Path | None, asked: Config, given: Collection[str]) -> tu
         train = dataclasses.replace(saved.train, precision="auto")
         saved = dataclasses.replace(saved, device=asked.device, train=train)
     return run, saved
+
+
+def _refuse_own_net(asked: Config, run: RunDir) -> None:
+    """Refuse to begin with the net of the run that is to be replaced."""
+    for net in (asked.backbone.removeprefix("local-dir:"), asked.weights):
+        if net and run.path.exists() and run.path.resolve() in Path(net).resolve().parents:
+            raise ConfigError(
+                f"the net in {net} is of the run that would be replaced: choose another folder "
+                "with --out"
+            )
 
 
 def _remember(names_from: str | Path | None, out: str | Path | None) -> Remembered | None:

@@ -36,7 +36,7 @@ import pyarrow.parquet as pq
 
 from deepcluster.config import Config, override, parse_toml, to_toml
 from deepcluster.errors import ConfigError, DamagedError, RunError
-from deepcluster.files import CURE, check, reading, replacing, take_lock
+from deepcluster.files import CURE, check, reading, refuse_unwritable, replacing, take_lock
 
 SCHEMA = 1
 """Version of the run folder; readers refuse a newer one."""
@@ -151,6 +151,7 @@ class RunDir:
         run._restore()
         if run.path.exists() and not run.path.is_dir():
             raise RunError(f"{run.path} is a file: choose a folder with --out")
+        refuse_unwritable(run.path)
         if run.path.is_dir() and any(run.path.iterdir()):
             if not overwrite:
                 raise RunError(
