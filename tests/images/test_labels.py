@@ -104,6 +104,7 @@ def test_numbers_with_gaps_are_the_numbers(pictures: Path) -> None:
         (table() + "./d0/s0.png,-1\n", "two labels"),
         (table(head="path,id,label", how=lambda p, v: (f"{p},d0/s0.png", v)), None),
         (table(head="file,class"), "has the columns file, class: expected path and label"),
+        ("path,label,Label\nd0/s0.png,a,b\n", "2 columns called label"),
         ("", r"has the columns \(none\)"),
         ("path,label\nelsewhere.png,1\n", "no path in"),
         ('path,label\n"open', "no path in"),

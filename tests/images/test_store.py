@@ -407,7 +407,7 @@ def test_a_list_of_paths(tmp_path: Path) -> None:
     assert store.ids == ["x.png", far.as_posix(), "ü/y z.png", "x.png#2", "../far/away.png"]
     assert store.paths[1] == store.paths[4] == str(far)
     assert reasons(store) == {"gone.png": "there is no such file"}
-    for encoding in ("utf-16", "utf-8-sig"):
+    for encoding in ("utf-16", "utf-16-le", "utf-16-be", "utf-8-sig"):
         listing.write_bytes("\r\n".join(lines).encode(encoding))
         assert open_images(listing).ids == store.ids
     for wrong in (b"\xff\xfe\x00", "été.png".encode("cp1252")):

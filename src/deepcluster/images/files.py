@@ -130,7 +130,7 @@ def _is_run(folder: Path) -> bool:
     """Whether run.json is ours: other programs use the name, too."""
     try:
         info = json.loads((folder / "run.json").read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     return isinstance(info, dict) and "schema" in info
 

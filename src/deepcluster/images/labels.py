@@ -148,6 +148,10 @@ def _rows_of(path: Path) -> list[tuple[list[str], str]]:
         raise SourceError(
             f"{path} has the columns {', '.join(columns) or '(none)'}: expected path and label"
         )
+    if columns.count("label") > 1:
+        raise SourceError(
+            f"{path} has {columns.count('label')} columns called label: rename others"
+        )
     label = columns.index("label")
     keys = [columns.index(name) for name in ("path", "id") if name in columns]
     rows = []
