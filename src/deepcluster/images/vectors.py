@@ -52,9 +52,10 @@ def read_vectors(source: Any) -> Vectors:
         if torch is not None and isinstance(source, torch.Tensor):
             source = tensor_values(source)
         try:
-            return _checked(Vectors("vectors", np.asarray(source)))
+            rows = np.asarray(source)
         except ValueError as error:
             raise SourceError("vectors: the rows are of several lengths") from error
+        return _checked(Vectors("vectors", rows))
     path = Path(source)
     if not path.is_file():
         raise SourceError(f"there is no file {path}: give a .npy or .parquet file of vectors")
@@ -83,7 +84,7 @@ def _from_npy(path: Path) -> Vectors:
             ids = decode_text(beside.read_bytes()).removesuffix("\n").split("\n")
         except UnicodeDecodeError as error:
             raise SourceError(f"{beside} {SAVE_AS_UTF8}") from error
-    return Vectors(path.stem, np.load(path, mmap_mode="r", allow_pickle=False), ids)
+    return Vectors(path.stem, np.load(path, allow_pickle=False), ids)
 
 
 def _from_parquet(path: Path) -> Vectors:
@@ -129,7 +130,7 @@ def _checked(found: Vectors) -> Vectors:
             f"{rows.shape}"
         )
     with np.errstate(over="ignore"):  # what float32 cannot hold is found below
-        rows = np.ascontiguousarray(rows, np.float32)
+        rows = np.require(rows, np.float32, ["C", "W"])  # torch wants to be able to write
     bad = int((~np.isfinite(rows)).any(1).sum())
     if bad:
         raise SourceError(f"{found.name}: {bad:,} of {len(rows):,} vectors hold NaN or infinity")
