@@ -326,6 +326,14 @@ def _clusters(said: object) -> Callable[[RunDir], None]:
     return lambda run: (run.path / "clusters.json").write_text(json.dumps(said)) and None
 
 
+def _cut(name: str, before: bytes) -> Callable[[RunDir], None]:
+    def change(run: RunDir) -> None:
+        raw = (run.path / name).read_bytes()
+        (run.path / name).write_bytes(raw[: raw.index(before)])
+
+    return change
+
+
 def _bytes(name: str, raw: bytes) -> Callable[[RunDir], None]:
     return lambda run: (run.path / name).write_bytes(raw) and None
 
@@ -352,6 +360,7 @@ def _read_all(run: RunDir) -> None:
         (_bytes("run.json", b"{}"), r"run\.json .*'status' is missing"),
         (_bytes("run.json", b"[" * 100_000), r"run\.json was damaged"),
         (_bytes("config.toml", b""), r"config\.toml .*says nothing of backbone"),
+        (_cut("config.toml", b"[train]"), r"config\.toml .*says nothing of .*train"),
         (_bytes("config.toml", b'backbone = "\xe9"'), r"config\.toml is not UTF-8"),
         (_bytes("config.toml", b"clusters = -3"), r"config\.toml .*clusters = -3 will not do"),
         (_bytes("items.parquet", b"PAR1nonsense"), r"items\.parquet"),
