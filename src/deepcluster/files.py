@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import csv
+import io
+import json
 import os
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from deepcluster.errors import DamagedError, RunError
 
@@ -64,6 +67,57 @@ def decode_text(raw: bytes) -> str:
     return raw.decode("utf-16" if wide else "utf-8-sig")
 
 
+def read_table(path: Path) -> tuple[list[str], Iterator[tuple[int, dict[str, str]]]]:
+    """A person's table: UTF-8 or UTF-16, separated by commas, semicolons or tabs.
+
+    It may come out of a page, a spreadsheet or an editor, so separator, case of the header and
+    blank lines are taken as they come.
+
+    Returns:
+        The names of its columns, without blanks around them and in lower case; and (line, column ->
+        value) of each row that is not blank.
+
+    Raises:
+        RunError: it cannot be read, names a column twice or has a row of another length. Of a row,
+            when that row is asked for.
+    """
+    try:
+        text = decode_text(path.read_bytes())
+    except OSError as error:
+        raise RunError(f"cannot read {path}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise RunError(f"{path} {SAVE_AS_UTF8}; nothing was written") from error
+    first = text.lstrip().partition("\n")[0]
+    separator = max(",;\t", key=first.count)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+
+    def wrong(words: str) -> RunError:
+        return RunError(f"{path}, line {reader.line_num}: {words}; nothing was written")
+
+    try:
+        header = [name.strip().casefold() for name in next((row for row in reader if any(row)), [])]
+    except csv.Error as error:
+        raise wrong(str(error)) from error
+    if len(set(header)) < len(header):
+        raise wrong("two columns have one name: give each once")
+
+    def rows() -> Iterator[tuple[int, dict[str, str]]]:
+        try:
+            for values in reader:
+                if not any(value.strip() for value in values):
+                    continue
+                if len(values) != len(header):
+                    raise wrong(
+                        f"{len(values)} values for {len(header)} columns: put quotes around a "
+                        "value that holds the separator"
+                    )
+                yield reader.line_num, dict(zip(header, values, strict=True))
+        except csv.Error as error:
+            raise wrong(str(error)) from error
+
+    return header, rows()
+
+
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A name to write under; it takes the place of `path` once the block ends well."""
@@ -90,6 +144,12 @@ def refuse_unwritable(path: Path) -> None:
         above = above.parent
     if not above.is_dir() or not os.access(above, os.W_OK):
         raise RunError(f"{path} cannot be written: {above} is no folder that can be written to")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON, indented for people."""
+    with replacing(path) as part:
+        part.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 class Output:
