@@ -16,7 +16,7 @@ from make_run import make_run
 
 from deepcluster.config import Config, override
 from deepcluster.errors import RunError
-from deepcluster.files import Output
+from deepcluster.files import Output, read_table
 from deepcluster.fitting import fit_source
 from deepcluster.progress import Progress
 from deepcluster.run import RunDir
@@ -446,3 +446,11 @@ def mutated(whole: bytes, rng: np.random.Generator) -> bytes:
         case _:
             raw[at : at + 4] = rng.bytes(4)
     return bytes(raw)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
+def test_a_table_of_a_person_in_any_unicode(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "labels.csv").write_bytes("id\tlabel\r\na/é.png\tforêt\r\n".encode(encoding))
+    header, rows = read_table(tmp_path / "labels.csv")
+    assert header == ["id", "label"]
+    assert [row for _, row in rows] == [{"id": "a/é.png", "label": "forêt"}]
