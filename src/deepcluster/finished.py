@@ -91,6 +91,16 @@ def predict_source(
         labels: for measuring, as in :func:`deepcluster.fit_source`.
         device: where the net runs.
         progress: told what happens.
+
+    Returns:
+        Columns in the order of the images that could be read: ``labels`` ``(n,)`` int64,
+        ``embeddings`` ``(n, d)`` float32 of length 1, ``distances`` and ``confidence`` ``(n,)``
+        float32, ``names`` and the images, ``store``.
+
+    Raises:
+        RunError: the run is damaged.
+        SourceError: the source cannot be opened.
+        NoImagesError: there is no usable image in it.
     """
     progress = progress or Progress()
     if run.read_config().backbone == GIVEN:
@@ -289,6 +299,11 @@ def evaluate_run(
         With a source, kNN and the linear probe learn from the run's own images if these have labels
         of the same classes, and are measured on the source's; never from an image that is among
         these, by its file or by what is in it.
+
+    Raises:
+        RunError: the run is damaged, or a person took every image out of its cluster.
+        SourceError: the source or its labels cannot be opened.
+        NoImagesError: there is no usable image in it.
     """
     progress = progress or Progress()
     items = run.read_items()
