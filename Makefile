@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup demo test check lint types format clean
+.PHONY: help setup demo test check lint types format dist oldest api licences golden clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -33,6 +33,27 @@ check: lint types test  ## what a change must pass
 format: .venv/ready  ## let ruff mend what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+dist: .venv/ready  ## sdist and wheel in dist/, tried in an empty environment
+	rm -rf dist
+	$(BIN)/hatchling build
+	.ci/try-wheel
+
+api: .venv/ready  ## write docs/api.md from the docstrings
+	$(BIN)/python docs/make_api.py
+
+golden: .venv/ready  ## store the loss curve of a small fixed fit anew, after a change that is meant
+	$(BIN)/python benchmarks/golden.py
+
+licences: .venv/ready  ## list the licences of all dependencies
+	$(BIN)/python benchmarks/licences.py
+
+oldest:  ## the fast tests with the oldest dependencies that pyproject.toml allows
+	$(PYTHON) -m venv .oldest
+	.oldest/bin/pip install --quiet uv
+	.oldest/bin/uv pip install --quiet --python .oldest --resolution lowest-direct --editable '.[onnx,tensorboard]'
+	.oldest/bin/uv pip install --quiet --python .oldest pytest faiss-cpu onnxruntime
+	.oldest/bin/python -m pytest -m "not slow and not browser" -W ignore::DeprecationWarning
 
 clean:  ## remove .venv and caches
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache

@@ -23,7 +23,7 @@ def load(monkeypatch: pytest.MonkeyPatch) -> Any:
         return importlib.import_module(name)
 
     yield one
-    for name in ("record", "quality", "tables", "fit", "gpu", "uneven"):
+    for name in ("record", "quality", "kmeans", "tables", "fit", "gpu", "uneven"):
         sys.modules.pop(name, None)
 
 
@@ -209,3 +209,13 @@ def test_the_gpu_benchmark_runs_on_a_processor(
     found = json.loads(path.read_text(encoding="utf-8"))
     assert 0 < found["share_of_peak"] < 1
     assert found["flop_per_image"] > 1e5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["kmeans", "quality"])
+def test_quick_prints_one_line(
+    load: Any, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_main(load(name), monkeypatch, "--quick")
+    (said,) = capsys.readouterr().out.splitlines()
+    assert said.startswith(name) and " s" in said
