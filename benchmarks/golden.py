@@ -1,4 +1,4 @@
-"""A small fixed fit by the default method: its loss curve and its clusters, so that none is changed unawares.
+"""The loss curve and clusters of a small fixed fit, so that nobody changes the default unawares.
 
     python benchmarks/golden.py      # or: make golden, after a change that is meant
 
@@ -83,9 +83,8 @@ def main() -> None:
     """Fit, say what has changed, and store."""
     found = fit()
     record.write(STORED, {**found, "kind": kind(), "command": record.command()})
-    print(
-        f"{STORED.name}: loss {found['loss'][0]:.4f} … {found['loss'][-1]:.4f}, NMI {found['nmi']:.4f}"
-    )
+    first, last = found["loss"][0], found["loss"][-1]
+    print(f"{STORED.name}: loss {first:.4f} … {last:.4f}, NMI {found['nmi']:.4f}")
 
 
 if __name__ == "__main__":

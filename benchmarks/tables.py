@@ -18,6 +18,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks/results"
 DOCUMENTS = [ROOT / "docs/benchmarks.md", ROOT / "README.md"]
+LOG = ROOT / "docs/log.md"
 PICTURE = ROOT / "docs/images/minutes.svg"
 
 SAME = {"62ef4d0": "8b0494c", "8e1e596": "8b0494c"}
@@ -283,6 +284,49 @@ def reached(scores: list[Line], lines: list[Line], asked: float) -> list[str]:
     ]
 
 
+def logged(row: str, column: str) -> str:
+    """A cell of the table of starts in the log, which says its seeds and its machine."""
+    text = LOG.read_text(encoding="utf-8")
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()]
+    head = next(cells for cells in lines if column in cells)
+    cells = next(cells for cells in lines[lines.index(head) :] if cells and cells[0] == row)
+    nmi = cells[head.index(column)].strip("*").split()[0]
+    return f"{float(nmi):.3f}"
+
+
+def first(peers: list[Line], sizes: list[Line]) -> str:
+    """NMI of a few kinds of images, for the README's first screen."""
+
+    def of(name: str, method: str) -> str:
+        scores = [line["nmi"] for line in peers if (line["set"], line["method"]) == (name, method)]
+        return f"{statistics.mean(scores):.3f}" if scores else "not measured"
+
+    def unequal(name: str, ratio: int | None, method: str) -> str:
+        lines = [line for found in sizes for line in found["lines"]]
+        scores = [
+            line["nmi"][method] for line in lines if (line["set"], line["ratio"]) == (name, ratio)
+        ]
+        return f"{statistics.mean(scores):.3f}" if scores else "not measured"
+
+    def row(title: str, name: str, frozen: str) -> list[str]:
+        ours = (of(name, method) for method in ("pixels", "umap-hdbscan"))
+        return [title, *ours, frozen, of(name, "deepcluster")]
+
+    def uneven_row(title: str, name: str, ratio: int | None) -> list[str]:
+        given = [f"{unequal(name, ratio, method)} \\*" for method in ("k-means", "HDBSCAN")]
+        return [title, *given, "not measured", unequal(name, ratio, "ours")]
+
+    rows = [
+        row("1,797 digits", "digits", logged("digits", "frozen 160 px")),
+        row("10,000 photographs (CIFAR-10)", "cifar10", logged("CIFAR-10", "frozen 160 px")),
+        ["the same, with `--start adapt`", "", "", "", logged("CIFAR-10", "adapted")],
+        uneven_row("blood cells, 4,153 / 372 / 361", "blood", None),
+        uneven_row("MNIST, the largest group 50 times the smallest", "mnist", 50),
+    ]
+    head = ["NMI", "k-means on the pixels", "UMAP, HDBSCAN", "a frozen net"]
+    return table([*head, "deepcluster"], rows)
+
+
 # -- the documents ----------------------------------------------------------------------------
 
 
@@ -384,6 +428,7 @@ def fill(text: str) -> str:
     timed = read("fit-*.json")
     filled = {
         "quality": quality(peers),
+        "first": first(peers, read("uneven.json")),
         "readme": readme(timed, peers),
         "fits": fits(timed),
         "picture": picture(timed),

@@ -26,7 +26,8 @@ SECTIONS = ("Args", "Attributes", "Raises", "Returns", "Source")
 HEAD = """\
 # The public names
 
-Written by `make api` from the docstrings. All of them are imported from `deepcluster`; whatever else the package holds may change.
+Written by `make api` from the docstrings. All of them are imported from `deepcluster`;
+whatever else the package holds may change.
 """
 
 
@@ -36,12 +37,17 @@ def made_by_us(value: Any) -> bool:
 
 
 def members(kind: type) -> Iterator[tuple[str, Any]]:
-    """Public methods and properties of a class, as they stand in it: (name, function)."""
-    for name, value in vars(kind).items():
-        function = value.fget if isinstance(value, property) else value
-        function = getattr(function, "__func__", function)
-        if not name.startswith("_") and inspect.isfunction(function) and made_by_us(function):
-            yield name, value
+    """Public methods and properties of a class: (name, member); none that others' classes give."""
+    for one in filter(made_by_us, reversed(kind.__mro__)):
+        for name, value in vars(one).items():
+            function = bare(value)
+            if not name.startswith("_") and inspect.isfunction(function) and made_by_us(function):
+                yield name, value
+
+
+def bare(member: Any) -> Any:
+    """The function of a property, a class method or a function."""
+    return getattr(member, "fget", getattr(member, "__func__", member))
 
 
 def fields(kind: type) -> list[tuple[str, str]]:
@@ -110,10 +116,10 @@ def entry(name: str) -> str:
         parts.append("\n".join(words))
     if inspect.isclass(value):
         for member, function in members(value):
-            is_property = isinstance(function, property)
-            bare = function.fget if is_property else getattr(function, "__func__", function)
-            called = member if is_property else signature(member, bare)
-            parts += [f"### {name}.{member}", f"`{called}`", markdown(inspect.getdoc(bare) or "")]
+            plain = isinstance(function, property)
+            called = member if plain else signature(member, bare(function))
+            said = markdown(inspect.getdoc(bare(function)) or "")
+            parts += [f"### {name}.{member}", f"`{called}`", said]
     return "\n\n".join(parts)
 
 
