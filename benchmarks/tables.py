@@ -36,8 +36,16 @@ METHODS = {
     "deepcluster": "**deepcluster**",
 }
 FULL = {"pretrain_epochs": 100, "clustering_epochs": 150}  # ClustPy's defaults
-GPU_ROWS = [("mnist", 3), ("fashion-mnist", 3), ("cifar10", 10), ("imagenette", 8)]
-"""What benchmarks/gpu.py is to measure."""
+GPU_ROWS = [("mnist", 3, 10), ("fashion-mnist", 3, 10), ("cifar10", 10, 10), ("imagenette", 8, 10)]
+GPU_ROWS += [("kmnist", 3, 10), ("svhn", 8, 10), ("stl10", 8, 10)]
+GPU_ROWS += [("cifar100", 8, 100), ("cifar100:coarse", 8, 20)]
+"""What benchmarks/gpu.py is to measure: set, minutes, clusters."""
+PUBLISHED = {
+    "iic": "IIC, table 1: DeepCluster, k = 10",
+    "and": "AND, table 1: DeepCluster, AlexNet",
+    "solo-learn": "solo-learn: DeepCluster v2, ResNet-18",
+}
+SCORES = {"acc": "ACC", "knn": "kNN", "linear_probe": "linear probe"}
 
 IN_README = [("mnist", 10), ("fashion-mnist", 15), ("cifar10", 15), ("cifar10", 60)]
 IN_README += [("imagenette", 15)]
@@ -234,11 +242,41 @@ def gpu(runs: list[Line]) -> str:
         images = f"{name}, {lines[0]['images']:,}; {where}"
         rows.append([images, minutes, *fit_cells(lines), *cells])
     done = {(name, minutes) for name, minutes, *_ in measured}
-    for name, minutes in GPU_ROWS:
-        if (name, f"{minutes:g}") not in done:
+    commands = []
+    for name, minutes, clusters in GPU_ROWS:
+        if (name.replace(":", "-"), f"{minutes:g}") not in done:
             rows.append([name, f"{minutes:g}", "not measured", *[""] * (len(columns) - 3)])
+            many = "" if clusters == 10 else f" --clusters {clusters}"
+            commands.append(f"python benchmarks/gpu.py --set {name} --minutes {minutes}{many}")
     text = table(columns, rows)
+    if commands:
+        todo = "\n".join(commands)
+        text += "\n\nWhat measures the others, each in one call (downloads the set):"
+        text += f"\n\n```sh\n{todo}\n```"
     return f"{text}\n\n{sources(runs)}" if runs else text
+
+
+def published(runs: list[Line]) -> str:
+    """A row a published figure: what it says, what was measured here."""
+    import published as script
+
+    rows = []
+    for name, title in PUBLISHED.items():
+        own = [line for line in runs if line["row"] == name]
+        task = script.ROWS[name]
+        for score, value in task["published"].items():
+            cells = ["not measured", "", ""]
+            if own:
+                cells = [
+                    spread(line["scores"][score] for line in own),
+                    listed(line["epochs"] for line in own),
+                    f"{listed(map(machine, own))}; {listed(line['commit'] for line in own)}",
+                ]
+            command = f"`python benchmarks/published.py --data FOLDER --row {name} --minutes 9`"
+            words = [title, SCORES[score], task["measured"], f"{value:.4g}", *cells, command]
+            rows.append(words)
+    head = ["CIFAR-10", "score", "on", "published", "here", "epochs", "where", "command"]
+    return table(head, rows)
 
 
 # -- the README's table -----------------------------------------------------------------------
@@ -433,6 +471,7 @@ def fill(text: str) -> str:
         "fits": fits(timed),
         "picture": picture(timed),
         "gpu": gpu(read("gpu-*.json")),
+        "published": published(read("published-*.json")),
         "uneven": uneven(read("uneven.json")),
     }
 
