@@ -51,7 +51,7 @@ licences: .venv/ready  ## list the licences of all dependencies
 
 oldest: .venv/ready  ## the fast tests with the oldest dependencies that pyproject.toml allows
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python .oldest
-	$(BIN)/uv pip install --quiet --python .oldest --resolution lowest-direct --editable '.[onnx,tensorboard]'
+	$(BIN)/uv pip install --quiet --python .oldest --resolution lowest-direct --editable '.[tensorboard]'
 	$(BIN)/uv pip install --quiet --python .oldest pytest faiss-cpu onnxruntime
 	.oldest/$(notdir $(BIN))/python -m pytest -m "not slow and not browser" -W ignore::DeprecationWarning
 
