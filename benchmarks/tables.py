@@ -17,7 +17,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks/results"
-DOCUMENTS = [ROOT / "docs/benchmarks.md", ROOT / "README.md"]
+DOCUMENTS = [ROOT / "docs/benchmarks.md", ROOT / "README.md", ROOT / "docs/guide.md"]
 LOG = ROOT / "docs/log.md"
 PICTURE = ROOT / "docs/images/minutes.svg"
 
@@ -279,6 +279,23 @@ def published(runs: list[Line]) -> str:
     return table(head, rows)
 
 
+def paper(runs: list[Line]) -> str:
+    """What a whole run of the paper's recipe would cost, a sentence a machine."""
+    script = (
+        "`python benchmarks/paper_cost.py --photographs FILE.parquet --device cuda --batch 256`"
+    )
+    said = [
+        f"{machine(line)}: {line['whole']['hours']:,.0f} hours, {line['whole']['epoch_hours']:.1f} an "
+        f"epoch ({line['whole']['kmeans_share']:.0%} of it PCA and k-means), and "
+        f"{line['whole']['decode_hours']:.1f} to decode once; "
+        f"{line['whole']['memory_gb']:.0f} GB of memory, {line['whole']['disk_gb']:.0f} GB of disk."
+        for line in runs
+    ]
+    if not any("gpu" in line["hardware"] for line in runs):
+        said.append(f"On a GPU: not measured; {script} does.")
+    return "\n".join(f"- {sentence}" for sentence in said)
+
+
 # -- the README's table -----------------------------------------------------------------------
 
 
@@ -471,6 +488,7 @@ def fill(text: str) -> str:
         "fits": fits(timed),
         "picture": picture(timed),
         "gpu": gpu(read("gpu-*.json")),
+        "paper": paper(read("paper-cost-*.json")),
         "published": published(read("published-*.json")),
         "uneven": uneven(read("uneven.json")),
     }
