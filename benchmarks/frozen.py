@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from deepcluster.backbones.features import extract, find_speed
 from deepcluster.backbones.preprocessing import Preprocessing
 from deepcluster.backbones.start import find_weights
-from deepcluster.device import pick_device
+from deepcluster.device import Compute, pick_device
 from deepcluster.images.store import ImageStore
 
 
@@ -79,9 +79,7 @@ def main() -> None:
             net,
             store,
             preprocessing,
-            device=device,
-            dtype=speed.dtype,
-            batch_size=speed.batch_size,
+            Compute(device, speed.dtype, speed.batch_size),
         )
     }
     layouts = [torch.channels_last] + [torch.contiguous_format] * asked.plain

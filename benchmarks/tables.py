@@ -284,13 +284,15 @@ def paper(runs: list[Line]) -> str:
     script = (
         "`python benchmarks/paper_cost.py --photographs FILE.parquet --device cuda --batch 256`"
     )
-    said = [
-        f"{machine(line)}: {line['whole']['hours']:,.0f} hours, {line['whole']['epoch_hours']:.1f} an "
-        f"epoch ({line['whole']['kmeans_share']:.0%} of it PCA and k-means), and "
-        f"{line['whole']['decode_hours']:.1f} to decode once; "
-        f"{line['whole']['memory_gb']:.0f} GB of memory, {line['whole']['disk_gb']:.0f} GB of disk."
-        for line in runs
-    ]
+    said = []
+    for line in runs:
+        whole = line["whole"]
+        said.append(
+            f"{machine(line)}: {whole['hours']:,.0f} hours, {whole['epoch_hours']:.1f} an epoch "
+            f"({whole['kmeans_share']:.0%} of it PCA and k-means), and {whole['decode_hours']:.1f} "
+            f"to decode once; {whole['memory_gb']:.0f} GB of memory, {whole['disk_gb']:.0f} GB of "
+            "disk."
+        )
     if not any("gpu" in line["hardware"] for line in runs):
         said.append(f"On a GPU: not measured; {script} does.")
     return "\n".join(f"- {sentence}" for sentence in said)

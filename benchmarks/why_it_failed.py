@@ -48,6 +48,7 @@ from deepcluster.backbones.preprocessing import Preprocessing
 from deepcluster.clustering.kmeans import kmeans
 from deepcluster.clustering.pca import normalise
 from deepcluster.config import Config, load_recipe, override
+from deepcluster.device import Compute
 from deepcluster.images.store import ImageStore, open_images
 from deepcluster.machine import hardware
 from deepcluster.methods.deepcluster import DeepCluster, uniform_order
@@ -300,7 +301,7 @@ def head_clusters(method: DeepCluster, store: ImageStore) -> np.ndarray:
         return method.logits(images)
 
     net = Answer(answer)
-    logits = extract(net, store, Preprocessing.measure(store), device=torch.device("cpu"))
+    logits = extract(net, store, Preprocessing.measure(store), Compute(torch.device("cpu")))
     return logits.argmax(1).numpy()
 
 
@@ -328,7 +329,7 @@ def run(
     config, net, method = build(variant, store, seed)
     if variant.startswith("untrained"):
         device = torch.device("cpu")
-        features = extract(net, store, Preprocessing.measure(store), device=device)
+        features = extract(net, store, Preprocessing.measure(store), Compute(device))
         return scores(normalise(features), truth) | {"seconds": time.process_time() - start}
     made: list[Any] = []
     load = library.load_method
@@ -357,7 +358,7 @@ def run(
         raw = metrics.occupancy(made[0].labels.numpy(), made[0].k)
         record |= {"evenness_of_clusters": raw["entropy"], "largest": raw["largest"]}
     if test is not None:
-        asked = result.model.embed(test[0], device=torch.device("cpu")).numpy()
+        asked = result.model.embed(test[0], Compute(torch.device("cpu"))).numpy()
         rng, train = np.random.default_rng(0), (result.embeddings, truth)
         record |= {"knn_test": metrics.knn(asked, test[1], rng, train)}
         record |= {"linear_test": metrics.linear_probe(asked, test[1], rng, train)}

@@ -1,7 +1,8 @@
 """Images, settings and a run small enough for a test."""
 
 import json
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,20 @@ from deepcluster.config import Config, override
 from deepcluster.fitting import fit_source
 from deepcluster.images.store import ImageStore, open_images
 from deepcluster.run import RunDir
+
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+CHROMIUM_OPTIONS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+]
+
+WAIT = 30_000  # milliseconds for what a page is to show: the machine may be busy
 
 TINY = {
     "epochs": 2,
@@ -107,3 +122,54 @@ def finished(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     out = tmp_path_factory.mktemp("runs") / "run"
     config = override(Config(), TINY)
     return fit_source(folder, config, out=out, labels="folders", report=True)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Chromium without a window."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
+    if CHROMIUM is None:
+        pytest.skip("Chromium is not installed: apt-get install chromium")
+    playwright.expect.set_options(timeout=WAIT)
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_OPTIONS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_page(browser: Any) -> Iterator[Callable[..., Any]]:
+    """Open a page from the disk; all pages of a test share what the browser keeps.
+
+    Each is watched: a message on the console, an error, a dialog, a request for anything but a
+    file, or an address of another kind fails the test that did it.
+    """
+    contexts: dict[tuple[int, str], Any] = {}
+    seen: list[str] = []
+
+    def open_page(address: str, *, width: int = 1280, scheme: str = "light") -> Any:
+        if (width, scheme) not in contexts:
+            contexts[width, scheme] = browser.new_context(
+                viewport={"width": width, "height": 800}, color_scheme=scheme
+            )
+        page = contexts[width, scheme].new_page()
+        page.set_default_timeout(WAIT)
+        page.on("console", lambda message: seen.append(f"{message.type}: {message.text}"))
+        page.on("pageerror", lambda error: seen.append(f"error: {error}"))
+        page.on(
+            "dialog", lambda dialog: (seen.append(f"dialog: {dialog.message}"), dialog.accept())
+        )
+        page.on(
+            "request",
+            lambda request: (
+                request.url.startswith(("file:", "blob:", "data:")) or seen.append(request.url)
+            ),
+        )
+        page.goto(address)
+        page.wait_for_selector("html[data-ready=yes]")
+        return page
+
+    yield open_page
+    for context in contexts.values():
+        context.close()
+    assert seen == []

@@ -206,7 +206,7 @@ def test_outputs_are_refused_before_the_work(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Over the source, over anything, into no folder; and moves that go nowhere."""
-    monkeypatch.setattr("deepcluster.finished.open_images", None)  # would fail when called
+    monkeypatch.setattr("deepcluster.finished.predict.open_images", None)  # would fail when called
     before = source.read_bytes()
     run, there = str(finished.path), str(source)
     for command, words in (

@@ -20,12 +20,11 @@ from sklearn.preprocessing import StandardScaler
 from deepcluster import DeepCluster
 from deepcluster.config import Config, load_recipe, override
 from deepcluster.errors import ConfigError, RunError
-from deepcluster.finished import predict_source
+from deepcluster.finished import predict_source, update_run
 from deepcluster.images.store import ImageStore
 from deepcluster.naming import Remembered, carry_names
 from deepcluster.report import apply_labels
 from deepcluster.run import RunDir
-from deepcluster.updating import update_run
 
 SETTINGS = {"train.batch_size": 32, "train.precision": "float32"}
 

@@ -8,7 +8,7 @@ from sklearn.metrics import adjusted_rand_score
 
 from deepcluster.config import SegmentSettings
 from deepcluster.errors import ConfigError, RunError, SourceError
-from deepcluster.segmentation import _vote, segment, segment_files
+from deepcluster.segmentation import _open, _vote, segment, segment_files
 
 
 def regions(seed: int, side: int = 48) -> tuple[np.ndarray, np.ndarray]:
@@ -89,6 +89,21 @@ def test_files(tmp_path: Path) -> None:
     assert sum(float(row["share"]) for row in rows) == pytest.approx(1, abs=1e-4)
     with pytest.raises(RunError, match="new or empty"):
         segment_files(files, out)
+
+
+def test_a_hot_pixel_does_not_darken_a_picture_of_twelve_bits(tmp_path: Path) -> None:
+    """More than 8 bits are shown as a fit shows them; upright, as the camera was held."""
+    pixels = regions(0)[0][..., 0].astype(np.uint16) * 16
+    hot = pixels.copy()
+    hot[7, 9] = 65535
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn
+    for name, values in (("calm", pixels), ("hot", hot)):
+        Image.fromarray(values).save(tmp_path / f"{name}.tif", exif=exif)
+    calm, seen = (np.asarray(_open(tmp_path / f"{name}.tif")) for name in ("calm", "hot"))
+    assert calm.max() > 200
+    differs = (calm != seen).any(axis=2)
+    assert differs.sum() == 1 and differs[9, -1 - 7]
 
 
 def test_a_file_that_is_no_image_is_found_before_the_work(tmp_path: Path) -> None:

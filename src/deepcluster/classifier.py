@@ -10,7 +10,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
 
-from deepcluster.estimator import DeepCluster
+from deepcluster.estimator import DeepCluster, take_images
 from deepcluster.images.store import one_row_each
 from deepcluster.labelling.classifier import make_pool, teach
 
@@ -138,10 +138,7 @@ class DeepClusterClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         return found
 
     def __sklearn_tags__(self) -> Tags:
-        tags = super().__sklearn_tags__()
-        tags.input_tags.two_d_array = False
-        tags.input_tags.three_d_array = True
-        return tags
+        return take_images(super().__sklearn_tags__())
 
 
 def _is_open(label: Any) -> bool:

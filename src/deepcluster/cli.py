@@ -11,14 +11,12 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import io
-import json
 import os
 import re
 import shlex
 import signal
 import sys
 import typing
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
@@ -27,8 +25,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import cyclopts
 from cyclopts import App, Group, Parameter
-from rich.console import Console
-from rich.table import Table
 
 from deepcluster.config import (
     Config,
@@ -43,7 +39,7 @@ from deepcluster.files import Output
 from deepcluster.methods import METHODS
 from deepcluster.run import RunDir
 from deepcluster.show.exact import escaped, show
-from deepcluster.sorting import check_folder
+from deepcluster.show.results import print_json, print_plan, print_rows, print_run
 from deepcluster.version import __version__
 
 if TYPE_CHECKING:
@@ -119,6 +115,9 @@ SETTING_NAMES = tuple(flatten(dataclasses.asdict(Config())))
 AsJson = Annotated[
     bool, Parameter(name="--json", negative="", help="Print the result as JSON.", group=EVERYDAY)
 ]
+RunPath = Annotated[Path, Parameter(help="A run folder.")]
+Source = Annotated[str, Parameter(help="Images, as for fit.")]
+Device = Annotated[str, Parameter(help="Where the net runs.")]
 
 
 @app.command(help_epilogue=f"Methods: {', '.join(METHODS)}.")
@@ -189,7 +188,7 @@ def fit(
         raise ConfigError("--images are those of --embeddings: give images as SOURCE")
     if dry_run:
         plan = fitting.plan_source(seen, settings, labels=labels)
-        return _print_plan(plan, as_json)
+        return print_plan(plan, as_json)
     with _progress(as_json) as progress:
         run = fitting.fit_source(
             seen,
@@ -206,31 +205,27 @@ def fit(
             command=command_line(),
             given=_typed.get(),
         )
-    _print_run(run, as_json)
+    print_run(run, as_json)
     if not as_json and names_from is not None:
         show(*run.read_info()["carried"])
 
 
 @app.command
 def predict(
-    run: Path,
-    *source: str,
+    run: RunPath,
+    *source: Source,
     out: Path | None = None,
     into: Path | None = None,
     how: Literal["copy", "link", "move"] | None = None,
     classes: Annotated[bool, Parameter(negative="")] = False,
     risk: float = 0.05,
-    device: str = "auto",
+    device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Say which cluster images belong to, or with --classes which class.
 
     Parameters
     ----------
-    run
-        A run folder.
-    source
-        Images, as for fit.
     out
         Write a CSV file (id, path, cluster, name, distance, confidence) in place of stdout; it must
         not exist.
@@ -244,8 +239,6 @@ def predict(
         class, probability, unsure. With --into, unsure images come into a folder of their own.
     risk
         Share of wrong ones that you bear among the images that are not unsure.
-    device
-        Where the net runs.
     """
     from deepcluster import finished
 
@@ -254,7 +247,7 @@ def predict(
     opened = RunDir.open(run)
     target = None if out is None else Output(out)
     if into is not None:
-        check_folder(into)
+        finished.check_folder(into)
     if classes:
         opened.read_classifier()  # before any work
     with _progress(as_json) as progress:
@@ -269,10 +262,10 @@ def predict(
     if into is not None:
         placed = found.as_predictions() if classes else found
         counts = finished.sort_into(placed, into, how=how or "copy")
-        _print_rows(["folder", "images"], list(counts.items()), as_json)
+        print_rows(["folder", "images"], list(counts.items()), as_json)
     elif out is None:
         if as_json:
-            return _print_json(found.rows())
+            return print_json(found.rows())
         text = io.StringIO(newline="")
         found.write_csv(text)
         rows = text.getvalue()  # as data to a program, but nothing that a terminal obeys
@@ -280,19 +273,13 @@ def predict(
 
 
 @app.command
-def embed(run: Path, *source: str, out: Path, device: str = "auto") -> None:
+def embed(run: RunPath, *source: Source, out: Path, device: Device = "auto") -> None:
     """Write features of images as a .npy array, a row an image.
 
     Parameters
     ----------
-    run
-        A run folder.
-    source
-        Images, as for fit.
     out
         The .npy file; ids and paths go beside it, as .ids.csv. Neither must exist.
-    device
-        Where the net runs.
     """
     from deepcluster import finished
 
@@ -309,24 +296,20 @@ def embed(run: Path, *source: str, out: Path, device: str = "auto") -> None:
 
 @app.command
 def evaluate(
-    run: Path,
+    run: RunPath,
     *source: str,
     labels: str | None = None,
-    device: str = "auto",
+    device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Measure a run, on its own images or on others that have labels.
 
     Parameters
     ----------
-    run
-        A run folder.
     source
         Other images, as for fit; none: the run's own.
     labels
         "folders" or a CSV file with columns path,label; without a source, of the run's own images.
-    device
-        Where the net runs.
     """
     from deepcluster import finished
 
@@ -338,12 +321,12 @@ def evaluate(
             device=device,
             progress=progress,
         )
-    _print_rows(["score", "value"], [(k, round(v, 4)) for k, v in scores.items()], as_json)
+    print_rows(["score", "value"], [(k, round(v, 4)) for k, v in scores.items()], as_json)
 
 
 @app.command
 def export(
-    run: Path,
+    run: RunPath,
     *,
     to: Literal["timm", "onnx", "torchscript"],
     out: Path | None = None,
@@ -353,8 +336,6 @@ def export(
 
     Parameters
     ----------
-    run
-        A run folder.
     to
         A folder that timm reads, an ONNX file or a TorchScript file.
     out
@@ -373,7 +354,7 @@ def export(
 
 @app.command
 def suggest(
-    run: Path,
+    run: RunPath,
     *,
     n: Annotated[int, Parameter(name=["-n", "--images"])] = 40,
     out: Path | None = None,
@@ -382,18 +363,16 @@ def suggest(
 
     Parameters
     ----------
-    run
-        A run folder.
     n
         How many images. After `deepcluster teach` those that the classifier doubts come first.
     out
         The table to fill in by hand; by default to_label.csv beside the page.
     """
-    from deepcluster import rounds
+    from deepcluster import finished
 
     if n < 1:
         raise ConfigError(f"-n {n}: ask for 1 image or more")
-    found = rounds.suggest_run(RunDir.open(run), n, out=out)
+    found = finished.suggest_run(RunDir.open(run), n, out=out)
     show(
         f"{len(found.ids)} images to label",
         f"page:  {found.page}",
@@ -403,23 +382,21 @@ def suggest(
 
 
 @app.command
-def teach(run: Path, labels: Path, *, as_json: AsJson = False) -> None:
+def teach(run: RunPath, labels: Path, *, as_json: AsJson = False) -> None:
     """Make a classifier from labels of some of the images.
 
     Parameters
     ----------
-    run
-        A run folder.
     labels
         A table with the columns label and id or path; from the page of `deepcluster suggest`, or
         any other.
     """
-    from deepcluster import rounds
+    from deepcluster import finished
 
     opened = RunDir.open(run)
-    found = rounds.teach_run(opened, labels)
+    found = finished.teach_run(opened, labels)
     if as_json:
-        return _print_json(opened.read_classifier()[1])
+        return print_json(opened.read_classifier()[1])
     expected = found.taught.expected
     show(
         f"{found.labels:,} labels, {len(found.taught.classes)} classes, "
@@ -436,7 +413,7 @@ def teach(run: Path, labels: Path, *, as_json: AsJson = False) -> None:
     if not opened.read_classifier()[1]["drawn"]:
         show("this holds if every class has a label: of others, labels say nothing")
     head = ["class", "labels", "held out, right", "images", "expected right"]
-    _print_rows(head, rows, as_json=False)
+    print_rows(head, rows, as_json=False)
     show(*(found.notes + found.mistakes or ["no label looks like a mistake"]))
     show(
         f"labels that would help most: {', '.join(found.helpful[:5])} … "
@@ -445,14 +422,8 @@ def teach(run: Path, labels: Path, *, as_json: AsJson = False) -> None:
 
 
 @app.command
-def info(run: Path, *, as_json: AsJson = False) -> None:
-    """Say what a run is: source, main settings, scores, time.
-
-    Parameters
-    ----------
-    run
-        A run folder.
-    """
+def info(run: RunPath, *, as_json: AsJson = False) -> None:
+    """Say what a run is: source, main settings, scores, time."""
     opened = RunDir.open(run, finished=False)
     if not as_json:
         facts, config = opened.read_info(), opened.read_config()
@@ -461,18 +432,12 @@ def info(run: Path, *, as_json: AsJson = False) -> None:
             f"begun {facts['started']}: {config.method}, {config.backbone}, size {config.size}, "
             f"epochs {config.epochs}, seed {config.seed}, on {config.device}"
         )
-    _print_run(opened, as_json)
+    print_run(opened, as_json)
 
 
 @app.command
-def report(run: Path) -> None:
-    """Write the report of a run again: pages to look at, name and mend the clusters.
-
-    Parameters
-    ----------
-    run
-        A run folder.
-    """
+def report(run: RunPath) -> None:
+    """Write the report of a run again: pages to look at, name and mend the clusters."""
     opened = RunDir.open(run)
     with _progress(False) as progress:
         page = _write_report(opened, progress)
@@ -481,7 +446,7 @@ def report(run: Path) -> None:
 
 @app.command
 def apply(
-    run: Path,
+    run: RunPath,
     labels: Path | None = None,
     *,
     from_: Annotated[Path | None, Parameter(name="--from")] = None,
@@ -490,8 +455,6 @@ def apply(
 
     Parameters
     ----------
-    run
-        A run folder.
     labels
         The labels.csv that the report of this run gave.
     from_
@@ -516,13 +479,11 @@ def apply(
 
 
 @app.command
-def recluster(run: Path, *, clusters: int | Literal["auto"]) -> None:
+def recluster(run: RunPath, *, clusters: int | Literal["auto"]) -> None:
     """Take another number of clusters; names stay with the images, nothing is trained.
 
     Parameters
     ----------
-    run
-        A run folder.
     clusters
         How many, or auto to choose.
     """
@@ -539,7 +500,7 @@ def recluster(run: Path, *, clusters: int | Literal["auto"]) -> None:
 def update(
     run: Path,
     *source: str,
-    device: str = "auto",
+    device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Say where images belong that came after the fit, which fit nowhere, and if a fit is due.
@@ -550,16 +511,14 @@ def update(
         A run folder; the list goes into its updates/.
     source
         Images, as for fit. Those that the run or an earlier update knows are passed over.
-    device
-        Where the net runs.
     """
-    from deepcluster import updating
+    from deepcluster import finished
 
     opened = RunDir.open(run)
     with _progress(as_json) as progress:
-        found = updating.update_run(opened, _one_or_many(source), device=device, progress=progress)
+        found = finished.update_run(opened, _one_or_many(source), device=device, progress=progress)
     if as_json:
-        _print_json(found.facts())
+        print_json(found.facts())
     else:
         show(*str(found).splitlines())
 
@@ -569,7 +528,7 @@ def segment(
     *images: Path,
     out: Path,
     settings: Annotated[SegmentSettings, Parameter(name="*")] = SegmentSettings(),  # noqa: B008
-    device: str = "auto",
+    device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Cut single images into regions; nothing is learnt from other images.
@@ -580,8 +539,6 @@ def segment(
         Image files.
     out
         A new folder: NAME.labels.png and NAME.overlay.png for each image, and areas.csv.
-    device
-        Where the net runs.
     """
     from deepcluster.segmentation import segment_files
 
@@ -590,7 +547,7 @@ def segment(
             images, out, settings, device=device, phase=progress.phase, advance=progress.advance
         )
     rows = [(item.image, f"{item.labels} regions in {item.seconds:.0f} s") for item in done]
-    _print_rows(["image", "result"], rows, as_json)
+    print_rows(["image", "result"], rows, as_json)
 
 
 def _write_report(run: RunDir, progress: TerminalProgress) -> Path:
@@ -608,106 +565,6 @@ def _one_or_many(source: tuple[str, ...]) -> str | list[str]:
     if not source:
         raise ConfigError("which images? Give a folder, files, or a name such as digits")
     return source[0] if len(source) == 1 else list(source)
-
-
-def _print_json(value: Any) -> None:
-    text = json.dumps(value, indent=2, ensure_ascii=False)
-    # what JSON leaves as it is, though a terminal may obey it or not be able to show it
-    text = re.sub("[\x7f-\x9f\u2028\u2029\ud800-\udfff]", lambda c: f"\\u{ord(c[0]):04x}", text)
-    sys.stdout.write(text + "\n")
-
-
-def _print_rows(head: list[str], rows: list[tuple[Any, ...]], as_json: bool) -> None:
-    if as_json:
-        return _print_json({str(row[0]): row[1] for row in rows})
-    table = Table()
-    for title in head:
-        table.add_column(title, overflow="fold")
-    for row in rows:
-        table.add_row(*(escaped(str(value)) for value in row))
-    width = None if sys.stdout.isatty() else 10_000  # in a pipe, nothing is broken into lines
-    Console(markup=False, emoji=False, highlight=False, width=width).print(table)
-
-
-def _print_plan(plan: Any, as_json: bool) -> None:
-    config = plan.config
-    chosen = config.final.choose
-    facts = {
-        "source": plan.name,
-        "images": plan.images,
-        "clusters": f"2 to {config.clusters}, chosen at the end" if chosen else config.clusters,
-        "size": config.size,
-        "backbone": config.backbone,
-        "epochs": config.epochs,
-        "device": config.device,
-        "memory_gb": round(plan.cost.memory / 1e9, 2),
-        "seconds": round(plan.cost.seconds),
-    }
-    if as_json:
-        return _print_json({**facts, "notes": plan.notes})
-    _print_rows(["dry run", "nothing was done"], list(facts.items()), as_json=False)
-    show(*plan.notes)
-
-
-def _print_run(run: RunDir, as_json: bool) -> None:
-    facts = run.read_info()
-    said = run.read_clusters() if facts["status"] == "done" else {"names": {}, "merged": {}}
-    if as_json:
-        return _print_json({**facts, "run": str(run.path), **said})
-    counts, scores = facts["counts"], facts.get("scores", {})
-    status = facts["status"]
-    if status == "running" and not run.is_live():
-        status = "stopped before its end"
-    show(
-        f"{facts['name']}: {counts['images']:,} images, {counts['clusters']} clusters, {status}"
-        + (f" in {facts['seconds']:.0f} s" if "seconds" in facts else "")
-        + (f", {counts['skipped']} left out" if counts["skipped"] else "")
-    )
-    history = run.read_metrics()
-    last = [line["nmi_previous"] for line in history if line.get("nmi_previous") is not None]
-    found = scores.get("fit", {})
-    if "nmi" in found:
-        rows = []
-        for name, title in (("fit", "deepcluster"), ("pixels", "k-means on the pixels")):
-            if name in scores:
-                figures = [f"{scores[name][key]:.3f}" for key in ("nmi", "ari", "acc")]
-                stable = f"{last[-1]:.3f}" if last and name == "fit" else ""
-                rows.append((title, *figures, stable))
-        _print_rows(["", "NMI", "ARI", "ACC", "NMI to the previous epoch"], rows, as_json=False)
-    elif last:
-        show(f"NMI to the previous epoch: {last[-1]:.3f}")
-    if "modularity" in found:
-        show(
-            f"modularity: {found['modularity']:.3f} (needs no labels; among runs that differ in "
-            "seed or epochs alone, higher is often better)"
-        )
-    if status == "done":
-        _print_changes(run, said)
-    show(f"run folder: {run.path}")
-    if run.pictures.is_dir():
-        show(f"pictures:   {run.pictures}")
-    if (run.report / "index.html").is_file():
-        show(f"report:     {run.report / 'index.html'}")
-
-
-def _print_changes(run: RunDir, said: dict[str, Any]) -> None:
-    """What a person has made of the clusters since the fit."""
-    items = run.read_items()
-    moved = items["by"].to_pylist().count("person")
-    names, merged = said["names"], said["merged"]
-    if not (moved or names or merged):
-        return
-    sizes = Counter(items["cluster"].to_pylist())
-    outside = sizes.pop(-1, 0)
-    show(
-        f"changed by a person: {len(sizes)} clusters now, {len(names)} with names, "
-        f"{len(merged)} merged into others, {moved} images moved ({outside} out of every cluster)"
-    )
-    show("scores above are of the fit; of the clusters now: `deepcluster evaluate RUN`")
-    for number, name in sorted(names.items(), key=lambda item: int(item[0])):
-        show(f"  {number}: {name} ({sizes[int(number)]} images)")
-    for old, new in sorted(merged.items(), key=lambda item: int(item[0])):
-        show(f"  {old}: now part of {new}")
 
 
 @contextmanager

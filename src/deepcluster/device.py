@@ -2,10 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 
 from deepcluster.config import Config
 from deepcluster.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Where a net computes features, and how.
+
+    Attributes:
+        device: where the net and its images go.
+        dtype: arithmetic of the net.
+        batch_size: images at once.
+    """
+
+    device: torch.device
+    dtype: torch.dtype = torch.float32
+    batch_size: int = 256
 
 
 def pick_device(name: str) -> torch.device:
@@ -28,8 +45,8 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def pick_inference(config: Config, name: str) -> tuple[torch.device, torch.dtype, int]:
-    """Device, arithmetic and batch for features of new images with the net of a fit.
+def pick_inference(config: Config, name: str) -> Compute:
+    """How features of new images are computed with the net of a fit.
 
     The arithmetic of the fit on the device of the fit, so that the same images get the same
     features; float32 elsewhere, since the fit's was chosen for its device.
@@ -38,7 +55,7 @@ def pick_inference(config: Config, name: str) -> tuple[torch.device, torch.dtype
     same = device.type == torch.device(config.device).type
     batch = config.train.batch_size
     settled = config.start == "frozen" and isinstance(batch, int)
-    return (
+    return Compute(
         device,
         getattr(torch, config.train.precision) if same else torch.float32,
         int(batch) if settled else 256,

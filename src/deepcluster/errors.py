@@ -12,7 +12,7 @@ class RunError(RuntimeError):
 
 
 class DamagedError(RunError):
-    """What is wrong in a file of a run; :func:`deepcluster.run.reading` adds which file it is."""
+    """What is wrong in a file of a run; :func:`deepcluster.files.reading` adds which file it is."""
 
 
 class SourceError(ValueError):

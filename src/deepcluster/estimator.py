@@ -31,16 +31,17 @@ from deepcluster.clustering.pca import normalise
 from deepcluster.config import Config, flatten, load_recipe, override
 from deepcluster.device import pick_inference
 from deepcluster.errors import ConfigError, NoImagesError, RunError
-from deepcluster.fitting import read_result, write_finished
 from deepcluster.images.sources import list_source
 from deepcluster.images.store import ImageStore, one_row_each, open_images, scan_images
 from deepcluster.images.vectors import pair, read_vectors
 from deepcluster.progress import Progress
 from deepcluster.report import write_report
+from deepcluster.results import read_result, write_finished
 from deepcluster.run import RunDir
 from deepcluster.show.pictures import write_pictures
 from deepcluster.training.best import Best, fit_best
-from deepcluster.training.loop import FitResult, fit, fit_vectors
+from deepcluster.training.conclude import FitResult, fit_vectors
+from deepcluster.training.loop import fit
 from deepcluster.training.plan import (
     Cost,
     Pace,
@@ -372,15 +373,9 @@ class DeepCluster(
             except NoImagesError as error:
                 warnings.warn(f"{error}; all rows are NaN, all clusters -1", stacklevel=3)
                 return np.full((len(given), self.embeddings_.shape[1]), np.nan, np.float32)
-            device, dtype, batch_size = pick_inference(self.config_, self.device)
+            compute = pick_inference(self.config_, self.device)
             progress.phase("features", len(store))
-            found = self.model_.embed(
-                store,
-                device=device,
-                dtype=dtype,
-                batch_size=batch_size,
-                advance=progress.advance,
-            ).numpy()
+            found = self.model_.embed(store, compute, advance=progress.advance).numpy()
         return store.rows(found, np.nan)
 
     def transform(self, images: Any) -> np.ndarray:
@@ -521,10 +516,14 @@ class DeepCluster(
         return state
 
     def __sklearn_tags__(self) -> Tags:
-        tags = super().__sklearn_tags__()
-        tags.input_tags.two_d_array = False
-        tags.input_tags.three_d_array = True
-        return tags
+        return take_images(super().__sklearn_tags__())
+
+
+def take_images(tags: Tags) -> Tags:
+    """Tags of an estimator that takes images, not rows of features."""
+    tags.input_tags.two_d_array = False
+    tags.input_tags.three_d_array = True
+    return tags
 
 
 def _parameters(config: Config) -> dict[str, Any]:

@@ -7,12 +7,15 @@ is checked, and an error names the file and what to do (:func:`reading`).
 from __future__ import annotations
 
 import contextlib
+import csv
+import io
+import json
 import os
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from deepcluster.errors import DamagedError, RunError
 
@@ -47,6 +50,59 @@ def check(sound: bool, words: str) -> None:
         raise DamagedError(words)
 
 
+def read_table(path: Path) -> tuple[list[str], Iterator[tuple[int, dict[str, str]]]]:
+    """A person's table: UTF-8, separated by commas, semicolons or tabs.
+
+    It may come out of a page, a spreadsheet or an editor, so separator, case of the header and
+    blank lines are taken as they come.
+
+    Returns:
+        The names of its columns, without blanks around them and in lower case; and (line, column ->
+        value) of each row that is not blank.
+
+    Raises:
+        RunError: it cannot be read, names a column twice or has a row of another length. Of a row,
+            when that row is asked for.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise RunError(f"cannot read {path}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise RunError(
+            f"{path} is not UTF-8 text: save it as “CSV UTF-8”; nothing was written"
+        ) from error
+    first = text.lstrip().partition("\n")[0]
+    separator = max(",;\t", key=first.count)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+
+    def wrong(words: str) -> RunError:
+        return RunError(f"{path}, line {reader.line_num}: {words}; nothing was written")
+
+    try:
+        header = [name.strip().casefold() for name in next((row for row in reader if any(row)), [])]
+    except csv.Error as error:
+        raise wrong(str(error)) from error
+    if len(set(header)) < len(header):
+        raise wrong("two columns have one name: give each once")
+
+    def rows() -> Iterator[tuple[int, dict[str, str]]]:
+        try:
+            for values in reader:
+                if not any(value.strip() for value in values):
+                    continue
+                if len(values) != len(header):
+                    raise wrong(
+                        f"{len(values)} values for {len(header)} columns: put quotes around a "
+                        "value that holds the separator"
+                    )
+                yield reader.line_num, dict(zip(header, values, strict=True))
+        except csv.Error as error:
+            raise wrong(str(error)) from error
+
+    return header, rows()
+
+
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A name to write under; it takes the place of `path` once the block ends well."""
@@ -60,6 +116,12 @@ def replacing(path: Path) -> Iterator[Path]:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
         raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON, indented for people."""
+    with replacing(path) as part:
+        part.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 class Output:

@@ -10,7 +10,7 @@ import numpy as np
 from deepcluster.backbones.start import GIVEN, Weights
 from deepcluster.config import SECTIONS, Config, flatten
 from deepcluster.images.store import ImageStore
-from deepcluster.training.loop import FitResult
+from deepcluster.training.conclude import FitResult
 from deepcluster.training.plan import LATE, MOST_EPOCHS, Cost, guess_epochs, resolve
 
 FEW_TO_LEARN = 5  # images a pseudo-cluster

@@ -24,14 +24,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from deepcluster.config import SegmentSettings
 from deepcluster.device import pick_device
 from deepcluster.errors import ConfigError, RunError, SourceError
-from deepcluster.images.decode import opened, quiet_pillow
+from deepcluster.images.decode import quiet_pillow, upright
 from deepcluster.images.listing import reason
 
 CHANNELS, LAYERS = 100, 2  # of the net and of its responses, as in the papers
@@ -247,14 +247,8 @@ def segment_files(
 
 def _open(path: Path) -> Image.Image:
     try:
-        with quiet_pillow(), opened(path) as image:
-            upright = ImageOps.exif_transpose(image)
-            if upright.mode.startswith(("I", "F")):  # more than 8 bits: its own range
-                values = np.nan_to_num(np.asarray(upright, np.float64))
-                low, high = values.min(), values.max()
-                scaled = (values - low) * (255 / max(high - low, 1e-12))
-                upright = Image.fromarray(scaled.astype(np.uint8))
-            return upright.convert("RGB")
+        with quiet_pillow():
+            return upright(path).convert("RGB")
     except Exception as error:  # a broken file can make Pillow raise almost anything
         raise SourceError(f"{path} cannot be read as an image: {reason(error)}") from error
 

@@ -16,6 +16,7 @@ from deepcluster.backbones import start
 from deepcluster.backbones.features import FittedModel, find_speed, kept_features
 from deepcluster.backbones.start import Weights, find_weights
 from deepcluster.clustering.prototypes import Prototypes
+from deepcluster.device import Compute
 from deepcluster.errors import ConfigError
 from deepcluster.images.store import open_images
 
@@ -117,7 +118,7 @@ def test_what_is_kept_is_what_timm_sees(net_folder: Path, tmp_path: Path):
         Prototypes(torch.zeros(1, 512), torch.zeros(1, dtype=torch.int64)),
         license=weights.license,
     )
-    ours = model.embed(store, device=torch.device("cpu"))
+    ours = model.embed(store, Compute(torch.device("cpu")))
     model.save(tmp_path / "model")
     said = json.loads((tmp_path / "model" / "config.json").read_text())["pretrained_cfg"]
     assert said["license"] == "apache-2.0"
@@ -152,14 +153,15 @@ def test_small_images_are_enlarged_as_pillow_does(net_folder: Path):
 
 def test_features_are_kept_until_anything_changes(net_folder: Path):
     weights = find_weights(str(net_folder))
-    net, facts = weights.build(32), {"device": torch.device("cpu")}
+    net = weights.build(32)
     store = open_images(make_shapes(8, side=40, colour=True))
     asked = []
     net.register_forward_hook(lambda *args: asked.append(1))
 
     def features(**changes):
         asked.clear()
-        return kept_features(net, store, weights.preprocessing(32), **facts, **changes), len(asked)
+        compute = Compute(torch.device("cpu"), **changes)
+        return kept_features(net, store, weights.preprocessing(32), compute), len(asked)
 
     first, calls = features()
     assert calls == 1

@@ -39,7 +39,6 @@ def test_is_scikit_learns_from_the_same_start(n, d, k, max_iter):
     np.testing.assert_allclose(found.centers, reference.cluster_centers_, rtol=1e-5)
     assert found.inertia == pytest.approx(reference.inertia_, rel=1e-5, abs=1e-6)
     assert found.n_iter == reference.n_iter_
-    assert found.converged == (found.n_iter < max_iter)
 
 
 def test_is_faiss_from_the_same_start():
@@ -179,7 +178,7 @@ def test_one_cluster_and_as_many_as_rows():
     x = blobs(40, 3)
     one = kmeans(x, 1, generator=generator())
     np.testing.assert_allclose(one.centers[0], x.mean(0), rtol=1e-6)
-    assert one.converged
+    assert one.n_iter < 20
     all_of_them = kmeans(x, 40, generator=generator())
     assert sorted(all_of_them.labels.tolist()) == list(range(40))
     assert all_of_them.inertia == pytest.approx(0, abs=1e-6)
@@ -190,10 +189,8 @@ def test_tolerance_and_iterations_stop():
     exact = kmeans(x, 20, max_iter=300, tol=0, generator=generator())
     loose = kmeans(x, 20, max_iter=300, tol=1e-1, generator=generator())
     cut = kmeans(x, 20, max_iter=2, tol=0, generator=generator())
-    assert exact.converged
-    assert loose.converged
-    assert loose.n_iter < exact.n_iter
-    assert (cut.n_iter, cut.converged) == (2, False)
+    assert loose.n_iter < exact.n_iter < 300
+    assert cut.n_iter == 2
     # At a fixed point every centre is the mean of its rows.
     for j in range(20):
         mean = x[exact.labels.numpy() == j].astype(np.float64).mean(0)

@@ -169,6 +169,65 @@ def test_it_comes_back_from_a_run_folder_without_pickle(tmp_path: Path, method: 
     assert files == {"classifier.json", "classifier.safetensors"}
 
 
+SURE = {"confidences": np.ones(3, "f")}
+LINEAR = SURE | {"weight": np.zeros((8, 2), "f"), "offset": np.zeros(2, "f")}
+MEMORY = SURE | {"keys": np.zeros((9, 8), "f"), "values": np.ones((9, 2), "f")}
+FACTS = {"kind": "linear", "method": "x", "classes": ["a", "b"], "temperature": 1.0, "shift": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("tensors", "facts", "words"),
+    [
+        (LINEAR, FACTS | {"classes": ["a"]}, "not as many"),
+        (LINEAR, FACTS | {"classes": ["a", 7]}, "no name"),
+        (LINEAR, FACTS | {"temperature": 0.0}, "not finite"),
+        (LINEAR, FACTS | {"temperature": "warm"}, "classifier was damaged"),
+        (LINEAR, {"kind": "linear"}, "classifier was damaged"),
+        (LINEAR, FACTS | {"kind": "forest"}, "classifier was damaged"),
+        (LINEAR | {"offset": np.zeros(3, "f")}, FACTS, "do not go together"),
+        (LINEAR | {"weight": np.zeros(8, "f")}, FACTS, "classifier was damaged"),
+        (LINEAR | {"offset": np.full(2, np.nan, "f")}, FACTS, r"safetensors .*not finite"),
+        (LINEAR | {"confidences": np.zeros(0, "f")}, FACTS, "no confidences"),
+        (MEMORY | {"values": np.ones((4, 2), "f")}, FACTS | {"kind": "memory"}, "do not go togeth"),
+        (MEMORY, FACTS, "classifier was damaged"),
+    ],
+)
+def test_a_classifier_that_cannot_be_is_refused(
+    tmp_path: Path, tensors: dict[str, np.ndarray], facts: dict[str, object], words: str
+) -> None:
+    run = make_run(tmp_path / "run", n=12)
+    run.write_classifier(LINEAR, FACTS)
+    Classifier.load(run)
+    run.write_classifier(tensors, facts)
+    with pytest.raises(RunError, match=words) as caught:
+        Classifier.load(run)
+    assert "copy the whole run folder anew" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "raw"),
+    [
+        ("classifier/classifier.json", b"{"),
+        ("classifier/classifier.json", b"[]"),
+        ("classifier/classifier.safetensors", b"PK"),
+        ("classifier/labels.csv", b"id,label\n1\n"),
+        ("classifier/labels.csv", b"id\n1\n"),
+        ("classifier/labels.csv", b"id,label\n\xff,a\n"),
+        ("labelling/suggested.json", b"["),
+        ("labelling/suggested.json", b"[1]"),
+    ],
+)
+def test_a_damaged_file_of_a_round_is_named(tmp_path: Path, name: str, raw: bytes) -> None:
+    run = make_run(tmp_path / "run", n=12)
+    run.write_classifier(LINEAR, FACTS)
+    run.write_labels([("1", "a")])
+    run.write_suggested(["1"])
+    assert run.read_labels() == {"1": "a"} and run.read_suggested() == ["1"]
+    (run.path / name).write_bytes(raw)
+    with pytest.raises(RunError, match=f"{name} was damaged.*copy the whole run folder anew"):
+        (Classifier.load(run), run.read_labels(), run.read_suggested())
+
+
 def test_a_classifier_needs_two_classes() -> None:
     pool, _ = hard()
     with pytest.raises(ValueError, match="two classes"):

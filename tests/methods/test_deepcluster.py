@@ -156,3 +156,12 @@ def test_groups_have_their_own_rates() -> None:
 def test_fewer_images_between_two_clusterings() -> None:
     method = build(n=200, reassign=0.3)
     assert len(method.order(torch.Generator().manual_seed(0))) == 60
+
+
+def test_a_head_of_another_size_is_one_that_the_optimizer_holds() -> None:
+    method = build(pseudo_labels="pic")
+    optimizer = torch.optim.SGD(method.groups(), lr=0.05)
+    method.adopt({"head.weight": torch.zeros(7, 8)}, optimizer)
+    assert method.head.weight.shape == (7, 8) and method.class_weights.shape == (7,)
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    assert {id(p) for p in method.parameters()} == held

@@ -25,6 +25,7 @@ from sklearn.neighbors import NearestNeighbors
 from deepcluster.errors import RunError
 from deepcluster.report import apply_labels, levels, unusual, write, write_report
 from deepcluster.report.levels import Tree, describe_levels, read_tree
+from deepcluster.report.pages import find_originals
 from deepcluster.report.separation import find_separation
 from deepcluster.report.verdict import Truth, judge
 from deepcluster.run import Neighbours, RunDir
@@ -147,13 +148,13 @@ def test_originals_are_found_from_the_pages(tmp_path: Path) -> None:
     photo.parent.mkdir()
     photo.write_bytes(b"")
     paths = [None, str(photo), str(photo.with_name("b.png"))]
-    found = write._originals(paths, tmp_path / "runs" / "one" / "report")
+    found = find_originals(paths, tmp_path / "runs" / "one" / "report")
     assert found == "../../../photos%20%231/"  # below one folder: both may move together
-    far = write._originals(paths, Path("/elsewhere/one/report"))
+    far = find_originals(paths, Path("/elsewhere/one/report"))
     assert far == photo.parent.as_uri() + "/"
     photo.unlink()
-    assert write._originals(paths, tmp_path / "report") is None
-    assert write._originals([None], tmp_path / "report") is None
+    assert find_originals(paths, tmp_path / "report") is None
+    assert find_originals([None], tmp_path / "report") is None
 
 
 def test_a_run_that_lacks_something_is_refused(tmp_path: Path) -> None:
@@ -628,6 +629,8 @@ def test_a_name_goes_when_it_is_emptied_and_stays_when_it_is_not_mentioned(run: 
 def test_spreadsheets_write_it_otherwise(run: RunDir) -> None:
     done = apply_labels(run, labels_csv(run, "id;cluster;name\r\n000;5;Grün\r\n", "utf-8-sig"))
     assert done.moved == 1 and done.names == {5: "Grün"}
+    done = apply_labels(run, labels_csv(run, "\n ID \tCluster\tname\n001\t5\tGrün\n\t\t\n"))
+    assert done.moved == 1
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,10 @@ from deepcluster.images.store import ImageStore
 from deepcluster.methods import METHODS
 from deepcluster.progress import Progress
 from deepcluster.run import RunDir
-from deepcluster.training import loop
+from deepcluster.training import conclude
 from deepcluster.training.checkpoints import load_checkpoint
-from deepcluster.training.loop import FitResult, fit, schedule
+from deepcluster.training.conclude import FitResult
+from deepcluster.training.loop import fit, schedule
 from deepcluster.training.optimizers import build_optimizer
 from deepcluster.training.plan import estimate, most_clusters, resolve
 
@@ -196,12 +197,12 @@ def test_pseudo_labels_by_power_iteration_resume_as_well(
 def test_the_yardstick_is_of_some_images(shapes: ImageStore) -> None:
     generator = torch.Generator().manual_seed(0)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "PIXEL_IMAGES", 12)
-        rows, found = loop.pixel_clusters(shapes, 3, generator)
+        patch.setattr(conclude, "PIXEL_IMAGES", 12)
+        rows, found = conclude.pixel_clusters(shapes, 3, generator)
     assert len(rows) == len(found) == 30  # ten a cluster
     assert (np.diff(rows) >= 3).all()
     assert rows[0] == 0 and rows[-1] >= 90  # spread over all 96
-    rows, found = loop.pixel_clusters(shapes, 3, generator)
+    rows, found = conclude.pixel_clusters(shapes, 3, generator)
     assert rows.tolist() == list(range(96))
 
 

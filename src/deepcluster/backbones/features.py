@@ -23,6 +23,7 @@ from deepcluster.backbones.weights import load_timm, load_weights, save_timm
 from deepcluster.clustering.corrections import Corrections
 from deepcluster.clustering.pca import PCA, normalise
 from deepcluster.clustering.prototypes import Prototypes
+from deepcluster.device import Compute
 from deepcluster.errors import DamagedError, RunError
 from deepcluster.files import reading, replacing
 from deepcluster.images.sinks import pixel_digest
@@ -59,10 +60,8 @@ def extract(
     backbone: nn.Module,
     store: ImageStore,
     preprocessing: Preprocessing,
+    compute: Compute,
     *,
-    device: torch.device,
-    dtype: torch.dtype = torch.float32,
-    batch_size: int = 256,
     advance: Callable[[int], None] = lambda count: None,
 ) -> Tensor:
     """Features of all images in their order, in evaluation mode.
@@ -71,9 +70,7 @@ def extract(
         backbone: ``(b, c, size, size)`` -> ``(b, d)``; left in the mode it came in.
         store: the images.
         preprocessing: crop and normalisation.
-        device: where the backbone is.
-        dtype: arithmetic of the net.
-        batch_size: images at once.
+        compute: where the backbone is, arithmetic and batch.
         advance: called with the number of images done since the last call.
 
     Returns:
@@ -82,8 +79,9 @@ def extract(
     training = backbone.training
     backbone.eval().to(memory_format=torch.channels_last)
     features: Tensor | None = None
-    for start in range(0, len(store), batch_size):
-        index = np.arange(start, min(start + batch_size, len(store)))
+    device, dtype = compute.device, compute.dtype
+    for start in range(0, len(store), compute.batch_size):
+        index = np.arange(start, min(start + compute.batch_size, len(store)))
         images = preprocessing(to_device(store.batch(index), device))
         images = images.contiguous(memory_format=torch.channels_last)
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
@@ -161,10 +159,8 @@ def kept_features(
     backbone: nn.Module,
     store: ImageStore,
     preprocessing: Preprocessing,
+    compute: Compute,
     *,
-    device: torch.device,
-    dtype: torch.dtype = torch.float32,
-    batch_size: int = 256,
     advance: Callable[[int], None] = lambda count: None,
 ) -> Tensor:
     """L2-normalised features of a net that does not learn, from the last fit if they are the same.
@@ -172,7 +168,8 @@ def kept_features(
     They are kept under a hash of every pixel, every weight and all that lies between. Arguments as
     for :func:`extract`.
     """
-    facts = (store.pixels.shape, preprocessing, str(dtype), device.type, torch.__version__)
+    how = (str(compute.dtype), compute.device.type, torch.__version__)
+    facts = (store.pixels.shape, preprocessing, *how)
     pixels = store.digest or pixel_digest(store.pixels)
     key = repr((*facts, weights_key(backbone), pixels)).encode()
     folder = cache_folder() / "features"
@@ -181,17 +178,7 @@ def kept_features(
         file.touch()
         advance(len(store))
         return torch.from_numpy(np.load(file, allow_pickle=False))
-    features = normalise(
-        extract(
-            backbone,
-            store,
-            preprocessing,
-            device=device,
-            dtype=dtype,
-            batch_size=batch_size,
-            advance=advance,
-        )
-    )
+    features = normalise(extract(backbone, store, preprocessing, compute, advance=advance))
     folder.mkdir(parents=True, exist_ok=True)
     part = folder / f"{file.stem}-{os.getpid()}.part"
     with part.open("wb") as opened:
@@ -236,31 +223,20 @@ class FittedModel:
     def embed(
         self,
         store: ImageStore,
+        compute: Compute,
         *,
-        device: torch.device,
-        dtype: torch.dtype = torch.float32,
-        batch_size: int = 256,
         advance: Callable[[int], None] = lambda count: None,
     ) -> Tensor:
-        """L2-normalised features of images, ``(n, d)`` float32 on the CPU.
+        """L2-normalised features of images, ``(n, d)`` float32 on the CPU: see :func:`extract`.
 
         Raises:
             RunError: the features of the fit were made elsewhere.
         """
         if self.backbone is None:
             raise RunError("this run was made of vectors, it has no net: give vectors, not images")
-        self.backbone.to(device)
-        return normalise(
-            extract(
-                self.backbone,
-                store,
-                self.preprocessing,
-                device=device,
-                dtype=dtype,
-                batch_size=batch_size,
-                advance=advance,
-            )
-        )
+        self.backbone.to(compute.device)
+        found = extract(self.backbone, store, self.preprocessing, compute, advance=advance)
+        return normalise(found)
 
     def reduce(self, embeddings: Tensor) -> Tensor:
         """What the clusters are found in: the embeddings, after PCA if there is one."""

@@ -67,8 +67,6 @@ class KMeansResult:
     """Iterations of the best start."""
     n_repaired: int
     """Centres of empty clusters that were moved, summed over the iterations of the best start."""
-    converged: bool
-    """Whether it stopped before `max_iter`: labels unchanged, or centres moved less than `tol`."""
     shift: Tensor
     """``(d,)`` float64: where the rows lie, for :func:`assign`; zeros for cosine."""
 
@@ -109,7 +107,7 @@ def kmeans(
 
     Returns:
         Tensors on the device that computed them: ``centers`` ``(k, d)``, ``labels`` ``(n,)`` int64,
-        ``distances`` ``(n,)``; numbers: ``inertia``, ``n_iter``, ``n_repaired``, ``converged``.
+        ``distances`` ``(n,)``; numbers: ``inertia``, ``n_iter`` and ``n_repaired``.
 
     Raises:
         ValueError: `x` is empty, not a matrix or holds NaN or infinity; k > n; a setting that
@@ -153,7 +151,7 @@ def kmeans(
         fitted = x[chosen.to(x.device) if isinstance(x, Tensor) else chosen.numpy()]
     rows = _Rows(fitted, metric, k, chunk_size, device)
     stop = tol * rows.variance() if tol else 0.0
-    best: tuple[Tensor, int, int, bool] | None = None
+    best: tuple[Tensor, int, int] | None = None
     least = math.inf
     for _ in range(n_init):
         if given is not None:
@@ -168,14 +166,14 @@ def kmeans(
         if best is None or inertia < least:
             best, least = found, inertia
     assert best is not None
-    centers, n_iter, n_repaired, converged = best
+    centers, n_iter, n_repaired = best
     centers, shift = rows.unplace(centers), rows.shift
     del rows  # frees its copy of the rows before assign reads them again
     labels, distances = assign(
         x, centers, metric=metric, chunk_size=chunk_size, device=device, shift=shift
     )
     inertia = _inertia(distances, metric)
-    return KMeansResult(centers, labels, distances, inertia, n_iter, n_repaired, converged, shift)
+    return KMeansResult(centers, labels, distances, inertia, n_iter, n_repaired, shift)
 
 
 @torch.no_grad()
@@ -448,10 +446,8 @@ def _distance(x: Tensor, own: Tensor, metric: Metric) -> Tensor:
     return (x - own).square().sum(1).sqrt()
 
 
-def _lloyd(
-    rows: _Rows, centers: Tensor, max_iter: int, stop: float
-) -> tuple[Tensor, int, int, bool]:
-    """Iterate from `centers`; returns centres, iterations, repairs, and whether it converged."""
+def _lloyd(rows: _Rows, centers: Tensor, max_iter: int, stop: float) -> tuple[Tensor, int, int]:
+    """Iterate from `centers`; returns centres, iterations and repairs."""
     k = len(centers)
     labels = torch.full((rows.n,), -1, dtype=torch.int64, device=rows.device)
     home = rows.device if _has_float64(rows.device) else torch.device("cpu")
@@ -469,12 +465,9 @@ def _lloyd(
             moved = _repair(rows, centers, labels, sums, counts)
             n_repaired += moved
         before, centers = centers, _means(sums, counts, centers, rows.metric)
-        if not changed and not moved:
-            return centers, iteration, n_repaired, True
-        shift = float((centers - before).square().sum())
-        if not moved and shift <= stop:
-            return centers, iteration, n_repaired, True
-    return centers, max_iter, n_repaired, False
+        if not moved and (not changed or float((centers - before).square().sum()) <= stop):
+            return centers, iteration, n_repaired
+    return centers, max_iter, n_repaired
 
 
 def _add_rows(sums: Tensor, x: Tensor, labels: Tensor) -> None:

@@ -181,19 +181,40 @@ def _finish(
     outside = own = False
     if isinstance(found, _Deep):
         scale, own = _scale(found, wanted.range)
-        pixels = shown(found.strips(), found.shape, scale)
+        image, pixels = _in_eight_bits(found, scale)
         at_an_end = np.count_nonzero((pixels == 0) | (pixels == 255))
         if not own and at_an_end > pixels.size / 2:
             outside = mostly_outside(found.strips(), scale)
-        if found.alpha is not None:
-            pixels = np.dstack([pixels, found.alpha])
-        image = Image.fromarray(pixels)
     else:
         image = found
     if turn is not None:
         image = image.transpose(turn)
     far = max(image.size) > 2 * min(image.size)
     return Square(_fit(image, wanted), pages, far, outside, own)
+
+
+def _in_eight_bits(found: _Deep, scale: Range) -> tuple[Image.Image, Pixels]:
+    """An image of more than 8 bits in a range, and its values without the alpha."""
+    pixels = shown(found.strips(), found.shape, scale)
+    layers = pixels if found.alpha is None else np.dstack([pixels, found.alpha])
+    return Image.fromarray(layers), pixels
+
+
+def upright(path: Path) -> Image.Image:
+    """The whole image of a file, in mode L, LA, RGB or RGBA; more than 8 bits in its own range.
+
+    Raises:
+        Exception: almost any, of a broken file; :func:`deepcluster.images.listing.reason` says it.
+    """
+    with opened(path) as image:
+        found = _deep_file(image, path)
+        image.load()
+        turn = _turn(image)
+        if found is None:
+            whole = _plain(image)
+        else:
+            whole, _ = _in_eight_bits(found, _scale(found, None)[0])
+        return whole.copy() if turn is None else whole.transpose(turn)
 
 
 def _scale(found: _Deep, given: Range | str | None) -> tuple[Range, bool]:

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from deepcluster.files import check, reading
 from deepcluster.labelling.candidates import CANDIDATES, Pool
 from deepcluster.labelling.heads import Head, kind_of, restored
 from deepcluster.labelling.spread import neighbour_graph
@@ -124,18 +125,24 @@ class Classifier:
         """Read what :meth:`save` wrote.
 
         Raises:
-            RunError: there is none.
+            RunError: there is none, or it is damaged.
         """
         tensors, facts = run.read_classifier()
-        confidences = np.asarray(tensors.pop("confidences"), np.float64)
-        return cls(
-            head=restored(facts["kind"], {k: torch.from_numpy(v) for k, v in tensors.items()}),
-            names=list(facts["classes"]),
-            temperature=float(facts["temperature"]),
-            shift=float(facts["shift"]),
-            confidences=confidences,
-            method=facts["method"],
-        )
+        with reading(run.classifier):
+            confidences = np.asarray(tensors.pop("confidences"), np.float64)
+            found = cls(
+                head=restored(facts["kind"], {k: torch.from_numpy(v) for k, v in tensors.items()}),
+                names=list(facts["classes"]),
+                temperature=float(facts["temperature"]),
+                shift=float(facts["shift"]),
+                confidences=confidences,
+                method=facts["method"],
+            )
+            check(all(isinstance(name, str) for name in found.names), "a class has no name")
+            check(len(found.names) == found.head.classes, "its classes are not as many as it says")
+            check(confidences.ndim == 1 and len(confidences) > 0, "it has no confidences")
+            check(0 < found.temperature < np.inf and np.isfinite(found.shift), "it is not finite")
+        return found
 
 
 @dataclass(frozen=True)

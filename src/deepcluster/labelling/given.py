@@ -8,21 +8,19 @@ wrong: an image that the run does not have is named, and one image with two clas
 from __future__ import annotations
 
 import contextlib
-import csv
-import io
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from deepcluster.errors import RunError
+from deepcluster.files import read_table
 
 LISTED = 10  # names in one sentence
-SEPARATORS = ",;\t"
 MAX_NAME = 200  # characters of a class's name
 
 
@@ -57,7 +55,18 @@ def read_labels(path: Path, ids: Sequence[str], paths: Sequence[str | None]) -> 
     group: dict[int, str] = {}
     unknown: list[str] = []
     empty = total = 0
-    for line, fields in _read_table(path):
+    header, table = read_table(path)
+    if "label" not in header or not {"id", "path"} & set(header):
+        hint = (
+            ". That is the file of the report's page: `deepcluster apply` takes it"
+            if {"cluster", "by"} <= set(header)
+            else ""
+        )
+        raise RunError(
+            f"{path} has the columns {', '.join(header)[:200] or '(none)'}: expected label, and id "
+            f"or path{hint}"
+        )
+    for line, fields in table:
         total += 1
         label = _class_name(fields["label"], path, line)
         if not label:
@@ -193,40 +202,3 @@ def _spellings(labels: list[str], notes: list[str]) -> dict[str, str]:
 def _some(names: list[str]) -> str:
     more = f" and {len(names) - LISTED:,} more" if len(names) > LISTED else ""
     return ", ".join(repr(name[:100]) for name in names[:LISTED]) + more
-
-
-def _read_table(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    """(line, column -> value) of each row; the names of the columns in lower case."""
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise RunError(f"cannot read {path}: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise RunError(f"{path} is not UTF-8 text: save it as “CSV UTF-8”") from error
-    first = text.lstrip().partition("\n")[0]
-    separator = max(SEPARATORS, key=first.count)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
-    try:
-        header = [name.strip().casefold() for name in next((v for v in reader if any(v)), [])]
-        known = "label" in header and ("id" in header or "path" in header)
-        if not known or len(set(header)) < len(header):
-            hint = (
-                ". That is the file of the report's page: `deepcluster apply` takes it"
-                if {"cluster", "by"} <= set(header)
-                else ""
-            )
-            raise RunError(
-                f"{path} has the columns {', '.join(header)[:200] or '(none)'}: expected label, "
-                f"and id or path{hint}"
-            )
-        for values in reader:
-            if not any(value.strip() for value in values):
-                continue
-            if len(values) != len(header):
-                raise RunError(
-                    f"{path}, line {reader.line_num}: {len(values)} values for {len(header)} "
-                    "columns: put quotes around a value that holds the separator"
-                )
-            yield reader.line_num, dict(zip(header, values, strict=True))
-    except csv.Error as error:
-        raise RunError(f"{path}, line {reader.line_num}: {error}") from error

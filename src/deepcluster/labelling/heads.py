@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from deepcluster.files import check
+
 ASKED = 10  # remembered images that say what a new one is
 SHARPNESS = 1 / 0.03  # of the cosine, in the weights of those
 FLOOR = 1e-3  # share of a class that none of them has
@@ -26,6 +28,7 @@ class Linear(nn.Module):
         super().__init__()
         self.weight: Tensor
         self.offset: Tensor
+        self.width, self.classes = weight.shape
         self.register_buffer("weight", weight.float())
         self.register_buffer("offset", offset.float())
 
@@ -46,7 +49,8 @@ class Memory(nn.Module):
         super().__init__()
         self.keys: Tensor
         self.values: Tensor
-        self.asked = min(ASKED, len(keys))
+        (count, self.width), (_, self.classes) = keys.shape, values.shape
+        self.asked = min(ASKED, count)
         self.register_buffer("keys", keys.float())
         self.register_buffer("values", values.float())
 
@@ -68,5 +72,15 @@ def kind_of(head: Head) -> str:
 
 
 def restored(kind: str, tensors: dict[str, Tensor]) -> Head:
-    """The head that these tensors, from its ``state_dict``, belong to."""
-    return KINDS[kind](**tensors)
+    """The head that these tensors, from its ``state_dict``, belong to.
+
+    Raises:
+        DamagedError: they do not go together.
+    """
+    head = KINDS[kind](**tensors)
+    if isinstance(head, Linear):
+        together = head.offset.shape == (head.classes,)
+    else:
+        together = len(head.keys) == len(head.values) > 0
+    check(together, "its numbers do not go together")
+    return head

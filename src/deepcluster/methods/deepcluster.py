@@ -57,21 +57,20 @@ class DeepCluster(nn.Module):
         self.register_buffer("labels", torch.zeros(n, dtype=torch.int64))
         self.register_buffer("class_weights", torch.ones(self.k))
 
-    def _resize(self, k: int) -> None:
+    def _resize(self, k: int, optimizer: torch.optim.Optimizer) -> None:
         """Give the head `k` outputs, in parameters that are yet to be drawn."""
         self.k = k
+        before = list(self.head.parameters())
         weight = self.head.weight.data
         self.head = nn.Linear(weight.shape[1], k, device="meta").to_empty(device=weight.device)
         self.class_weights = self.class_weights.new_ones(k)
+        _exchange(optimizer, before, list(self.head.parameters()))
 
-    def adopt(self, state: Mapping[str, Tensor]) -> None:
+    def adopt(self, state: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> None:
         """Give the head as many outputs as that of a checkpoint has, whatever number was found."""
         weight = state.get("head.weight")
         if self.settings.pseudo_labels == "pic" and weight is not None and len(weight) != self.k:
-            self.k = self.head.out_features = len(weight)
-            self.head.weight.data = self.head.weight.data.new_empty(weight.shape)
-            self.head.bias.data = self.head.bias.data.new_empty(self.k)
-            self.class_weights = self.class_weights.new_ones(self.k)
+            self._resize(len(weight), optimizer)
 
     def _draw_head(self, generator: torch.Generator | None = None) -> None:
         weight = torch.empty(self.head.weight.shape).normal_(0, HEAD_STD, generator=generator)
@@ -106,9 +105,7 @@ class DeepCluster(nn.Module):
             found, k = self._kmeans(features, generator), self.k
         self.labels.copy_(found)
         if k != self.k:
-            before = list(self.head.parameters())
-            self._resize(k)
-            _exchange(optimizer, before, list(self.head.parameters()))
+            self._resize(k, optimizer)
         self.class_weights.copy_(inverse_size_weights(self.labels, k))
         if settings.reset_head or settings.pseudo_labels == "pic":
             self._draw_head(generator)

@@ -7,13 +7,11 @@ kept in the browser and comes out as ``labels.csv``, which ``deepcluster teach``
 from __future__ import annotations
 
 import shutil
-from importlib import resources
 from pathlib import Path
 
 import numpy as np
-from jinja2 import Environment
 
-from deepcluster.report.write import _link, _originals, _prefix, _write_data
+from deepcluster.report.pages import find_originals, link, shared_folder, write_data, write_page
 from deepcluster.run import RunDir
 
 BESIDE = 59  # images beside the large one, that can be labelled with it in one act
@@ -40,8 +38,6 @@ def write_label_page(
     ids, paths = items["id"].to_pylist(), items["path"].to_pylist()
     embeddings = run.read_embeddings()
     thumbnails = run.read_thumbnails()
-    tile = np.empty(len(ids), np.int64)
-    tile[thumbnails.order] = np.arange(len(ids))
     groups = []
     for i, row in enumerate(rows.tolist()):
         members = np.setdiff1d(np.flatnonzero(part == i), [row])
@@ -50,15 +46,15 @@ def write_label_page(
         groups.append([row, *nearest.tolist()])
     shown = sorted({row for group in groups for row in group})
     position = {row: i for i, row in enumerate(shown)}
-    prefix = _prefix(paths)
+    prefix = shared_folder(paths)
     folder = run.labelling
     for name in ("scripts", "data", "thumbnails"):
         shutil.rmtree(folder / name, ignore_errors=True)
         (folder / name).mkdir(parents=True)
     for sheet in thumbnails.sheets:
-        _link(sheet, folder / "thumbnails" / sheet.name)
+        link(sheet, folder / "thumbnails" / sheet.name)
     title = str(run.read_info().get("name") or run.path.resolve().name)
-    _write_data(
+    write_data(
         folder / "data" / "label.js",
         "label",
         {
@@ -66,8 +62,8 @@ def write_label_page(
             "folder": run.path.resolve().name,
             "ids": [ids[row] for row in shown],
             "files": [None if paths[row] is None else paths[row][len(prefix) :] for row in shown],
-            "originals": _originals(paths, folder),
-            "tiles": tile[shown].tolist(),
+            "originals": find_originals(paths, folder),
+            "tiles": thumbnails.places[shown].tolist(),
             "groups": [[position[row] for row in group] for group in groups],
             "labels": labels,
             "thumbnails": {
@@ -77,14 +73,4 @@ def write_label_page(
             },
         },
     )
-    sources = resources.files("deepcluster.report") / "page"
-    template = (sources / "label.html").read_text(encoding="utf-8")
-    page = Environment(autoescape=True).from_string(template).render(title=title)
-    (folder / "index.html").write_text(page, encoding="utf-8")
-    for name in STYLES:
-        text = (sources / name).read_text(encoding="utf-8")
-        (folder / name).write_text(text, encoding="utf-8")
-    for name in SCRIPTS:
-        text = (sources / name).read_text(encoding="utf-8")
-        (folder / "scripts" / name).write_text(text, encoding="utf-8")
-    return folder / "index.html"
+    return write_page(folder, "label.html", title=title, styles=STYLES, scripts=SCRIPTS)

@@ -17,9 +17,7 @@ moved them. ``edit`` tells the page, once it is written again, that the run has 
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import shlex
 import unicodedata
 from collections.abc import Iterator
@@ -29,6 +27,7 @@ from pathlib import Path
 import numpy as np
 
 from deepcluster.errors import RunError
+from deepcluster.files import read_table
 from deepcluster.run import RunDir
 
 NO_CLUSTER = -1
@@ -212,7 +211,13 @@ def _read_rows(path: Path, positions: dict[str, int], limit: int, run: RunDir) -
     unknown: list[str] = []
     lines: dict[int, int] = {}
     fingerprint = run.fingerprint()
-    for line, fields in _read_table(path):
+    header, table = read_table(path)
+    if not {"id", "cluster"} <= set(header):
+        raise RunError(
+            f"{path} has the columns {', '.join(header)[:200] or '(none)'}; expected id, path, "
+            "cluster, name, by (at least id and cluster); nothing was written"
+        )
+    for line, fields in table:
         if fields.get("run", fingerprint).strip() not in (fingerprint, ""):
             raise RunError(
                 f"{path} was made in the report of another run: its clusters are others, and their "
@@ -274,40 +279,3 @@ def _checked_name(name: str, path: Path, line: int) -> str:
             "or has control characters; nothing was written"
         )
     return name
-
-
-def _read_table(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    """(line number, column -> value) of each row; commas or semicolons, UTF-8 with or without BOM.
-
-    Raises:
-        RunError: it is no such table.
-    """
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise RunError(f"cannot read {path}: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise RunError(
-            f"{path} is not UTF-8 text: save it as “CSV UTF-8”; nothing was written"
-        ) from error
-    first = text.partition("\n")[0]
-    delimiter = ";" if first.count(";") > first.count(",") else ","
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    try:
-        header = [name.strip() for name in next(reader, [])]
-        if not {"id", "cluster"} <= set(header) or len(set(header)) < len(header):
-            raise RunError(
-                f"{path} has the columns {', '.join(header)[:200] or '(none)'}; expected id, path, "
-                "cluster, name, by (at least id and cluster, each once); nothing was written"
-            )
-        for values in reader:
-            if not values:
-                continue
-            if len(values) != len(header):
-                raise RunError(
-                    f"{path}, line {reader.line_num}: {len(values)} values for {len(header)} "
-                    "columns; nothing was written"
-                )
-            yield reader.line_num, dict(zip(header, values, strict=True))
-    except csv.Error as error:
-        raise RunError(f"{path}, line {reader.line_num}: {error}; nothing was written") from error

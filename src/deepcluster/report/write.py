@@ -8,28 +8,29 @@ images and the neighbours follow.
 
 from __future__ import annotations
 
-import base64
 import dataclasses
 import hashlib
-import json
-import math
-import os
 import shlex
 import shutil
 from collections.abc import Callable, Mapping
-from importlib import resources
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import numpy as np
 import pyarrow as pa
 import scipy.sparse
-from jinja2 import Environment
 
 from deepcluster.config import GUESSING, flatten
 from deepcluster.errors import RunError
 from deepcluster.report.levels import Tree, describe_levels, read_tree
+from deepcluster.report.pages import (
+    find_originals,
+    link,
+    packed,
+    shared_folder,
+    write_data,
+    write_page,
+)
 from deepcluster.report.separation import find_separation
 from deepcluster.report.unusual import (
     Duplicates,
@@ -96,7 +97,7 @@ def write_report(run: RunDir, *, progress: Say | None = None) -> Path:
     for folder in ("data", "scripts", "thumbnails"):
         (part / folder).mkdir(parents=True)
     for sheet in thumbnails.sheets:
-        _link(sheet, part / "thumbnails" / sheet.name)
+        link(sheet, part / "thumbnails" / sheet.name)
     cover_layout = _write_covers(part / "data" / "covers.webp", covers, thumbnails)
     data = part / "data"
     summary = _summary(run, items, embeddings, neighbours, duplicates, tree, thumbnails)
@@ -105,19 +106,20 @@ def write_report(run: RunDir, *, progress: Say | None = None) -> Path:
         "clusters": list(covers),
         "items": [members.tolist() for members in covers.values()],
     }
-    _write_data(data / "summary.js", "summary", summary)
-    _write_data(data / "items.js", "items", _items(items, tree, thumbnails))
-    _write_data(
+    write_data(data / "summary.js", "summary", summary)
+    write_data(data / "items.js", "items", _items(items, tree, thumbnails))
+    write_data(
         data / "neighbours.js",
         "neighbours",
         {
-            "index": _packed(neighbours.index, np.uint32),
-            "outliers": _packed(find_outliers(neighbours), np.uint32),
-            "pairs": _packed(duplicates.pairs, np.uint32),
-            "pairDistances": _packed(duplicates.distance, np.float32),
+            "index": packed(neighbours.index, np.uint32),
+            "outliers": packed(find_outliers(neighbours), np.uint32),
+            "pairs": packed(duplicates.pairs, np.uint32),
+            "pairDistances": packed(duplicates.distance, np.float32),
         },
     )
-    _write_page(part, str(summary["title"]))
+    title = str(summary["title"])
+    write_page(part, "index.html", title=title, styles=["style.css"], scripts=SCRIPTS)
     _take_place(part, run.report)
     return run.report / "index.html"
 
@@ -165,7 +167,7 @@ def _summary(
             "report": str(run.report.resolve()),
             "apply": shlex.join(["deepcluster", "apply", str(run.path.resolve()), "labels.csv"]),
         },
-        "originals": _originals(items["path"].to_pylist(), run.report),
+        "originals": find_originals(items["path"].to_pylist(), run.report),
         "images": len(items),
         "clusters": [
             {
@@ -210,50 +212,25 @@ def _summary(
 def _items(items: pa.Table, tree: Tree | None, thumbnails: Thumbnails) -> dict[str, Any]:
     """The table of images, a column at a time."""
     ids, paths = items["id"].to_pylist(), items["path"].to_pylist()
-    prefix = _prefix(paths)
+    prefix = shared_folder(paths)
     rest = [None if path is None else path[len(prefix) :] for path in paths]
     classes = sorted({label for label in items["label"].to_pylist() if label is not None})
     code = {label: i for i, label in enumerate(classes)}
-    tile = np.empty(len(ids), np.uint32)
-    tile[thumbnails.order] = np.arange(len(ids))
     return {
         "ids": ids,
         "prefix": prefix,
         # null where there is no path, 0 where the path is the prefix and the id
         "paths": [0 if r == id_ else r for r, id_ in zip(rest, ids, strict=True)],
         "classes": classes,
-        "label": _packed([code.get(x, -1) for x in items["label"].to_pylist()], np.int32),
-        "cluster": _packed(items["cluster"].to_numpy(), np.int32),
-        "byPerson": _packed(_by_person(items), np.uint8),
-        "part": None if tree is None else _packed(tree.part, np.uint16),
-        "distance": _packed(items["distance"].to_numpy(), np.float32),
-        "confidence": _packed(items["confidence"].to_numpy(), np.float32),
-        "tile": _packed(tile, np.uint32),
-        "places": _packed(_places(items), np.uint16),
+        "label": packed([code.get(x, -1) for x in items["label"].to_pylist()], np.int32),
+        "cluster": packed(items["cluster"].to_numpy(), np.int32),
+        "byPerson": packed(_by_person(items), np.uint8),
+        "part": None if tree is None else packed(tree.part, np.uint16),
+        "distance": packed(items["distance"].to_numpy(), np.float32),
+        "confidence": packed(items["confidence"].to_numpy(), np.float32),
+        "tile": packed(thumbnails.places, np.uint32),
+        "places": packed(_places(items), np.uint16),
     }
-
-
-def _prefix(paths: list[str | None]) -> str:
-    """The folder that all paths begin with, and its separator."""
-    given = [path for path in paths if path is not None]
-    prefix = os.path.commonprefix(given)  # noqa: RUF071 (by character, then cut at a folder)
-    return prefix[: max(prefix.rfind("/"), prefix.rfind("\\")) + 1]
-
-
-def _originals(paths: list[str | None], report: Path) -> str | None:
-    """Where the pages find the files below :func:`_prefix`, if they are files.
-
-    Relative where the folder of the pages and the files have a folder in common, so that both can
-    move together; else by its full address.
-    """
-    first = next((path for path in paths if path is not None), None)
-    if first is None or not Path(first).is_file():
-        return None
-    folder, report = Path(_prefix(paths)).absolute(), report.absolute()
-    common = os.path.commonpath([folder, report]) if folder.drive == report.drive else ""
-    if len(Path(common).parts) > 1:
-        return quote(Path(os.path.relpath(folder, report)).as_posix()) + "/"
-    return folder.as_uri().rstrip("/") + "/"
 
 
 def _by_person(items: pa.Table) -> np.ndarray:
@@ -369,9 +346,8 @@ def _write_covers(
     column = np.concatenate([np.zeros(0, np.int64), *map(np.arange, map(len, covers.values()))])
     row = np.repeat(np.arange(len(covers)), [len(members) for members in covers.values()])
     picture = Image.new("RGB", (COVERS * tile, max(1, len(covers)) * tile))
-    position = np.empty(thumbnails.count, np.int64)
-    position[thumbnails.order] = np.arange(thumbnails.count)
     per_sheet = thumbnails.columns * thumbnails.rows
+    position = thumbnails.places
     sheets = position[chosen] // per_sheet
     for number in np.unique(sheets).tolist():
         with Image.open(thumbnails.sheets[number]) as file:
@@ -389,49 +365,6 @@ def _write_covers(
 
 
 # -- files --------------------------------------------------------------------------------------
-
-
-def _packed(values: Any, dtype: type[np.generic]) -> dict[str, str]:
-    """An array for the page: little-endian numbers as base64."""
-    array = np.ascontiguousarray(values, np.dtype(dtype).newbyteorder("<"))
-    return {"type": np.dtype(dtype).name, "base64": base64.b64encode(array.tobytes()).decode()}
-
-
-def _write_data(path: Path, name: str, value: Any) -> None:
-    """A script that hands `value` over. ASCII only, and no ``<``: no name in it can end a tag."""
-    text = json.dumps(_finite(value), separators=(",", ":")).replace("<", "\\u003c")
-    path.write_text(f'deepcluster.receive("{name}",{text});\n', encoding="ascii")
-
-
-def _finite(value: Any) -> Any:
-    """`value` with None for the numbers that JSON does not have."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(k): _finite(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(v) for v in value]
-    return value
-
-
-def _write_page(folder: Path, title: str) -> None:
-    sources = resources.files("deepcluster.report") / "page"
-    template = (sources / "index.html").read_text(encoding="utf-8")
-    page = Environment(autoescape=True).from_string(template).render(title=title, scripts=SCRIPTS)
-    (folder / "index.html").write_text(page, encoding="utf-8")
-    style = (sources / "style.css").read_text(encoding="utf-8")
-    (folder / "style.css").write_text(style, encoding="utf-8")
-    for name in SCRIPTS:
-        script = (sources / name).read_text(encoding="utf-8")
-        (folder / "scripts" / name).write_text(script, encoding="utf-8")
-
-
-def _link(source: Path, target: Path) -> None:
-    """The same file under a second name; a copy where the disk cannot do that."""
-    try:
-        target.hardlink_to(source)
-    except OSError:
-        shutil.copyfile(source, target)
 
 
 def _take_place(part: Path, report: Path) -> None:

@@ -13,7 +13,8 @@ from deepcluster.clustering.compare import agreements
 from deepcluster.config import Config
 from deepcluster.progress import Progress
 from deepcluster.run import RunDir
-from deepcluster.training.loop import FitResult, fit
+from deepcluster.training.conclude import FitResult
+from deepcluster.training.loop import fit
 from deepcluster.training.plan import Pace
 
 if TYPE_CHECKING:

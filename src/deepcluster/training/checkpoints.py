@@ -80,7 +80,7 @@ def load_checkpoint(
     weights = {k.removeprefix("method."): v for k, v in tensors.items() if k.startswith("method.")}
     adopt = getattr(method, "adopt", None)  # of a method whose number of labels is found as it goes
     if adopt is not None:
-        adopt(weights)
+        adopt(weights, optimizer)
     wanted = {name: value.shape for name, value in method.state_dict().items()}
     if wanted != {name: value.shape for name, value in weights.items()}:
         differing = sorted(wanted.keys() ^ weights.keys()) or sorted(

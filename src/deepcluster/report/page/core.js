@@ -197,6 +197,17 @@ const deepcluster = (() => {
 
   const css = ([r, g, b]) => `rgb(${r} ${g} ${b})`;
 
+  /** `draw` with the next frame, once however often it is asked for until then. */
+  function soon(draw) {
+    let asked = 0;
+    return () => {
+      asked ||= requestAnimationFrame(() => {
+        asked = 0;
+        draw();
+      });
+    };
+  }
+
   // -- messages --------------------------------------------------------------------------------
 
   let toastTimer = 0;
@@ -219,7 +230,7 @@ const deepcluster = (() => {
   return {
     NO_CLUSTER, receive, load, loadTable, unpack, shares, clusterShares, classMix, count,
     images, percent, duration, h, tileOf, showTile, picture, imageLink, clusterLink, nameOf,
-    colourOf, css, toast, views: {},
+    colourOf, css, soon, toast, views: {},
     get summary() { return received.summary; },
     get table() { return table; },
   };

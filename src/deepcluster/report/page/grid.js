@@ -3,7 +3,7 @@
 "use strict";
 
 deepcluster.grid = (() => {
-  const { changes, h, images, nameOf, tileOf, showTile, percent, NO_CLUSTER, toast } = deepcluster;
+  const { changes, h, images, nameOf, tileOf, showTile, percent, NO_CLUSTER, soon, toast } = deepcluster;
   const GAP = 4;
   const SIZES = { small: 48, medium: 72, large: 112 };
   let serial = 0;
@@ -114,13 +114,7 @@ deepcluster.grid = (() => {
       field.append(fresh);
     }
 
-    let asked = 0;
-    const drawSoon = () => {
-      asked ||= requestAnimationFrame(() => {
-        asked = 0;
-        draw();
-      });
-    };
+    const drawSoon = soon(draw);
 
     function mark() {
       for (const [position, tile] of tiles) {

@@ -2,7 +2,7 @@
 "use strict";
 
 deepcluster.plot = (() => {
-  const { changes, h, tileOf, colourOf, css, images, percent, nameOf, NO_CLUSTER } = deepcluster;
+  const { changes, h, tileOf, colourOf, css, images, percent, nameOf, NO_CLUSTER, soon } = deepcluster;
   const PICTURES = 500; // points in sight from which pictures are drawn
   const PICTURE = 40; // their side
   const NAMED = 60; // clusters up to which their names are on the map
@@ -128,13 +128,7 @@ deepcluster.plot = (() => {
 
     // -- drawing ---------------------------------------------------------------------------
 
-    let asked = 0;
-    const drawSoon = () => {
-      asked ||= requestAnimationFrame(() => {
-        asked = 0;
-        draw();
-      });
-    };
+    const drawSoon = soon(draw);
 
     function draw() {
       ratio = window.devicePixelRatio || 1;

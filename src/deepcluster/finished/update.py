@@ -22,7 +22,7 @@ from torch import Tensor
 from deepcluster.backbones.start import GIVEN
 from deepcluster.clustering.neighbours import knn, score_blocks
 from deepcluster.errors import RunError
-from deepcluster.finished import open_source, predict_store
+from deepcluster.finished.predict import open_source, predict_store
 from deepcluster.progress import Progress
 from deepcluster.run import RunDir
 

@@ -76,7 +76,10 @@ def check_folder(folder: Path) -> None:
 def sort_images(
     store: ImageStore, labels: np.ndarray, names: list[str | None], folder: Path, how: How
 ) -> dict[str, int]:
-    """Put images into a folder a cluster.
+    """Put images into a folder a cluster; which is where is in ``sorted.csv`` there.
+
+    Images that have no file of their own (arrays, Parquet) are written as PNG at the size the net
+    sees. A name that is taken already gets a number; nothing is overwritten.
 
     Args:
         store: the images.

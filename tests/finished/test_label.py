@@ -11,7 +11,7 @@ import pytest
 from deepcluster.cli import run_app
 from deepcluster.errors import RunError
 from deepcluster.finished import classify, evaluate_run, export_run, predict_source
-from deepcluster.rounds import suggest_run, teach_run
+from deepcluster.finished.label import suggest_run, teach_run
 from deepcluster.run import RunDir
 
 
@@ -52,6 +52,7 @@ def test_a_round_and_the_next(run: RunDir, tmp_path: Path) -> None:
     found = teach_run(run, labels)
     assert found.labels == 12
     assert not set(found.helpful) & set(first.ids)
+    assert run.foreign() == []  # so that it can be replaced
     facts = run.read_classifier()[1]
     assert facts["drawn"] is False and facts["labels"] == 12
     assert sorted(facts["classes"]) == ["bars", "crosses", "rings"]

@@ -14,8 +14,8 @@ from sklearn.neighbors import NearestNeighbors
 from deepcluster.cli import run_app
 from deepcluster.errors import RunError
 from deepcluster.finished import predict_source
+from deepcluster.finished.update import _why_due, find_odd, update_run
 from deepcluster.run import RunDir
-from deepcluster.updating import _why_due, find_odd, update_run
 
 
 def files(run: RunDir) -> dict[str, bytes]:

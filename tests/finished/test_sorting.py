@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deepcluster import sorting
 from deepcluster.errors import RunError
+from deepcluster.finished import sorting
+from deepcluster.finished.sorting import sort_images
 from deepcluster.images.store import ImageStore, open_images
-from deepcluster.sorting import sort_images
 
 
 def picture(path: Path, value: int) -> Path:

@@ -1,0 +1,34 @@
+"""What is done with a finished run? A file for each thing, the face of all here."""
+
+from deepcluster.finished.evaluate import evaluate_run
+from deepcluster.finished.export import export_run
+from deepcluster.finished.label import suggest_run, teach_run
+from deepcluster.finished.predict import (
+    Classes,
+    Predictions,
+    check_embeddings_out,
+    classify,
+    predict_source,
+    sort_into,
+    write_embeddings,
+)
+from deepcluster.finished.recluster import recluster_run
+from deepcluster.finished.sorting import check_folder
+from deepcluster.finished.update import update_run
+
+__all__ = [
+    "Classes",
+    "Predictions",
+    "check_embeddings_out",
+    "check_folder",
+    "classify",
+    "evaluate_run",
+    "export_run",
+    "predict_source",
+    "recluster_run",
+    "sort_into",
+    "suggest_run",
+    "teach_run",
+    "update_run",
+    "write_embeddings",
+]
