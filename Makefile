@@ -50,6 +50,7 @@ licences: .venv/ready  ## list the licences of all dependencies
 	$(BIN)/python benchmarks/licences.py
 
 oldest: .venv/ready  ## the fast tests with the oldest dependencies that pyproject.toml allows
+	$(BIN)/pip install --quiet uv
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python .oldest
 	$(BIN)/uv pip install --quiet --python .oldest --resolution lowest-direct --editable '.[tensorboard]'
 	$(BIN)/uv pip install --quiet --python .oldest pytest faiss-cpu onnxruntime

@@ -1,5 +1,6 @@
 """The scikit-learn-style front keeps scikit-learn's contract, on images."""
 
+import dataclasses
 import pickle
 import shutil
 from pathlib import Path
@@ -25,6 +26,7 @@ from deepcluster.images.store import ImageStore
 from deepcluster.naming import Remembered, carry_names
 from deepcluster.report import apply_labels
 from deepcluster.run import RunDir
+from deepcluster.training.plan import Cost, Pace, resolve
 
 SETTINGS = {"train.batch_size": 32, "train.precision": "float32"}
 
@@ -346,3 +348,30 @@ def test_auto_in_settings_undoes_what_a_recipe_sets(shapes: ImageStore) -> None:
     assert asked.clusters == "auto" and asked.final.pca == 7
     with pytest.raises(ConfigError, match=r"train\.warmup = 1\.5"):
         DeepCluster(settings={"train.warmup": 1.5}).fit(shapes)
+
+
+@pytest.mark.parametrize(
+    ("cost", "words"),
+    [
+        (Cost(10**9, 0.01, 0.0, 50), "there will be 1"),  # an epoch takes longer than expected
+        (Cost(10**9, 60.0, 0.0, 1), "minutes are too few"),
+    ],
+)
+def test_minutes_that_cannot_be_kept_are_warned_of(
+    monkeypatch: pytest.MonkeyPatch, cost: Cost, words: str
+) -> None:
+    def known(config: Config, **_: Any) -> tuple[Config, Cost]:
+        planned = dataclasses.replace(config, epochs=cost.epochs, minutes="auto")
+        return resolve(planned, n=40, size=16, channels=1), cost
+
+    def cut(self: Pace, done: int, epochs: int, seconds: float) -> int:
+        if epochs > 1:
+            self.tell("there will be 1")
+        return 1
+
+    monkeypatch.setattr("deepcluster.estimator.schedule_minutes", known)
+    monkeypatch.setattr(Pace, "__call__", cut)
+    with pytest.warns(UserWarning, match=words) as caught:
+        model = make(epochs="auto", minutes=0.5, size=16).fit(make_shapes(40))
+    assert len(caught) == 1 and caught[0].filename == __file__
+    assert model.n_iter_ == model.config_.epochs == 1

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_shapes
+from make_run import make_run
 from PIL import Image
 
 from deepcluster.config import Config, override
@@ -229,3 +230,24 @@ def test_settings_made_for_many_more_images_are_told() -> None:
     assert not too_few(override(config, {"deepcluster.whiten": False}), 1000)
     assert not too_few(resolve(Config(), n=1000, size=16, channels=1), 1000)
     assert resolve(asked, n=10**6, size=16, channels=1).deepcluster.pca == 256
+
+
+def test_places_where_no_run_can_be(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    for place in (tmp_path / "file" / "run", tmp_path / "file" / "a" / "run"):
+        with pytest.raises(RunError, match=r"file is no folder that can be written to"):
+            fit_source("digits", out=place)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_net_is_not_taken_from_the_run_that_it_replaces(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", n=30, clusters=3)
+    (tmp_path / "link").symlink_to(run.path)
+    for values in (
+        {"start": "frozen", "backbone": f"local-dir:{run.model}"},
+        {"start": "adapt", "weights": str(tmp_path / "link" / "model" / "model.safetensors")},
+    ):
+        with pytest.raises(ConfigError, match="is of the run that would be replaced"):
+            fit_source("digits", override(Config(), values), out=run.path, overwrite=True)
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["link", "run"]
+    assert RunDir.open(run.path)

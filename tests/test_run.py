@@ -16,7 +16,7 @@ from make_run import make_run
 
 from deepcluster.config import Config, override
 from deepcluster.errors import RunError
-from deepcluster.files import Output
+from deepcluster.files import Output, read_table
 from deepcluster.fitting import fit_source
 from deepcluster.progress import Progress
 from deepcluster.run import RunDir
@@ -326,6 +326,14 @@ def _clusters(said: object) -> Callable[[RunDir], None]:
     return lambda run: (run.path / "clusters.json").write_text(json.dumps(said)) and None
 
 
+def _cut(name: str, before: bytes) -> Callable[[RunDir], None]:
+    def change(run: RunDir) -> None:
+        raw = (run.path / name).read_bytes()
+        (run.path / name).write_bytes(raw[: raw.index(before)])
+
+    return change
+
+
 def _bytes(name: str, raw: bytes) -> Callable[[RunDir], None]:
     return lambda run: (run.path / name).write_bytes(raw) and None
 
@@ -352,6 +360,7 @@ def _read_all(run: RunDir) -> None:
         (_bytes("run.json", b"{}"), r"run\.json .*'status' is missing"),
         (_bytes("run.json", b"[" * 100_000), r"run\.json was damaged"),
         (_bytes("config.toml", b""), r"config\.toml .*says nothing of backbone"),
+        (_cut("config.toml", b"[train]"), r"config\.toml .*says nothing of .*train"),
         (_bytes("config.toml", b'backbone = "\xe9"'), r"config\.toml is not UTF-8"),
         (_bytes("config.toml", b"clusters = -3"), r"config\.toml .*clusters = -3 will not do"),
         (_bytes("items.parquet", b"PAR1nonsense"), r"items\.parquet"),
@@ -437,3 +446,11 @@ def mutated(whole: bytes, rng: np.random.Generator) -> bytes:
         case _:
             raw[at : at + 4] = rng.bytes(4)
     return bytes(raw)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
+def test_a_table_of_a_person_in_any_unicode(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "labels.csv").write_bytes("id\tlabel\r\na/é.png\tforêt\r\n".encode(encoding))
+    header, rows = read_table(tmp_path / "labels.csv")
+    assert header == ["id", "label"]
+    assert [row for _, row in rows] == [{"id": "a/é.png", "label": "forêt"}]

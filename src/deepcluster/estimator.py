@@ -38,6 +38,7 @@ from deepcluster.progress import Progress
 from deepcluster.report import write_report
 from deepcluster.results import read_result, write_finished
 from deepcluster.run import RunDir
+from deepcluster.saying import too_late
 from deepcluster.show.pictures import write_pictures
 from deepcluster.training.best import Best, fit_best
 from deepcluster.training.conclude import FitResult, fit_vectors
@@ -81,7 +82,7 @@ class DeepCluster(
             it is frozen.
         epochs: passes over the images.
         minutes: time for the fit, in place of epochs; what it comes to depends on the machine and
-            is in ``config_``.
+            is in ``config_``. A fit that is cut short to keep to them, or cannot, warns once.
         size: side of the training images in pixels.
         device: auto, cpu, cuda, mps …
         settings: any other setting, by its dotted name: ``{"train.lr": 0.1}``;
@@ -95,7 +96,7 @@ class DeepCluster(
         embeddings_: ``(n, d)`` float32, rows of length 1.
         confidence_: ``(n,)`` float32 in [0, 1].
         history_: a dict an epoch, as in metrics.jsonl.
-        n_iter_: epochs done.
+        n_iter_: epochs done; with `minutes`, those there was time for.
         n_features_in_: values of an image as the net sees it (side × side × channels), or of a
             vector.
         ids_: a name for each image that was used, in the order of the labels.
@@ -200,11 +201,11 @@ class DeepCluster(
         else:
             spent = time.perf_counter() - started
             config, cost = schedule_minutes(asked, **facts, store_bytes=0, spent=spent)
-            pace = self._pace(asked, cost, started, progress)
+            pace = self._pace(asked, cost, started, spent, progress)
         if own_net is not None:
             config = dataclasses.replace(config, backbone=CUSTOM)
         result = fit(store, config, backbone=own_net, progress=progress, pace=pace)
-        return self._finish(Best(result, []), store)
+        return self._finish(Best(result, []), store, pace)
 
     def _fit_from(
         self, weights: Weights, images: Any, asked: Config, progress: Progress, started: float
@@ -225,6 +226,7 @@ class DeepCluster(
         rivals: list[Config] = []
         pace = None
         if asked.minutes != "auto":
+            spent = time.perf_counter() - started
             rivals, last, cost = plan_starts(
                 asked,
                 frozen,
@@ -233,19 +235,22 @@ class DeepCluster(
                 channels=channels,
                 side=side,
                 store_bytes=0,
-                spent=time.perf_counter() - started,
+                spent=spent,
             )
-            pace = self._pace(asked, cost, started, progress)
+            pace = self._pace(asked, cost, started, spent, progress)
         else:  # no clock: the same bits again
             rivals, last = untimed_starts(asked, frozen, weights, n=n, channels=channels, side=side)
-        return self._finish(
-            fit_best(store, last, rivals, progress=progress, pace=pace),
-            store,
-        )
+        best = fit_best(store, last, rivals, progress=progress, pace=pace)
+        return self._finish(best, store, pace)
 
-    def _pace(self, asked: Config, cost: Cost, started: float, progress: Progress) -> Pace:
+    def _pace(
+        self, asked: Config, cost: Cost, started: float, spent: float, progress: Progress
+    ) -> Pace:
         assert asked.minutes != "auto"
-        return Pace(asked.minutes, rest=cost.rest, began=started, say=progress.note)
+        pace = Pace(asked.minutes, rest=cost.rest, began=started, say=progress.note)
+        for sentence in too_late(asked, cost, spent):
+            pace.tell(sentence)
+        return pace
 
     def fit_embeddings(self, embeddings: Any) -> DeepCluster:
         """Cluster features made elsewhere; :meth:`predict` and :meth:`transform` then take such.
@@ -287,7 +292,9 @@ class DeepCluster(
             seed = check_random_state(seed).randint(2**31 - 1)
         return override(asked, {"seed": seed})
 
-    def _finish(self, best: Best, store: ImageStore) -> DeepCluster:
+    def _finish(self, best: Best, store: ImageStore, pace: Pace | None = None) -> DeepCluster:
+        if pace is not None and pace.told:
+            warnings.warn(f"{pace.told}; n_iter_ is the number of epochs done", stacklevel=4)
         self.starts_ = best.facts()
         self._fingerprint = store.fingerprint()
         self._take(best.result, store)

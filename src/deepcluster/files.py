@@ -6,6 +6,7 @@ is checked, and an error names the file and what to do (:func:`reading`).
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import csv
 import io
@@ -19,6 +20,10 @@ from typing import IO, Any
 
 from deepcluster.errors import DamagedError, RunError
 
+SAVE_AS_UTF8 = (
+    "is text in neither UTF-8 nor UTF-16: save it as UTF-8 (in a spreadsheet as “CSV UTF-8”, in an "
+    "editor by its encoding)"
+)
 CURE = "copy the whole run folder anew from where it was made, or fit again"
 
 
@@ -50,8 +55,20 @@ def check(sound: bool, words: str) -> None:
         raise DamagedError(words)
 
 
+def decode_text(raw: bytes) -> str:
+    """A text file, in UTF-8 or in UTF-16: by its mark, or since every second byte is 0.
+
+    Raises:
+        UnicodeDecodeError: it is neither: say so with :data:`SAVE_AS_UTF8`.
+    """
+    wide = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    if not wide and len(raw) > 16 and 5 * raw.count(0) > 2 * len(raw):
+        return raw.decode("utf-16-le" if raw[1] == 0 else "utf-16-be")
+    return raw.decode("utf-16" if wide else "utf-8-sig")
+
+
 def read_table(path: Path) -> tuple[list[str], Iterator[tuple[int, dict[str, str]]]]:
-    """A person's table: UTF-8, separated by commas, semicolons or tabs.
+    """A person's table: UTF-8 or UTF-16, separated by commas, semicolons or tabs.
 
     It may come out of a page, a spreadsheet or an editor, so separator, case of the header and
     blank lines are taken as they come.
@@ -65,13 +82,11 @@ def read_table(path: Path) -> tuple[list[str], Iterator[tuple[int, dict[str, str
             when that row is asked for.
     """
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        text = decode_text(path.read_bytes())
     except OSError as error:
         raise RunError(f"cannot read {path}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
-        raise RunError(
-            f"{path} is not UTF-8 text: save it as “CSV UTF-8”; nothing was written"
-        ) from error
+        raise RunError(f"{path} {SAVE_AS_UTF8}; nothing was written") from error
     first = text.lstrip().partition("\n")[0]
     separator = max(",;\t", key=first.count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
@@ -118,6 +133,19 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
 
 
+def refuse_unwritable(path: Path) -> None:
+    """Refuse a path that nothing can be put at.
+
+    Raises:
+        RunError: what lies above it is no folder, or none that can be written to.
+    """
+    above = path.absolute().parent
+    while not above.exists():
+        above = above.parent
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise RunError(f"{path} cannot be written: {above} is no folder that can be written to")
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write JSON, indented for people."""
     with replacing(path) as part:
@@ -144,11 +172,7 @@ class Output:
                 f"{path} exists already, and nothing is written over: choose another name with "
                 "--out, or delete it first"
             )
-        above = path.absolute().parent
-        while not above.exists():
-            above = above.parent
-        if not above.is_dir() or not os.access(above, os.W_OK):
-            raise RunError(f"{path} cannot be written: {above} is no folder that can be written to")
+        refuse_unwritable(path)
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[Path]:

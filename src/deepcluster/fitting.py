@@ -24,6 +24,7 @@ import numpy as np
 from deepcluster.backbones.start import Weights
 from deepcluster.config import Config, check_settings, flatten, override
 from deepcluster.errors import ConfigError, RunError
+from deepcluster.images.listing import Listing
 from deepcluster.images.sources import list_source
 from deepcluster.images.store import ImageStore, open_images, scan_images
 from deepcluster.images.vectors import Vectors, pair, read_vectors
@@ -201,22 +202,46 @@ def fit_source(
             labels = labels or run.read_info().get("labels")
             names_from = names_from or run.read_info().get("names_from")
             rivals = [override(Config(), values) for values in run.read_info().get("rivals", [])]
+            if run.read_info()["status"] == "starting":  # nothing was done: as if begun now
+                resume, rivals = False, None
         elif out is not None:
-            RunDir.free(out, overwrite=overwrite)  # refused before the work, made after it
+            _refuse_own_net(asked, RunDir.free(out, overwrite=overwrite))
         remembered = _remember(names_from, out)
-        if embeddings is None:
-            work = _look(source, asked, labels, sitting, progress, rivals)
-        else:
-            work = _take(read_vectors(embeddings), source, asked, labels, sitting, progress)
-        if remembered is not None and work.store.contents is not None:
-            remembered.check(work.store.contents)
-        info = _facts(work, labels, sitting, command)
-        info["names_from"] = None if names_from is None else str(names_from)
-        if run is None:
-            run = _begin(out, work, info, overwrite=overwrite)
-            held.enter_context(run.locked())
-        else:
-            work, info = _continue(run, work, info)
+        progress.phase("looking at the source", 1)
+        vectors = None if embeddings is None else read_vectors(embeddings)
+        alone = vectors is not None and source is None
+        images = vectors if alone else list_source(source, labels)
+        assert images is not None
+        first: dict[str, Any] = {
+            "name": images.name,
+            "command": list(command),
+            "labels": labels,
+            "started": sitting.started.isoformat(timespec="seconds"),
+            "seed": asked.seed,
+            "minutes": None if asked.minutes == "auto" else asked.minutes,
+            "versions": versions(),
+            "names_from": None if names_from is None else str(names_from),
+        }
+        with contextlib.ExitStack() as undone:
+            if run is None:
+                there = out is not None and Path(out).is_dir()
+                run = _begin(out, asked, first, len(images), overwrite=overwrite)
+                held.enter_context(run.locked())
+                undone.callback(run.withdraw, keep_folder=there)
+            if vectors is not None:
+                work = _take(vectors, images, asked, sitting, progress)
+            else:
+                assert isinstance(images, Listing)
+                work = _look(images, asked, sitting, progress, rivals)
+            if remembered is not None and work.store.contents is not None:
+                remembered.check(work.store.contents)
+            info = first | _facts(work)
+            if resume:
+                work, info = _continue(run, work, info)
+            run.write_config(work.resolved)
+            run.write_skipped(work.store.skipped)
+            run.write_info(info)
+            undone.pop_all()
         board = TensorBoard(progress, run.tensorboard) if tensorboard else None
         logged = Logged(board or progress, run.log)
         _train(
@@ -270,9 +295,8 @@ class Work:
 
 
 def _look(
-    source: Any,
+    listing: Listing,
     asked: Config,
-    labels: str | None,
     sitting: Sitting,
     progress: Progress,
     rivals: list[Config] | None,
@@ -280,7 +304,6 @@ def _look(
     """Decode the images and make the plan; `rivals` are those of a run that is gone on with."""
     progress.phase("looking at the images", 1)
     given = asked
-    listing = list_source(source, labels)
     asked, weights, sentence = settle_start(asked)
     if weights is not None and weights.path is None:
         progress.phase(f"downloading {weights.name}", 1)
@@ -319,43 +342,28 @@ def _look(
 
 def _take(
     vectors: Vectors,
-    source: Any,
+    images: Vectors | Listing,
     asked: Config,
-    labels: str | None,
     sitting: Sitting,
     progress: Progress,
 ) -> Work:
     """Vectors in the place of a net, with their images if there are any, and the plan."""
-    progress.phase("looking at the vectors", 1)
     asked, store = as_given(asked), None
-    if source is not None:
-        store = open_images(
-            list_source(source, labels),
-            data=asked.data,
-            progress=progress.callback("decoding"),
-        )
+    if isinstance(images, Listing):
+        store = open_images(images, data=asked.data, progress=progress.callback("decoding"))
     rows, store = pair(vectors, store)
     resolved, cost = schedule_given(asked, n=len(rows))
     spent = time.perf_counter() - sitting.clock
-    seen = source is not None
+    seen = isinstance(images, Listing)
     return Work(store, asked, resolved, cost, 0.0, spent, rows=rows, seen=seen)
 
 
-def _facts(
-    work: Work, labels: str | None, sitting: Sitting, command: Sequence[str]
-) -> dict[str, Any]:
-    """What run.json says while the fit is at work."""
+def _facts(work: Work) -> dict[str, Any]:
+    """What run.json says while the fit is at work, beside what it said at the beginning."""
     store, resolved = work.store, work.resolved
     return {
         "status": "running",
-        "name": store.name,
-        "command": list(command),
-        "labels": labels,
-        "started": sitting.started.isoformat(timespec="seconds"),
-        "seed": resolved.seed,
-        "minutes": None if work.asked.minutes == "auto" else work.asked.minutes,
         "asked": changed(work.asked),
-        "versions": versions(),
         "hardware": hardware(resolved),
         "images": store.fingerprint(),
         "counts": {
@@ -374,16 +382,19 @@ def _facts(
     }
 
 
-def _begin(out: str | Path | None, work: Work, info: dict[str, Any], *, overwrite: bool) -> RunDir:
-    """Make the run folder; there is none without what a later command needs to go on."""
+def _begin(
+    out: str | Path | None, asked: Config, first: dict[str, Any], count: int, *, overwrite: bool
+) -> RunDir:
+    """Make the run folder, before the images are decoded: it says at once what was asked for."""
+    counts = {"images": count, "skipped": 0, "clusters": 0}
+    info = {"status": "starting", **first, "asked": changed(asked), "counts": counts}
 
     def write(run: RunDir) -> None:
+        run.write_config(asked)
         run.write_info(info)
-        run.write_config(work.resolved)
-        run.write_skipped(work.store.skipped)
 
     if out is None:
-        return RunDir.create_unique(default_out(work.store.name), write)
+        return RunDir.create_unique(default_out(first["name"]), write)
     return RunDir.create(out, overwrite=overwrite, begin=write)
 
 
@@ -401,9 +412,6 @@ def _continue(run: RunDir, work: Work, info: dict[str, Any]) -> tuple[Work, dict
     info |= {name: before.get(name, 0.0) for name in ("seconds", "processor_seconds")}
     assert isinstance(work.resolved.epochs, int)
     left = max(0, work.resolved.epochs - len(run.read_metrics()))
-    run.write_config(work.resolved)
-    run.write_skipped(work.store.skipped)
-    run.write_info(info)
     return dataclasses.replace(work, cost=dataclasses.replace(work.cost, epochs=left)), info
 
 
@@ -556,6 +564,8 @@ def _reopen(out: str | Path | None, asked: Config, given: Collection[str]) -> tu
         raise ConfigError("--resume needs --out: the folder of the run to go on with")
     run = RunDir.open(out, finished=False)
     saved, info = run.read_config(), run.read_info()
+    if info["status"] == "starting":  # the file may say already what the settings came to
+        saved = override(Config(), info["asked"])
     wanted, kept = (flatten(dataclasses.asdict(config)) for config in (asked, saved))
     before = info.get("asked", {})  # what the kept ones came from: minutes, say, from which epochs
     if info.get("minutes") is not None:
@@ -584,6 +594,16 @@ def _reopen(out: str | Path | None, asked: Config, given: Collection[str]) -> tu
         train = dataclasses.replace(saved.train, precision="auto")
         saved = dataclasses.replace(saved, device=asked.device, train=train)
     return run, saved
+
+
+def _refuse_own_net(asked: Config, run: RunDir) -> None:
+    """Refuse to begin with the net of the run that is to be replaced."""
+    for net in (asked.backbone.removeprefix("local-dir:"), asked.weights):
+        if net and run.path.exists() and run.path.resolve() in Path(net).resolve().parents:
+            raise ConfigError(
+                f"the net in {net} is of the run that would be replaced: choose another folder "
+                "with --out"
+            )
 
 
 def _remember(names_from: str | Path | None, out: str | Path | None) -> Remembered | None:

@@ -62,12 +62,7 @@ def notes(
         f"{learns} on {resolved.device} in {resolved.train.precision}"
         + ("" if asked.minutes == "auto" else f", to end after {asked.minutes:g} minutes")
     )
-    if asked.minutes != "auto" and (spent or 0) + cost.seconds > 60 * asked.minutes * (1 + LATE):
-        decoded = "" if spent is None else f"decoding took {span(spent)}, "
-        sentences.append(
-            f"{asked.minutes:g} minutes are too few for so many images on this machine: {decoded}"
-            f"one epoch takes {span(cost.epoch)}, the rest {span(cost.rest)}"
-        )
+    sentences += too_late(asked, cost, spent)
     if asked.minutes == asked.epochs == "auto" and resolved.start != "frozen":
         batch = resolved.train.batch_size
         assert isinstance(resolved.size, int) and isinstance(batch, int)
@@ -84,6 +79,19 @@ def notes(
     if resolved.epochs == MOST_EPOCHS and asked.minutes != "auto":
         sentences.append(f"{MOST_EPOCHS} epochs are enough: this will end before its time")
     return sentences
+
+
+def too_late(asked: Config, cost: Cost, spent: float | None) -> list[str]:
+    """A sentence, if a fit cannot end in the minutes it was given (see :func:`notes`)."""
+    if asked.minutes == "auto":
+        return []
+    if (spent or 0) + cost.seconds <= 60 * asked.minutes * (1 + LATE):
+        return []
+    decoded = "" if spent is None else f"decoding took {span(spent)}, "
+    return [
+        f"{asked.minutes:g} minutes are too few for so many images on this machine: {decoded}"
+        f"one epoch takes {span(cost.epoch)}, the rest {span(cost.rest)}"
+    ]
 
 
 def too_few(config: Config, n: int) -> list[str]:

@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 import sklearn.cluster
@@ -454,3 +456,27 @@ def test_auto_starts_are_scikit_learns(init, starts, monkeypatch):
     monkeypatch.setattr("deepcluster.clustering.kmeans.kmeans", spy)
     KMeans(3, init=init, n_init="auto", random_state=0).fit(three()[0])
     assert seen == [starts]
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        lambda x: x.tolist(),
+        lambda x: x.astype(np.int64),
+        lambda x: x.astype(">f8"),
+        lambda x: x.astype(np.longdouble),
+        lambda x: x.astype(object),
+        torch.from_numpy,
+    ],
+)
+def test_wide_numbers_of_any_kind_keep_their_digits(kind: Any) -> None:
+    """Four groups 100 apart, a billion from 0: float32 has no place between them."""
+    labels = np.repeat(np.arange(4), 25)
+    rng = np.random.default_rng(0)
+    x = np.round(100 * np.eye(4)[labels] + rng.normal(0, 3, (100, 4))) + 1e9
+    model = KMeans(4, random_state=0).fit(kind(x))
+    assert adjusted_rand_score(labels, model.labels_) == 1
+    assert np.array_equal(model.predict(kind(x)), model.labels_)
+    for narrow in (np.uint8, np.int16, np.float16, np.float32):  # need no more
+        found = KMeans(4, random_state=0).fit((x - 1e9 + 20).astype(narrow))
+        assert found.cluster_centers_.dtype == np.float32

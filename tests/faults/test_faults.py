@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,9 @@ from conftest import TINY as QUICK
 from conftest import make_shapes
 from make_run import make_run
 
+from deepcluster import cli
 from deepcluster.config import Config, override
+from deepcluster.errors import NoImagesError, RunError
 from deepcluster.fitting import fit_source
 from deepcluster.progress import Progress
 from deepcluster.report import apply_labels
@@ -75,6 +78,68 @@ def test_the_newest_checkpoint_that_is_whole_is_gone_on_from(tmp_path: Path) -> 
     said = fit_source(images, config, out=run.path, resume=True).read_info()["notes"]
     assert run.read_embeddings().tobytes() == whole  # from the beginning
     assert not [text for text in said if "without effect" in text]
+
+
+def test_a_fit_that_is_killed_while_it_decodes_begins_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The folder is there first, with what was asked for; what a kill leaves is copied then."""
+    values = {**TINY, "epochs": 2, "data.range": [0, 200], "train.lr": 0.01}
+    config, images = override(Config(), values), make_shapes(40)
+    np.save(tmp_path / "a.npy", images)
+    whole = fit_source(tmp_path / "a.npy", config, out=tmp_path / "whole").read_embeddings()
+    run = RunDir(tmp_path / "run")
+
+    class Copies(Progress):
+        def phase(self, name: str, total: int) -> None:
+            if name == "decoding":
+                shutil.copytree(run.path, tmp_path / "killed")
+                with pytest.raises(RunError, match="another fit is at work"):
+                    RunDir.free(run.path, overwrite=True)
+                assert cli.run_app(["info", str(run.path)]) == 0
+
+    fit_source(tmp_path / "a.npy", config, out=run.path, progress=Copies())
+    assert "its images are being decoded" in capsys.readouterr().out
+    killed = RunDir(tmp_path / "killed")
+    assert killed.read_info()["status"] == "starting"
+    assert cli.run_app(["info", str(killed.path)]) == 0
+    said = capsys.readouterr().out
+    assert "40 images, 0 clusters, stopped before its end" in said
+    assert f"deepcluster fit … --out {killed.path} --resume" in said
+    with pytest.raises(RunError, match="has not ended"):
+        RunDir.open(killed.path)
+    killed.write_config(run.read_config())  # as if it was killed a moment later
+    command = ["fit", str(tmp_path / "a.npy"), "--out", str(killed.path), "--resume"]
+    assert cli.run_app([*command, "--train.lr", "0.3"]) == 2
+    assert cli.run_app(command) == 0
+    assert np.array_equal(killed.read_embeddings(), whole)
+    assert killed.read_config() == run.read_config()
+    assert killed.read_info()["asked"] == run.read_info()["asked"]
+
+
+@pytest.mark.parametrize("before", ["nothing", "empty", "run", "link"])
+def test_a_fit_that_cannot_decode_leaves_what_was_there(tmp_path: Path, before: str) -> None:
+    place = tmp_path / "run"
+    if before == "empty":
+        place.mkdir()
+    elif before != "nothing":
+        made = make_run(tmp_path / ("real" if before == "link" else "run"), n=30, clusters=3)
+        if before == "link":
+            place.symlink_to(made.path)
+    there = sorted(tmp_path.rglob("*"))
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+
+    class Stops(Progress):
+        def phase(self, name: str, total: int) -> None:
+            assert name != "decoding" or (place / "fit.lock").exists()
+
+    with pytest.raises(NoImagesError):
+        fit_source(tmp_path / "pictures", out=place, overwrite=True, progress=Stops())
+    shutil.rmtree(tmp_path / "pictures")
+    assert sorted(tmp_path.rglob("*")) == there
+    if before in ("run", "link"):
+        assert RunDir.open(place)
 
 
 def _with_nan(path: Path) -> None:

@@ -164,7 +164,58 @@ def test_an_object_beside_good_images_is_left_where_it_is(tmp_path: Path) -> Non
     shows(store, [0, 1, 2])
     assert store.label_names == ["1", "2"]
     np.savez(tmp_path / "b.npz", x=stack, y=np.array(["a", None, "b"], object), allow_pickle=True)
-    assert open_images(tmp_path / "b.npz").labels is None
+    store = open_images(tmp_path / "b.npz")
+    assert store.labels is None
+    assert store.remarks == [
+        "passed over: 1 × array y of Python objects (to measure by it, make it 3 numbers or texts)"
+    ]
+
+
+@pytest.mark.parametrize("labels", [np.eye(3), np.arange(2), np.zeros((3, 2))])
+def test_arrays_that_are_not_read_are_said(tmp_path: Path, labels: np.ndarray) -> None:
+    stack = np.stack([picture(i, 16) for i in range(3)])
+    np.savez(tmp_path / "a.npz", images=stack, masks=stack[..., 0], labels=labels)
+    store = open_images(tmp_path / "a.npz")
+    shows(store, [0, 1, 2])
+    assert store.labels is None
+    assert store.remarks == [
+        f"passed over: 1 × array labels of shape {labels.shape} (to measure by it, make it 3 "
+        "numbers or texts), 1 × array masks (images is read)"
+    ]
+
+
+def test_labels_of_several_values_are_refused() -> None:
+    images = np.stack([picture(i, 16) for i in range(3)])
+    for labels in (np.eye(3), [[1], [2], [3]], [("a",), ("b",), ("c",)]):
+        with pytest.raises(SourceError, match="one number or text for each image"):
+            open_images(images, labels=labels)
+    assert open_images(images, labels=np.array(["a", "b", "a"], "S1")).label_names == ["a", "b"]
+
+
+@pytest.mark.parametrize("raw", [b"", bytes(1000), b"\x93NUMPY\x01\x00", b"\x80\x04K\x01."])
+def test_files_of_no_arrays_are_refused_in_our_words(tmp_path: Path, raw: bytes) -> None:
+    for name in ("a.npy", "a.npz"):
+        (tmp_path / name).write_bytes(raw)
+        with pytest.raises(SourceError, match=r"it is empty, damaged or cut off") as caught:
+            open_images(tmp_path / name)
+        assert "unsafely" not in str(caught.value)
+
+
+def test_sparse_tensors_are_read() -> None:
+    import torch
+
+    stack = np.stack([picture(i, 16)[..., 0] for i in range(3)])
+    store = open_images(torch.from_numpy(stack).to_sparse())
+    assert np.array_equal(store.pixels[..., 0], stack)
+
+
+def test_an_empty_text_is_not_this_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path / "a.png")
+    monkeypatch.chdir(tmp_path)
+    for nothing in ("", " "):
+        with pytest.raises(SourceError, match="empty text"):
+            open_images(nothing)
+    assert open_images(".").ids == ["a.png"]
 
 
 def test_what_is_not_wanted_of_a_file_is_not_unpacked(

@@ -94,8 +94,60 @@ def test_a_damaged_picture_does_not_take_the_range_from_the_others(tmp_path: Pat
     store = open_images(write(tmp_path, images))
     assert store.range == "full"
     assert any(
-        "1 of 30 images lie for the most part outside the range" in line for line in store.remarks
+        "1 of 30 images that were looked at lie for the most part outside the range" in line
+        for line in store.remarks
     )
+
+
+@pytest.mark.parametrize(("n", "odd"), [(3, 1), (10, 1), (19, 1), (40, 4), (250, 25)])
+@pytest.mark.parametrize("dtype", [np.uint16, np.float32])
+def test_a_few_far_ones_do_not_take_the_range_from_the_others(n: int, odd: int, dtype: Any) -> None:
+    images = [(20 + 100 * shares(i, 16)).astype(dtype) for i in range(n)]
+    clean = open_images(images)
+    for i in range(odd):  # 300 to 600 times as bright
+        images[i * n // odd] = (65535 * shares(i, 16)).astype(dtype)
+    store = open_images(images)
+    assert isinstance(store.range, tuple) and store.range[1] <= 120
+    assert np.abs(np.subtract(store.range, clean.range)).max() < 2
+    said = [line for line in store.remarks if "outside the range" in line]
+    assert len(said) == 1 and f"{odd} of {n} images" in said[0]
+    low, high = (float(x) for x in said[0].split("--data.range ")[1].split()[:2])
+    whole = open_images(images, data=DataSettings(range=(low, high)))  # as is said
+    assert not any("outside" in line for line in whole.remarks)
+    for i in range(odd):
+        assert 0.05 < (whole.pixels[i * n // odd] > 128).mean() < 0.95
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.float32])
+@pytest.mark.parametrize("share", [0.25, 0.5, 0.75])
+def test_where_one_range_does_not_serve_all_it_is_said(share: float, dtype: Any) -> None:
+    """Some of the images dim, the others 200 times as bright: none is saturated, the dim are said.
+
+    What is said to be typed shows them.
+    """
+    dim = [i < 40 * share for i in range(40)]
+    images = [((300 if d else 60_000) * shares(i, 16)).astype(dtype) for i, d in enumerate(dim)]
+    store = open_images(images)
+    assert isinstance(store.range, tuple) or store.range == "full"
+    for pixels in store.pixels:
+        assert (pixels == 255).mean() < 0.5
+    said = [line for line in store.remarks if "are dim" in line]
+    assert len(said) == 1 and said[0].startswith(f"{share:.0%} of the images are dim")
+    assert said == [line for line in scan_images(images).remarks if "are dim" in line]
+    low, high = (float(x) for x in said[0].split("--data.range ")[1].split()[:2])
+    typed = open_images(images, data=DataSettings(range=(low, high)))
+    assert all(np.ptp(typed.pixels[i]) > 90 for i in range(40) if dim[i])
+
+
+def test_what_is_not_dim_is_not_said_to_be() -> None:
+    for images in (
+        [np.uint16(4095 * shares(i, 16)) for i in range(20)],
+        [np.uint16((4095 if i else 400) * shares(i, 16)) for i in range(20)],  # one in twenty
+        [np.uint16(4095 * shares(i, 16) * (i % 2)) for i in range(20)],  # blank ones
+        [np.uint16(4095 * shares(i, 16) / (1 + i % 2 * 5)) for i in range(20)],  # a sixth
+        [np.uint8(255 * shares(i, 16) / (1 + i % 2 * 50)) for i in range(20)],  # 8 bits
+    ):
+        assert not any("dim" in line for line in open_images(images).remarks)
 
 
 def test_eight_bits_among_others_are_left_alone(tmp_path: Path) -> None:
@@ -194,6 +246,14 @@ def test_a_drawing_of_two_values_keeps_both(tmp_path: Path) -> None:
         image[10] = 65535  # a line of one pixel, which no median sees
     store = open_images(write(tmp_path, images))
     assert set(store.pixels.ravel().tolist()) == {0, 255}
+
+
+def test_an_image_without_a_number_is_left_out() -> None:
+    images = np.stack([shares(i) for i in range(5)])
+    images[1], images[3, :20] = np.nan, np.nan
+    store = open_images(images)
+    assert store.ids == ["0", "2", "3", "4"]
+    assert store.skipped == [("1", "none of its values is a number")]
 
 
 def test_images_all_alike(tmp_path: Path) -> None:

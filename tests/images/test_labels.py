@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import unicodedata
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,7 @@ def test_numbers_with_gaps_are_the_numbers(pictures: Path) -> None:
         (table() + "./d0/s0.png,-1\n", "two labels"),
         (table(head="path,id,label", how=lambda p, v: (f"{p},d0/s0.png", v)), None),
         (table(head="file,class"), "has the columns file, class: expected path and label"),
+        ("path,label,Label\nd0/s0.png,a,b\n", "2 columns called label"),
         ("", r"has the columns \(none\)"),
         ("path,label\nelsewhere.png,1\n", "no path in"),
         ('path,label\n"open', "no path in"),
@@ -116,9 +118,23 @@ def test_tables_that_are_refused(pictures: Path, text: str, message: str | None)
         return
     with pytest.raises(SourceError, match=message):
         open_images(pictures, labels=file)
-    file.write_bytes("path,label\nd0/sé.png,é\n".encode("utf-16"))
-    with pytest.raises(SourceError, match=r"bad\.csv cannot be read as UTF-8 CSV"):
+    file.write_bytes("path,label\nd0/sé.png,é\n".encode("cp1252"))
+    with pytest.raises(SourceError, match=r"bad\.csv is text in neither .* save it as UTF-8"):
         open_images(pictures, labels=file)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-be"])
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_tables_of_any_encoding_with_a_mark(
+    pictures: Path, encoding: str, separator: str, end: str
+) -> None:
+    rows = [("path", "label"), ("d0/s0.png", "forêt"), ("d1/s1.png", "été")]
+    text = "".join(separator.join(row) + end for row in rows)
+    mark = codecs.BOM_UTF16_BE if encoding == "utf-16-be" else b""
+    (pictures.parent / "wide.csv").write_bytes(mark + text.encode(encoding))
+    found = known(open_images(pictures, labels=pictures.parent / "wide.csv"))
+    assert (found["d0/s0.png"], found["d1/s1.png"]) == ("forêt", "été")
 
 
 def test_a_file_that_is_listed_twice_has_one_label(pictures: Path) -> None:

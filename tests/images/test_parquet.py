@@ -65,8 +65,30 @@ LABELS = {
     "double with gaps": (pa.array([1.0, None, 0.0, float("nan")]), [1, -1, 0, -1]),
     "float": (pa.array([1.0, 0.0, 1.0, 2.0], pa.float32()), [1, 0, 1, 2]),
     "bool": (pa.array([True, False, True, None]), [1, 0, 1, -1]),
+    "decimal": (pa.array([1, 0, 1, 2]).cast(pa.decimal128(24, 1)), [1, 0, 1, 2]),
+    "bytes": (pa.array([b"b", b"a", None, b"b"]), [1, 0, -1, 1]),
     "words for unknown": (pa.array(["b", "", "a ", None]), [1, -1, 0, -1]),
 }
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        pa.array([[1], [0], [1], [2]], pa.list_(pa.field("element", pa.int64()))),
+        pa.array([{"a": 1}] * 4),
+        pa.array([1, 2, 3, 4], pa.timestamp("ns")),
+    ],
+)
+def test_labels_that_are_none_are_said(tmp_path: Path, labels: pa.Array) -> None:
+    (tmp_path / "folder").mkdir()
+    file = table(tmp_path / "folder" / "a.parquet", image=rows([0, 1, 2, 3]), label=labels)
+    for source in (file, tmp_path / "folder"):
+        store = open_images(source)
+        assert store.labels is None
+        assert store.remarks == [
+            f"passed over: 1 × column label of {labels.type} (to measure by it, make it one number "
+            "or text a row)"
+        ]
 
 
 @pytest.mark.parametrize("kind", LABELS)
@@ -91,10 +113,14 @@ IMAGES = {
     "binary": pa.binary(),
     "large_binary": pa.large_binary(),
     "binary_view": pa.binary_view(),
+    "dictionary": pa.dictionary(pa.int32(), pa.binary()),
+    "list of uint8": pa.list_(pa.uint8()),
+    "large list of uint8": pa.large_list(pa.uint8()),
     "struct": STRUCT,
     "struct of large": pa.struct([("bytes", pa.large_binary()), ("path", pa.large_string())]),
     "struct of views": pa.struct([("bytes", pa.binary_view()), ("path", pa.string_view())]),
     "struct of bytes": pa.struct([("bytes", pa.binary())]),
+    "struct of lists": pa.struct([("bytes", pa.list_(pa.uint8())), ("path", pa.string())]),
     "struct with more": pa.struct(
         [("bytes", pa.binary()), ("w", pa.int64()), ("path", pa.int64())]
     ),
@@ -105,6 +131,8 @@ IMAGES = {
 def test_types_of_images(tmp_path: Path, kind: str) -> None:
     contents = [encoded(picture(i, 16), "PNG" if i else "WEBP") for i in (1, 2, 3, 4)]
     values: list[Any] = [*contents[:2], None, *contents[2:]]
+    if "list" in kind:
+        values = [None if v is None else list(v) for v in values]
     if "struct" in kind:
         values = [None if v is None else {"bytes": v} for v in values]
     column = pa.array(values, IMAGES[kind])
@@ -118,7 +146,11 @@ def test_one_of_several_columns_of_images(tmp_path: Path) -> None:
     mask, photo = rows([9, 9, 9]), rows([0, 1, 2])
     with pytest.raises(SourceError, match=r"several columns of images \(mask, photo\): rename"):
         open_images(table(tmp_path / "a.parquet", mask=mask, photo=photo))
-    shows(open_images(table(tmp_path / "b.parquet", mask=mask, image=photo)), [0, 1, 2])
+    store = open_images(table(tmp_path / "b.parquet", mask=mask, image=photo))
+    shows(store, [0, 1, 2])
+    assert store.remarks == [
+        "passed over: 1 × column mask of images (image is read: rename the one that is meant)"
+    ]
     shows(open_images(table(tmp_path / "c.parquet", mask=mask, Img=photo)), [0, 1, 2])
 
 
@@ -155,7 +187,7 @@ def test_metadata_that_says_nothing(tmp_path: Path, meta: bytes) -> None:
     ],
 )
 def test_layouts_that_are_refused(tmp_path: Path, column: Any) -> None:
-    with pytest.raises(SourceError, match=r"a\.parquet there is no column of images .* among x"):
+    with pytest.raises(SourceError, match=r"a\.parquet has no column of images .* among x"):
         open_images(table(tmp_path / "a.parquet", x=column))
 
 

@@ -407,9 +407,33 @@ def test_a_list_of_paths(tmp_path: Path) -> None:
     assert store.ids == ["x.png", far.as_posix(), "ü/y z.png", "x.png#2", "../far/away.png"]
     assert store.paths[1] == store.paths[4] == str(far)
     assert reasons(store) == {"gone.png": "there is no such file"}
-    listing.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(SourceError, match="not UTF-8"):
-        open_images(listing)
+    for encoding in ("utf-16", "utf-16-le", "utf-16-be", "utf-8-sig"):
+        listing.write_bytes("\r\n".join(lines).encode(encoding))
+        assert open_images(listing).ids == store.ids
+    for wrong in (b"\xff\xfe\x00", "été.png".encode("cp1252")):
+        listing.write_bytes(wrong)
+        with pytest.raises(SourceError, match="neither UTF-8 nor UTF-16: save it as UTF-8"):
+            open_images(listing)
+
+
+def test_a_damaged_tiff_is_listed_and_libtiff_says_nothing_itself(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    save(tmp_path / "good.png")
+    for how in ("tiff_lzw", "tiff_deflate"):
+        file = save(tmp_path / f"{how}.tif", compression=how)
+        raw = bytearray(file.read_bytes())
+        raw[8:40] = b"\xff" * 32
+        file.write_bytes(raw)
+    store = open_images(tmp_path)
+    assert store.ids == ["good.png"] and len(store.skipped) == 2
+    assert capfd.readouterr() == ("", "")
+    from deepcluster.images.decode import _libtiff_handlers
+
+    for put in _libtiff_handlers():  # back as it was, for others in the process
+        before = put(None)
+        assert before is not None
+        put(before)
 
 
 def test_one_file_and_several(tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ def test_what_is_unknown_empty_or_alone_is_said(tmp_path: Path) -> None:
         ("id,path,cluster,name,by\na.png,,1,,model\n", "`deepcluster apply` takes it"),
         ("id,label\na.png,cat,dog\n", "line 2: 3 values for 2 columns"),
         ("", r"\(none\): expected label"),
-        (b"id,label\n\xff\xfe,cat\n", "not UTF-8"),
+        (b"id,label\n\xff\xfe,cat\n", "neither UTF-8 nor"),
         ("id,label\na.png," + "x" * 300 + "\n", "too long"),
     ],
 )

@@ -684,7 +684,7 @@ def test_labels_of_another_run_are_refused(run: RunDir, tmp_path: Path) -> None:
 def test_files_that_cannot_be_read(run: RunDir) -> None:
     with pytest.raises(RunError, match="cannot read"):
         apply_labels(run, run.path.parent / "none.csv")
-    with pytest.raises(RunError, match="not UTF-8"):
+    with pytest.raises(RunError, match="neither UTF-8 nor"):
         apply_labels(run, labels_csv(run, "id,cluster,name\n000,0,Äpfel\n", "latin-1"))
 
 

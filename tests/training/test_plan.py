@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from conftest import make_shapes
 
 from deepcluster import DeepCluster
@@ -173,6 +174,41 @@ def test_giants_are_timed_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> No
     part = plan.estimate(few, n=40, channels=1, store_bytes=0, patience=0)
     assert sizes == [(40, 48, 48, 1), (10, 48, 48, 1)]
     assert 0.8 < part.memory / whole.memory < 1.25
+
+
+@pytest.mark.parametrize("speed", [1e-5, 1e-6, 1e-7])
+@pytest.mark.parametrize("size", [64, 224, 1000])
+def test_trials_end_soon_and_foretell_a_whole_step(
+    monkeypatch: pytest.MonkeyPatch, size: int, speed: float
+) -> None:
+    """A made-up machine: `speed` seconds a pixel, and half a second of the optimizer a step."""
+    now, pixels = 0.0, []
+
+    def spend(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    class Made:
+        def __init__(self, method: Any, optimizer: Any, config: Config, *_: Any) -> None:
+            self.side, self.total, self.optimizer = config.size, torch.zeros(()), optimizer
+            optimizer.register_step_post_hook(lambda *_: spend(0.5))
+
+        def begin(self, seed: int) -> None:
+            pass
+
+        def __call__(self, index: torch.Tensor) -> None:
+            pixels.append(len(index) * self.side**2)
+            spend(speed * pixels[-1])
+            self.optimizer.step()
+
+    monkeypatch.setattr(plan, "Step", Made)
+    monkeypatch.setattr("deepcluster.training.plan.time.perf_counter", lambda: now)
+    settings = {"backbone": "convnet_tiny", "device": "cpu", "epochs": 1, "clusters": 2}
+    config = resolve(override(Config(), {**settings, "size": size}), n=64, size=size, channels=3)
+    cost = plan.estimate(config, n=64, channels=3, store_bytes=0, patience=0)
+    whole = speed * 64 * size**2 + 0.5
+    assert cost.epoch == pytest.approx(plan.STEP_EXTRAS * whole + plan.beside_steps(64, "cpu"))
+    assert now < 3 * plan.SLOW_STEP + 5 * 0.5, pixels
 
 
 def test_a_fit_that_would_be_late_gets_fewer_epochs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,8 @@ Long, because engine, seeding, repair and estimator share one way of shifting an
 - Memory: at most `chunk_size` x k scores exist at once. Rows in memory are copied once
   (centred or normalised); a memory-mapped array, or one that would fill more than half of a GPU, is
   read block by block in every pass instead.
-- Accuracy: float64 rows are computed in float64, all others in float32. In every pass rows and
+- Accuracy: float64 rows are computed in float64, all others in float32 (of the estimator, only
+  those that float32 holds). In every pass rows and
   centres are shifted by a median of rows before ||x||^2 - 2xc + ||c||^2 is formed, and divided by a
   power of two where they are very large or small, so neither a common offset nor the scale costs
   digits; sums over a cluster are float64; distances that are returned come from x - c itself and
@@ -591,6 +592,18 @@ def _squares(rows: _Rows, lengths: Tensor, indices: Tensor) -> Iterator[tuple[in
         yield a, b, squares.add_(lengths[a:b, None]).clamp_(min=0)
 
 
+_NARROW = {"float32", "float16", "bfloat16", "bool", "uint8", "int8", "uint16", "int16"}
+
+
+def _types_for(X: Any) -> list[type[np.floating[Any]]]:
+    """What may be computed in, the first where a conversion is needed: one that holds all digits.
+
+    Lists, large whole numbers and foreign byte orders would lose an offset in float32.
+    """
+    narrow = str(getattr(X, "dtype", "")).removeprefix("torch.") in _NARROW
+    return [np.float32, np.float64] if narrow else [np.float64, np.float32]
+
+
 class KMeans(
     ClassNamePrefixFeaturesOutMixin,  # type: ignore[misc]
     TransformerMixin,  # type: ignore[misc]
@@ -658,7 +671,7 @@ class KMeans(
         Raises:
             ValueError: as :func:`kmeans`.
         """
-        X = validate_data(self, X, dtype=[np.float32, np.float64])
+        X = validate_data(self, X, dtype=_types_for(X))
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         starts = self.n_init
         if starts == "auto":
@@ -721,7 +734,7 @@ class KMeans(
             ValueError: rows of another length than those of the fit.
         """
         check_is_fitted(self)
-        X = validate_data(self, X, dtype=[np.float32, np.float64], reset=False)
+        X = validate_data(self, X, dtype=_types_for(X), reset=False)
         centers = self.cluster_centers_
         rows = _Rows(
             X,
@@ -763,7 +776,7 @@ class KMeans(
 
     def _assign(self, X: np.ndarray) -> tuple[Tensor, Tensor]:
         check_is_fitted(self)
-        X = validate_data(self, X, dtype=[np.float32, np.float64], reset=False)
+        X = validate_data(self, X, dtype=_types_for(X), reset=False)
         return assign(
             X,
             self.cluster_centers_,

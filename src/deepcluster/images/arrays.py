@@ -18,7 +18,7 @@ from PIL import Image
 
 from deepcluster.errors import SourceError, UnusableError
 from deepcluster.images.labels import encode
-from deepcluster.images.listing import Listing, Raw, spread
+from deepcluster.images.listing import Listing, PassedOver, Raw, add_up, reason, spread
 
 _IMAGE_KEYS = ("images", "image", "x", "x_train", "train_images", "data", "arr_0")
 _LABEL_KEYS = ("labels", "label", "y", "y_train", "train_labels", "targets", "arr_1")
@@ -59,10 +59,13 @@ def from_npy(path: Path) -> Listing:
         return _from_npz(path)
     except SourceError:
         raise
+    except OSError as error:
+        why = reason(error) if error.errno else "it is damaged"
+        raise SourceError(f"{path} cannot be read: {why}") from error
     except Exception as error:  # of a damaged file: zlib's, tokenize's, zipfile's, …
         raise SourceError(
-            f"{path} cannot be read: {error or type(error).__name__}; expected arrays of numbers "
-            "that np.load reads without pickle"
+            f"{path} cannot be read: it is empty, damaged or cut off, or holds Python objects; "
+            "expected arrays of numbers that np.load reads without pickle"
         ) from error
 
 
@@ -86,13 +89,22 @@ def _from_npz(path: Path) -> Listing:
             + f"; expected one of {', '.join(_IMAGE_KEYS)} of shape (n, h, w[, c])"
         )
     with np.load(path, allow_pickle=False) as loaded:
-        images = loaded[(named or stacks)[0]]
+        key = (named or stacks)[0]
+        images = loaded[key]
         found = from_stack(path.stem, images)
-        for key in _LABEL_KEYS:
-            shape, dtype = members.get(lower.get(key, ""), ((), np.dtype(object)))
+        likely = [lower[name] for name in _LABEL_KEYS if name in lower]
+        for name in likely:
+            shape, dtype = members[name]
             if not dtype.hasobject and shape and math.prod(shape) == len(images):
-                found.labels, found.label_names = encode(loaded[lower[key]].ravel())
+                found.labels, found.label_names = encode(loaded[name].ravel())
                 break
+    others = [PassedOver(f"array {name}", 1, f"{key} is read") for name in stacks if name != key]
+    if found.labels is None and likely:
+        shape, dtype = members[likely[0]]
+        what = "Python objects" if dtype.hasobject else f"shape {shape}"
+        cure = f"to measure by it, make it {len(images):,} numbers or texts"
+        others.append(PassedOver(f"array {likely[0]} of {what}", 1, cure))
+    found.passed_over = add_up(others)
     return found
 
 
@@ -153,7 +165,7 @@ def from_stack(name: str, stack: npt.NDArray[Any], *, channels_first: bool = Fal
 
 def tensor_values(tensor: Any) -> npt.NDArray[Any]:
     """The values of a torch tensor, wherever it lies."""
-    tensor = tensor.detach().cpu()
+    tensor = tensor.detach().cpu().to_dense()
     # numpy has no bfloat16
     return np.asarray((tensor.float() if tensor.is_floating_point() else tensor).numpy())
 

@@ -13,7 +13,9 @@ that the file's bytes lie the other way round, and decoding it again.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import dataclasses
+import functools
 import sys
 import threading
 import warnings
@@ -97,7 +99,9 @@ class _Deep:
 class quiet_pillow(warnings.catch_warnings):
     """Pillow's warnings off: what they warn of is checked here, for each file.
 
-    Bombs are skipped by :data:`MAX_PIXELS`; a broken EXIF block or odd palette is of no harm.
+    Bombs are skipped by :data:`MAX_PIXELS`; a broken EXIF block or odd palette is of no harm. What
+    libtiff writes to stderr by itself names no file and is off as well: a file that it cannot read
+    is listed with the reason.
     """
 
     def __enter__(self) -> None:
@@ -105,6 +109,30 @@ class quiet_pillow(warnings.catch_warnings):
         super().__enter__()
         warnings.filterwarnings("ignore", module=r"PIL\.")
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        self._handlers = [(put, put(None)) for put in _libtiff_handlers()]
+
+    def __exit__(self, *error: Any) -> None:
+        """Turn them on again."""
+        for put, before in self._handlers:
+            put(before)
+        super().__exit__(*error)
+
+
+@functools.cache
+def _libtiff_handlers() -> list[Callable[[int | None], int | None]]:
+    """Functions that put another handler of errors and of warnings into Pillow's libtiff.
+
+    None where Pillow was built with libtiff inside, and does not show them.
+    """
+    try:
+        # finds the names of what it is linked with as well
+        library = ctypes.CDLL(Image.core.__file__)  # type: ignore[attr-defined]
+        found = [library.TIFFSetErrorHandler, library.TIFFSetWarningHandler]
+    except (OSError, AttributeError):
+        return []
+    for put in found:
+        put.argtypes, put.restype = [ctypes.c_void_p], ctypes.c_void_p
+    return found  # type: ignore[return-value]
 
 
 def squares(raws: Sequence[Raw], wanted: Wanted) -> list[Square | str]:
@@ -182,6 +210,8 @@ def _finish(
     if isinstance(found, _Deep):
         scale, own = _scale(found, wanted.range)
         image, pixels = _in_eight_bits(found, scale)
+        if not pixels.any() and not any(np.isfinite(rows).any() for rows in found.strips()):
+            raise UnusableError("none of its values is a number")
         at_an_end = np.count_nonzero((pixels == 0) | (pixels == 255))
         if not own and at_an_end > pixels.size / 2:
             outside = mostly_outside(found.strips(), scale)

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from deepcluster.errors import NoImagesError, SourceError, UnusableError
+from deepcluster.files import SAVE_AS_UTF8, decode_text
 from deepcluster.images.formats import CURES, cure_of, extensions, kind_of
 from deepcluster.images.labels import encode
 from deepcluster.images.listing import (
@@ -63,7 +64,7 @@ def from_folder(root: Path) -> Listing:
         del left[".parquet"]
         left["image beside Parquet files"] = len(images)
     found.skipped = unread + found.skipped
-    found.passed_over = _passed_over(left, runs)
+    found.passed_over = add_up([*found.passed_over, *_passed_over(left, runs)])
     return found
 
 
@@ -129,7 +130,7 @@ def _is_run(folder: Path) -> bool:
     """Whether run.json is ours: other programs use the name, too."""
     try:
         info = json.loads((folder / "run.json").read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     return isinstance(info, dict) and "schema" in info
 
@@ -147,9 +148,9 @@ def from_list(path: Path) -> Listing:
     Only a line feed ends a line: names may hold any other character.
     """
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        text = decode_text(path.read_bytes())
     except UnicodeDecodeError as error:
-        raise SourceError(f"{path} is not UTF-8 text: a list has one path a line") from error
+        raise SourceError(f"{path} {SAVE_AS_UTF8}; a list has one path a line") from error
     except OSError as error:
         raise SourceError(f"{path} cannot be read: {reason(error)}") from error
     here = path.absolute().parent

@@ -12,10 +12,14 @@ The range is that of the values in a sample of up to 256 images, but for
   from all others than these are apart, and infinities and NaN;
 - isolated pixels (hot ones, dead ones): those that the median of their 3 x 3 neighbourhood does not
   know, if they are fewer than one in a thousand. A bright spot of a few pixels is no such;
-- in a sample of 20 images and more, one image in fifty whose values would leave the others less
-  than a sixteenth of the range (a damaged file).
+- a few images whose values would leave the others next to nothing (damaged files): one in fifty,
+  in a sample of 20 images and more, if the others had less than a sixteenth of the range; one in
+  ten, and at least one of three, if they had less than one of the 256 values.
 
-Where it makes good use of a usual range (a number of bits, 0 to 1, -1 to 1), that one is taken.
+So no picture is saturated for the sake of others but those few. Where it makes good use of a usual
+range (a number of bits, 0 to 1, -1 to 1), that one is taken. Where one range does not serve all,
+since some images have less than a sixteenth of it or lie beyond it, :func:`misfits` finds how many
+and the range that would serve them.
 """
 
 from __future__ import annotations
@@ -36,6 +40,8 @@ TRIM = 1e-3  # of all values at each end: so many may lie outside, where they ar
 BLOCK = 2**20  # values that are scaled at a time
 MARKS = {0.0, -999.0, -9999.0, -99999.0, -32767.0, -32768.0, 32767.0, 65535.0}  # of missing values
 HUGE = 1e9  # so large a number that lies far from all others is a mark as well
+LEAST = 16  # times the values of an image: a range so wide shows next to nothing of it
+MANY_DIM = 0.1  # of the images: a share that is said
 FEWEST = 16  # distinct values; pictures of fewer are drawings, and none of theirs is a mark
 
 
@@ -164,15 +170,60 @@ def _without_odd_images(
     lows: npt.NDArray[np.float64], highs: npt.NDArray[np.float64]
 ) -> npt.NDArray[np.int64]:
     """Places of the images that have a say, by the lowest and highest value of each."""
-    kept = np.arange(len(lows))
-    for _ in range(math.ceil(len(lows) / 50) if len(lows) >= 20 else 0):
+    n = len(lows)
+    kept, whole = np.arange(n), highs.max() - lows.min()
+    fewest = math.ceil(n / 50) if n >= 20 else 0
+    for count in range(1, max(fewest, math.ceil(n / 10)) + 1 if n >= 3 else 1):
+        above = highs[kept].max() - np.median(highs)
+        below = np.median(lows) - lows[kept].min()
+        kept = np.delete(kept, highs[kept].argmax() if above >= below else lows[kept].argmin())
         span = highs[kept].max() - lows[kept].min()
-        without = [np.delete(kept, highs[kept].argmax()), np.delete(kept, lows[kept].argmin())]
-        spans = [highs[rest].max() - lows[rest].min() for rest in without]
-        if span <= 16 * min(spans) or min(spans) == 0:
-            break
-        kept = without[int(np.argmin(spans))]
-    return kept
+        if span > 0 and whole > (LEAST if count <= fewest else 256) * span:
+            return kept
+    return np.arange(n)
+
+
+@dataclass(frozen=True)
+class Misfits:
+    """Images of a sample that its range does not suit."""
+
+    dim: int
+    """How many have less than a sixteenth of the range."""
+    beyond: int
+    """How many lie beyond it for the most part."""
+    count: int
+    """How many there are in all."""
+    dim_range: Range | None
+    """The range of the dim ones."""
+    whole_range: Range
+    """One in which all of them lie."""
+
+
+def misfits(samples: Sequence[Sampled], scale: Range | Literal["full"]) -> Misfits:
+    """The images that a range, from :func:`find_range`, shows next to nothing of.
+
+    Images of one value are none of them: no range shows more.
+    """
+    dim, beyond = [], 0
+    for one in samples:
+        low, high = full_range(one.whole, one.array and one.whole) if scale == "full" else scale
+        inside = np.sort(one.calm[(one.calm >= low) & (one.calm <= high)])
+        if len(inside) < len(one.calm) / 2:
+            beyond += len(np.unique(one.calm)) > 1
+            continue
+        trim = int(TRIM * len(inside))
+        extent = inside[len(inside) - 1 - trim] - inside[trim]
+        if 0 < extent < (high - low) / LEAST:
+            dim.append(one)
+    lows, highs = zip(*(_measured(one.values) for one in samples), strict=True)
+    whole = all(one.whole for one in samples)
+    return Misfits(
+        len(dim),
+        beyond,
+        len(samples),
+        _find(dim) if dim else None,
+        _usual(min(lows), max(highs), whole),
+    )
 
 
 def _usual(low: float, high: float, whole: bool) -> Range:
@@ -264,3 +315,25 @@ def said(scale: Range | str, depth: str) -> str:
         f"{scale[0]:.6g}–{scale[1]:.6g}" if scale[0] >= 0 else f"{scale[0]:.6g} to {scale[1]:.6g}"
     )
     return f"grey values {ends} of {depth} are shown as 0–255 (data.range)"
+
+
+def said_of_misfits(found: Misfits) -> list[str]:
+    """Sentences about the images that the range of a source does not suit, and what to type."""
+
+    def typed(scale: Range) -> str:
+        return f"--data.range {scale[0]:.6g} {scale[1]:.6g}"
+
+    sentences = []
+    if found.dim_range is not None and found.dim > MANY_DIM * found.count:
+        sentences.append(
+            f"{found.dim / found.count:.0%} of the images are dim: they have less than a sixteenth "
+            f"of the range, and little of them is seen. {typed(found.dim_range)} shows these, and "
+            "the others white; or fit the two kinds apart"
+        )
+    if found.beyond:
+        sentences.append(
+            f"{found.beyond:,} of {found.count:,} images that were looked at lie for the most part "
+            "outside the range of grey values, which would leave the others next to nothing: look "
+            f"whether they are damaged; {typed(found.whole_range)} shows them"
+        )
+    return sentences

@@ -7,6 +7,7 @@ import os
 import re
 import unicodedata
 from collections.abc import Iterable
+from decimal import Decimal
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from deepcluster.errors import SourceError
-from deepcluster.images.listing import Labels, Listing, printable
+from deepcluster.files import SAVE_AS_UTF8, decode_text
+from deepcluster.images.listing import Labels, Listing, printable, reason
 
 # Folders that part a data set, and are no classes.
 SPLITS = frozenset(
@@ -50,6 +52,8 @@ def relabel(found: Listing, labels: Labels) -> None:
         values = list(labels)
         if len(values) != len(found.ids):
             raise SourceError(f"{len(values):,} labels for {len(found.ids):,} images")
+        if any(np.ndim(value) for value in values):
+            raise SourceError("a label is one number or text for each image, not several")
     found.labels, found.label_names = encode(values)
 
 
@@ -122,9 +126,11 @@ def _labels_of(found: Listing, path: Path) -> list[Any]:
 def _rows_of(path: Path) -> list[tuple[list[str], str]]:
     """(path and id, as far as there are any; label) of each row of a CSV file."""
     try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except (UnicodeDecodeError, OSError) as error:
-        raise SourceError(f"{path} cannot be read as UTF-8 CSV: {error}") from error
+        text = decode_text(path.read_bytes())
+    except UnicodeDecodeError as error:
+        raise SourceError(f"{path} {SAVE_AS_UTF8}") from error
+    except OSError as error:
+        raise SourceError(f"{path} cannot be read: {reason(error)}") from error
     separator = ","
     if text.lower().startswith("sep=") and len(text) > 4:  # a spreadsheet's first line
         separator, _, text = text[4], text[5:].partition("\n")[0], text.partition("\n")[2]
@@ -136,11 +142,15 @@ def _rows_of(path: Path) -> list[tuple[list[str], str]]:
             csv.reader(StringIO(text, newline=""), delimiter=separator, skipinitialspace=True)
         )
     except csv.Error as error:
-        raise SourceError(f"{path} cannot be read as UTF-8 CSV: {error}") from error
+        raise SourceError(f"{path} cannot be read as CSV: {error}") from error
     columns = [name.strip().lower() for name in table[0]] if table else []
     if "label" not in columns or not {"path", "id"} & set(columns):
         raise SourceError(
             f"{path} has the columns {', '.join(columns) or '(none)'}: expected path and label"
+        )
+    if columns.count("label") > 1:
+        raise SourceError(
+            f"{path} has {columns.count('label')} columns called label: rename others"
         )
     label = columns.index("label")
     keys = [columns.index(name) for name in ("path", "id") if name in columns]
@@ -187,6 +197,10 @@ def _plain(value: Any) -> int | str | None:
         return None
     if isinstance(value, bool):
         return str(value)
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", "backslashreplace")
+    if isinstance(value, Decimal):
+        value = float(value)
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if isinstance(value, str):

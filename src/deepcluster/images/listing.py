@@ -23,6 +23,7 @@ import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 from deepcluster.errors import UnusableError
+from deepcluster.images.grey import Misfits
 
 MAX_PIXELS = 178_956_970
 """Images with more pixels are skipped as decompression bombs; Pillow, too, refuses them."""
@@ -62,6 +63,8 @@ class Look:
     """What they are, in words: ``16 bits``; empty if there are none."""
     mixed: bool
     """Whether there are whole numbers and floats."""
+    misfits: Misfits | None
+    """Those of more than 8 bits that the range does not suit; None if there are none."""
 
 
 @dataclass

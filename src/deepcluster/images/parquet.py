@@ -23,7 +23,7 @@ import numpy.typing as npt
 from deepcluster.errors import SourceError, UnusableError
 from deepcluster.images.formats import begins_as_image
 from deepcluster.images.labels import encode
-from deepcluster.images.listing import Listing, Raw, printable, reason, spread
+from deepcluster.images.listing import Listing, PassedOver, Raw, add_up, printable, reason, spread
 
 _IMAGES = ("image", "img")
 _LABELS = ("label", "labels", "class", "category", "target")
@@ -39,6 +39,7 @@ class _Shard:
     linked: bool  # no row has bytes
     label: str | None
     names: list[str]  # of the classes
+    unread: list[PassedOver]  # columns
     rows: int
     groups: int
     inner: list[str | None] = field(default_factory=list)  # (rows,) the paths, if it has any
@@ -110,7 +111,8 @@ def from_parquet(name: str, files: list[Path], stems: list[str]) -> Listing:
         for shard in shards
         for path in shard.inner or [None] * shard.rows
     ]
-    return Listing(name, ids, paths, read, some, labels, names, skipped)
+    unread = {one for shard in shards for one in shard.unread}  # a column once, not in each shard
+    return Listing(name, ids, paths, read, some, labels, names, skipped, add_up(unread))
 
 
 def _class(value: Any, names: list[str]) -> int | None:
@@ -172,11 +174,24 @@ def _shard(file: Any, path: Path, stem: str) -> _Shard:
         raise SourceError(
             f"cannot be read as Parquet: it claims {meta.num_rows:,} rows in {size:,} bytes"
         )
-    column = _image_column(file)
+    if meta.num_rows == 0:
+        raise SourceError("has no rows")
+    columns = _image_columns(file)
+    column = columns[0]
     fields = _struct_fields(schema.field(column).type)
-    label, names = _label_column(schema)
+    label, names, useless = _label_column(schema)
+    unread = [
+        PassedOver(
+            f"column {other} of images", 1, f"{column} is read: rename the one that is meant"
+        )
+        for other in columns[1:]
+    ]
+    if useless is not None:
+        kind = schema.field(useless).type
+        cure = "to measure by it, make it one number or text a row"
+        unread.append(PassedOver(f"column {useless} of {kind}", 1, cure))
     linked = "path" in fields and all(
-        chunk.path_in_schema != f"{column}.bytes"
+        not f"{chunk.path_in_schema}.".startswith(f"{column}.bytes.")
         or (chunk.statistics is not None and chunk.statistics.null_count == chunk.num_values)
         for chunk in (
             meta.row_group(group).column(i)
@@ -185,30 +200,32 @@ def _shard(file: Any, path: Path, stem: str) -> _Shard:
         )
     )
     return _Shard(
-        path, stem, column, fields, linked, label, names, meta.num_rows, meta.num_row_groups
+        path, stem, column, fields, linked, label, names, unread, meta.num_rows, meta.num_row_groups
     )
 
 
-def _image_column(file: Any) -> str:
+def _image_columns(file: Any) -> list[str]:
+    """Columns that hold images, the one that is read first."""
     schema = file.schema_arrow
     found = [
         column.name
         for column in schema
         if _struct_fields(column.type)
-        or (_is_binary(column.type) and _holds_images(file, column.name))
+        or (_is_bytes(column.type) and _holds_images(file, column.name))
     ]
     if not found:
         raise SourceError(
-            "there is no column of images (a struct with `bytes` and `path`, or encoded images) "
-            "among " + ", ".join(schema.names)
+            "has no column of images (a struct with `bytes` and `path`, or encoded images such as "
+            f"PNG) among {', '.join(schema.names) or '(none)'}; files that a column names can be "
+            "given as a .txt list of paths"
         )
     named = [name for name in found if name.lower() in _IMAGES]
     if not named and len(found) > 1:
         raise SourceError(
-            f"there are several columns of images ({', '.join(found)}): rename the one that is "
-            "meant to `image`"
+            f"has several columns of images ({', '.join(found)}): rename the one that is meant to "
+            "`image`"
         )
-    return str((named or found)[0])
+    return sorted(found, key=lambda name: name not in named)
 
 
 def _struct_fields(kind: Any) -> list[str]:
@@ -217,21 +234,23 @@ def _struct_fields(kind: Any) -> list[str]:
 
     if not pa.types.is_struct(kind) or kind.get_field_index("bytes") < 0:
         return []
-    if not _is_binary(kind.field("bytes").type) and not pa.types.is_null(kind.field("bytes").type):
+    if not _is_bytes(kind.field("bytes").type) and not pa.types.is_null(kind.field("bytes").type):
         return []
     with_path = kind.get_field_index("path") >= 0 and _is_text(kind.field("path").type)
     return ["bytes", "path"] if with_path else ["bytes"]
 
 
-def _is_binary(kind: Any) -> bool:
+def _is_bytes(kind: Any) -> bool:
+    """Whether values of a type are bytes, however they are kept."""
     import pyarrow as pa
 
     types = pa.types
-    return any(is_it(kind) for is_it in (types.is_binary, types.is_large_binary, _is_view))
-
-
-def _is_view(kind: Any) -> bool:
-    return str(kind) == "binary_view"
+    if types.is_dictionary(kind):
+        kind = kind.value_type
+    if types.is_list(kind) or types.is_large_list(kind):
+        return bool(types.is_uint8(kind.value_type))
+    kinds = (types.is_binary, types.is_large_binary, types.is_fixed_size_binary)
+    return any(is_it(kind) for is_it in kinds) or str(kind) == "binary_view"
 
 
 def _is_text(kind: Any) -> bool:
@@ -243,17 +262,19 @@ def _is_text(kind: Any) -> bool:
 
 
 def _holds_images(file: Any, column: str) -> bool:
-    """Whether the first value in a column begins as an image does."""
+    """Whether one of the first values in a column begins as an image does."""
     for batch in file.iter_batches(batch_size=16, columns=[column]):
-        for value in batch.column(0).to_pylist():
-            if value:
-                return begins_as_image(value[:16])
-        break
+        values = [value for value in batch.column(0).to_pylist() if value]
+        if values:
+            return any(begins_as_image(bytes(value[:16])) for value in values)
     return False
 
 
-def _label_column(schema: Any) -> tuple[str | None, list[str]]:
-    """Name of the column of labels, if there is one that can be used, and names of its classes."""
+def _label_column(schema: Any) -> tuple[str | None, list[str], str | None]:
+    """Name of the column of labels, if there is one that can be used, and names of its classes.
+
+    The third is the name of one that is meant for labels and cannot be used.
+    """
     import pyarrow as pa
 
     features: Any = None
@@ -268,14 +289,18 @@ def _label_column(schema: Any) -> tuple[str | None, list[str]]:
             classes[name] = [str(n) for n in names] if isinstance(names, list) else []
     lower = {name.lower(): name for name in reversed(schema.names)}
     wanted = [lower[name] for name in _LABELS if name in lower]
+    useless = None
     for name in [*wanted, *(name for name in classes if name in schema.names)]:
         kind = schema.field(name).type
-        if pa.types.is_dictionary(kind):
-            kind = kind.value_type
-        types = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, _is_text)
-        if any(is_it(kind) for is_it in types):
-            return name, classes.get(name, [])
-    return None, []
+        plain = kind.value_type if pa.types.is_dictionary(kind) else kind
+        numbers = (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal)
+        if any(is_it(plain) for is_it in (*numbers, pa.types.is_boolean, _is_text)) or (
+            _is_bytes(plain) and not pa.types.is_nested(plain)
+        ):
+            return name, classes.get(name, []), None
+        if useless is None and not pa.types.is_null(kind):
+            useless = name
+    return None, [], useless
 
 
 def _path_of(row: Any) -> str | None:
@@ -321,11 +346,9 @@ def _is_as_listed(shard: _Shard, row: int, value: Any, label: Any) -> bool:
 
 
 def _picture(shard: _Shard, row: Any) -> Raw:
-    if not shard.fields:
-        return row or UnusableError("empty")
-    content, path = (row or {}).get("bytes"), _path_of(row)
+    content, path = ((row or {}).get("bytes"), _path_of(row)) if shard.fields else (row, None)
     if content or path is None:
-        return content or UnusableError("empty")
+        return bytes(content) if content else UnusableError("empty")
     file = _beside(shard, path)
     if not file.exists():
         return UnusableError(

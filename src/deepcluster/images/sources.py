@@ -100,6 +100,8 @@ def _find(source: Any) -> Listing:
 
 
 def _from_name(text: str) -> Listing:
+    if not text.strip():  # as of a variable of the shell that is not set
+        raise SourceError("the source is an empty text: give a folder, for this one `.`")
     path = Path(text).expanduser()
     there = is_there(path)
     if there and path.is_dir():

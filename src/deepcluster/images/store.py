@@ -35,7 +35,16 @@ from PIL import Image
 from deepcluster.config import DataSettings
 from deepcluster.errors import NoImagesError, SourceError
 from deepcluster.images.decode import Square, Wanted, look, quiet_pillow, square, squares
-from deepcluster.images.grey import Pixels, Range, Sampled, depth, find_range, said
+from deepcluster.images.grey import (
+    Pixels,
+    Range,
+    Sampled,
+    depth,
+    find_range,
+    misfits,
+    said,
+    said_of_misfits,
+)
 from deepcluster.images.listing import SAMPLE, Labels, Listing, Look, PassedOver, Raw, add_up
 from deepcluster.images.sinks import FileSink, MemorySink, free_cores, free_memory, pixel_digest
 from deepcluster.images.sources import NAMED, cache_folder, list_source
@@ -412,12 +421,14 @@ def _look(found: Listing, data: DataSettings) -> Look:
                 if one is not None:
                     sizes.append(one[0])
                     values += [one[1]] if one[1] is not None else []
+        scale = find_range(values) if values else None
         found.looks[deep] = Look(
             short_side=round(statistics.median(min(size) for size in sizes)) if sizes else None,
             far_from_square=statistics.fmean(max(s) > 2 * min(s) for s in sizes) if sizes else 0.0,
-            range=find_range(values) if values else None,
+            range=scale,
             depth=depth(values),
             mixed=len({one.whole for one in values}) > 1,
+            misfits=misfits(values, scale) if scale is not None else None,
         )
     return found.looks[deep]
 
@@ -443,7 +454,10 @@ def _remarks(
         sentences.append(f"passed over: {', '.join(wanted)}{more}")
     if data.range == "auto" and seen.range is not None and (seen.range != "full" or seen.mixed):
         sentences.append(said(seen.range, seen.depth))
-    if tally is not None and tally.outside:
+    found = seen.misfits if data.range == "auto" else None
+    if found is not None:
+        sentences += said_of_misfits(found)
+    if tally is not None and tally.outside and not (found and found.beyond):
         sentences.append(
             f"{tally.outside:,} of {count:,} images lie for the most part outside the range of "
             "grey values: give another one with --data.range LOW HIGH"

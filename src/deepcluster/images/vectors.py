@@ -7,6 +7,7 @@ and perhaps columns ``id`` (or ``path``) and ``label``.
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,11 @@ from typing import Any
 import numpy as np
 
 from deepcluster.errors import SourceError
+from deepcluster.files import SAVE_AS_UTF8, decode_text
+from deepcluster.images.arrays import tensor_values
 from deepcluster.images.content import content_of
+from deepcluster.images.labels import encode
+from deepcluster.images.listing import reason
 from deepcluster.images.store import ImageStore
 
 BLANK = 16  # side in pixels of what stands for an image that nobody gave
@@ -32,6 +37,9 @@ class Vectors:
     labels: np.ndarray | None = None  # (n,) int64; for measuring only
     label_names: list[str] | None = None
 
+    def __len__(self) -> int:
+        return len(self.rows)
+
 
 def read_vectors(source: Any) -> Vectors:
     """Vectors of a file, or an array ``(n, d)``.
@@ -40,20 +48,43 @@ def read_vectors(source: Any) -> Vectors:
         SourceError: there are none, or some are not finite.
     """
     if not isinstance(source, str | Path):
-        return _checked(Vectors("vectors", np.asarray(source)))
+        torch = sys.modules.get("torch")  # whoever has a tensor has imported it
+        if torch is not None and isinstance(source, torch.Tensor):
+            source = tensor_values(source)
+        try:
+            rows = np.asarray(source)
+        except ValueError as error:
+            raise SourceError("vectors: the rows are of several lengths") from error
+        return _checked(Vectors("vectors", rows))
     path = Path(source)
     if not path.is_file():
         raise SourceError(f"there is no file {path}: give a .npy or .parquet file of vectors")
-    if path.suffix == ".npy":
-        beside = path.with_suffix(".ids.txt")
-        ids = beside.read_text(encoding="utf-8").splitlines() if beside.is_file() else None
+    read = {".npy": _from_npy, ".parquet": _from_parquet}.get(path.suffix.lower())
+    if read is None:
+        raise SourceError(f"{path}: vectors come as .npy or .parquet")
+    try:
+        return _checked(read(path))
+    except SourceError:
+        raise
+    except OSError as error:
+        why = reason(error) if error.errno else "it is damaged"
+        raise SourceError(f"{path} cannot be read: {why}") from error
+    except Exception as error:  # of a damaged file, of any kind
+        raise SourceError(
+            f"{path} cannot be read: it is empty, damaged or cut off, or holds no numbers; "
+            "expected vectors (n, d)"
+        ) from error
+
+
+def _from_npy(path: Path) -> Vectors:
+    beside = path.with_suffix(".ids.txt")
+    ids = None
+    if beside.is_file():
         try:
-            return _checked(Vectors(path.stem, np.load(path, allow_pickle=False), ids))
-        except ValueError as error:
-            raise SourceError(f"{path} is no array of numbers: {error}") from error
-    if path.suffix == ".parquet":
-        return _checked(_from_parquet(path))
-    raise SourceError(f"{path}: vectors come as .npy or .parquet")
+            ids = decode_text(beside.read_bytes()).removesuffix("\n").split("\n")
+        except UnicodeDecodeError as error:
+            raise SourceError(f"{beside} {SAVE_AS_UTF8}") from error
+    return Vectors(path.stem, np.load(path, allow_pickle=False), ids)
 
 
 def _from_parquet(path: Path) -> Vectors:
@@ -80,13 +111,14 @@ def _from_parquet(path: Path) -> Vectors:
         raise SourceError(f"{path}: the vectors are of several lengths, or some are missing")
     rows = np.asarray(column.flatten()).reshape(len(table), -1)
     key = next((name for name in ("id", "path") if name in table.column_names), None)
-    ids = None if key is None else [str(value) for value in table[key].to_pylist()]
+    ids = None
+    if key is not None:
+        ids = [str(value) for value in table[key].to_pylist()]
+        if table[key].null_count:
+            raise SourceError(f"{path}: {table[key].null_count:,} rows have no {key}")
     labels, names = None, None
     if "label" in table.column_names:
-        values = [None if v is None else str(v) for v in table["label"].to_pylist()]
-        names = sorted({value for value in values if value is not None})
-        number = {name: k for k, name in enumerate(names)}
-        labels = np.array([-1 if v is None else number[v] for v in values], np.int64)
+        labels, names = encode(table["label"].to_pylist())
     return Vectors(path.stem, rows, ids, labels, names)
 
 
@@ -98,7 +130,7 @@ def _checked(found: Vectors) -> Vectors:
             f"{rows.shape}"
         )
     with np.errstate(over="ignore"):  # what float32 cannot hold is found below
-        rows = np.ascontiguousarray(rows, np.float32)
+        rows = np.require(rows, np.float32, ["C", "W"])  # torch wants to be able to write
     bad = int((~np.isfinite(rows)).any(1).sum())
     if bad:
         raise SourceError(f"{found.name}: {bad:,} of {len(rows):,} vectors hold NaN or infinity")

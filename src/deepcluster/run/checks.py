@@ -8,7 +8,7 @@ from typing import Any
 from deepcluster.files import check
 
 LINE = {"epoch": int, "loss": (int, float), "seconds": dict}
-_STATUSES = ("running", "interrupted", "failed", "done")
+_STATUSES = ("starting", "running", "interrupted", "failed", "done")
 _INFO = {"status": str, "name": str, "command": list, "started": str, "counts": dict}
 _INFO_MAY = {
     "scores": dict, "timings": dict, "versions": dict, "hardware": dict, "choice": dict,

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from deepcluster.errors import RunError
-from deepcluster.files import take_lock
+from deepcluster.files import refuse_unwritable, take_lock
 
 TOOL = "deepcluster"
 """Who wrote the folder, in run.json: nothing is deleted that lacks it."""
@@ -77,6 +77,7 @@ class RunFolder:
         run._restore()
         if run.path.exists() and not run.path.is_dir():
             raise RunError(f"{run.path} is a file: choose a folder with --out")
+        refuse_unwritable(run.path)
         if run.path.is_dir() and any(run.path.iterdir()):
             if not overwrite:
                 raise RunError(
@@ -256,6 +257,18 @@ class RunFolder:
             kept = kept.with_name(f"{self.path.resolve().name}.old-{number}")
         aside.path.rename(kept)
         return kept
+
+    def withdraw(self, *, keep_folder: bool) -> None:
+        """Delete a run in which nothing was done yet; the one it was to replace is back then.
+
+        Args:
+            keep_folder: leave an empty folder, if there was no run.
+        """
+        run = type(self)(self.path.resolve())
+        run.remove()
+        run._restore()
+        if keep_folder:
+            run.path.mkdir(exist_ok=True)
 
     # -- one fit at a time --------------------------------------------------------------------
 

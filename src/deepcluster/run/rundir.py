@@ -144,7 +144,9 @@ class RunDir(RunFolder):
                 config = override(Config(), {"start": "scratch", **values})
             except ConfigError as error:
                 raise DamagedError(str(error)) from error
-            missing = {"method", "clusters", "epochs", "size", "backbone"} - values.keys()
+            # cut off, TOML may still be TOML
+            needed = {"method", "clusters", "epochs", "size", "backbone", "data", "train", "final"}
+            missing = needed - values.keys()
             check(not missing, f"it says nothing of {', '.join(sorted(missing))}")
         return config
 

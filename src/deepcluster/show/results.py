@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import sys
 from collections import Counter
 from typing import Any
@@ -65,7 +66,10 @@ def print_run(run: RunDir, as_json: bool) -> None:
         return print_json({**facts, "run": str(run.path), **said})
     counts, scores = facts["counts"], facts.get("scores", {})
     status = facts["status"]
-    if status == "running" and not run.is_live():
+    if status == "starting":
+        status = "its images are being decoded"
+    stopped = facts["status"] != "done" and not run.is_live()
+    if stopped and status != "failed":
         status = "stopped before its end"
     show(
         f"{facts['name']}: {counts['images']:,} images, {counts['clusters']} clusters, {status}"
@@ -92,6 +96,10 @@ def print_run(run: RunDir, as_json: bool) -> None:
         )
     if status == "done":
         _print_changes(run, said)
+    if stopped:
+        show(f"to go on: `deepcluster fit … --out {shlex.quote(str(run.path))} --resume`")
+        if run.aside.path.exists():
+            show(f"the run that was there before is whole, in {run.aside.path}, until then")
     show(f"run folder: {run.path}")
     if run.pictures.is_dir():
         show(f"pictures:   {run.pictures}")

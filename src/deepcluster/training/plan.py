@@ -11,6 +11,7 @@ Long, because where the net begins, size, net, epochs and memory are one answer 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import statistics
@@ -20,6 +21,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import nn
 
 from deepcluster.backbones.adapt import hold, keep_statistics
 from deepcluster.backbones.features import find_speed
@@ -47,6 +49,7 @@ SIZES = (64, 48, 32)  # smaller sides that images may get, to keep to the time
 LATE = 0.1  # of the minutes that were given: by so much a fit may be expected to end after them
 TRIAL_SIDE = 32  # pixels; steps are timed at this side where several are to be compared
 TRIAL_PIXELS = 2**22  # of a batch: of larger ones a part is timed, of half as many pixels
+FIRST_PIXELS = 2**17  # of the first step, which says how many images the others may have
 SLOW_STEP = 2.0  # seconds; a step that takes so long need not be timed twice
 TRIAL_SHARE, TRIAL_MOST = 0.02, 10.0  # of the time that was given, and seconds: spent on timing
 
@@ -240,7 +243,13 @@ class Pace:
         self, minutes: float, *, rest: float, began: float, say: Callable[[str], None]
     ) -> None:
         self.seconds, self.rest, self.began, self.say = 60 * minutes, rest, began, say
+        self.told = ""  # the last sentence
         self.epochs: list[float] = []  # seconds of each
+
+    def tell(self, text: str) -> None:
+        """Say a sentence, and keep it."""
+        self.told = text
+        self.say(text)
 
     def __call__(self, done: int, epochs: int, seconds: float) -> int:
         """Epochs there shall be in all, once `done` of `epochs` are; the last took `seconds`."""
@@ -255,7 +264,7 @@ class Pace:
         left = min(round(room / each), int((room + LATE * self.seconds) / each))
         fewer = min(epochs, done + max(0, left))
         if fewer < epochs:
-            self.say(
+            self.tell(
                 f"{epochs} epochs would end {late:.0f} s after the {self.seconds / 60:g} minutes, "
                 f"since one takes {each:.2g} s now: there will be {fewer}"
             )
@@ -633,26 +642,26 @@ def estimate(
         n: number of images.
         channels: 1 or 3.
         store_bytes: bytes of the decoded images that stay in memory.
-        patience: seconds that may go into timing, beside the first step.
+        patience: seconds that may go into timing, beside the first steps.
     """
     assert isinstance(config.size, int)
     assert isinstance(config.epochs, int)
     assert isinstance(config.clusters, int)
     assert isinstance(config.train.batch_size, int)
     device = torch.device(config.device)
-    side = round(config.size * config.data.margin)
-    batch = config.train.batch_size
-    if config.start == "adapt":  # a step of a large net on large images takes seconds
-        batch = min(batch, ADAPT_TRIAL)
-    if device.type != "cuda" and batch * side**2 > TRIAL_PIXELS:  # a part of it tells as much
-        batch = min(batch, max(2, TRIAL_PIXELS // (2 * side**2)))
-    part = batch / config.train.batch_size
     with torch.random.fork_rng(devices=[]):
-        backbone = build_net(config, channels)
-        if config.start == "adapt":
+        backbone, size = _net_to_time(config, channels)
+        giant = (config.size / size) ** 2  # times the pixels of what is timed
+        side = round(size * config.data.margin)
+        batch = batch_size = config.train.batch_size
+        if config.start == "adapt":  # a step of a large net on large images takes seconds
+            batch = min(batch, ADAPT_TRIAL)
             hold(backbone)
+        if device.type != "cuda" and batch * side**2 > TRIAL_PIXELS:  # a part of it tells as much
+            batch = min(batch, max(2, TRIAL_PIXELS // (2 * side**2)))
         probe = dataclasses.replace(
             config,
+            size=size,
             deepcluster=dataclasses.replace(config.deepcluster, pseudo_clusters=batch),
         )
         method = load_method(config.method)(probe, backbone, batch)
@@ -664,34 +673,57 @@ def estimate(
         256, size=(batch, side, side, channels), dtype=np.uint8
     )
     names = [str(i) for i in range(batch)]
-    store = ImageStore(name="", pixels=pixels, size=config.size, ids=names, paths=[None] * batch)
+    store = ImageStore(name="", pixels=pixels, size=size, ids=names, paths=[None] * batch)
     deep = 3 if config.start == "adapt" else channels
-    preprocessing = Preprocessing(config.size, (0.5,) * deep, (0.25,) * deep)
-    one_step = Step(method, optimizer, config, preprocessing, Batches(store, device))
+    preprocessing = Preprocessing(size, (0.5,) * deep, (0.25,) * deep)
+    one_step = Step(method, optimizer, probe, preprocessing, Batches(store, device))
     one_step.begin(0)
-    index = torch.arange(batch)
 
-    def step() -> float:
+    updates: list[float] = []  # seconds of each step in the optimizer: the same for any batch
+    optimizer.register_step_pre_hook(lambda *_: updates.append(-time.perf_counter()))
+    optimizer.register_step_post_hook(
+        lambda *_: updates.append(updates.pop() + time.perf_counter())
+    )
+
+    def step(count: int) -> float:
         start = time.perf_counter()
-        one_step(index)
+        one_step(torch.arange(count))
         float(one_step.total)  # waits for the device
         return time.perf_counter() - start
 
     held: dict[int, int] = {}  # storages that wait for the backward pass, and their bytes
+    weights = {p.shape for p in method.parameters() if p.ndim > 1}  # type: ignore[attr-defined]
 
     def note(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        held[storage.data_ptr()] = storage.nbytes()
+        if tensor.shape not in weights:  # those are as many for any batch
+            storage = tensor.untyped_storage()
+            held[storage.data_ptr()] = storage.nbytes()
         return tensor.detach()  # with what made it, it would hold itself in memory for good
 
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        first = step()  # it builds kernels, which tells in short steps alone
+    noting = torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor)
+    most, slow = batch, False
+    if device.type != "cuda" and batch * side**2 > FIRST_PIXELS:
+        batch = min(batch, max(2, FIRST_PIXELS // side**2))
+        with noting:
+            first = step(batch)  # it builds kernels, which tells in short steps alone
+        slow = first > SLOW_STEP
+        if not slow:
+            held.clear()
+            each = (step(batch) - updates[-1]) / batch
+            batch = min(most, max(batch, int(SLOW_STEP / each)))
+    if not slow:
+        with noting:
+            first = step(batch)
+        slow = device.type != "cuda" and first > SLOW_STEP
     if device.type == "cuda":
-        step()  # the second one records
-    timed = [first if device.type != "cuda" and first > SLOW_STEP else step()]
+        step(batch)  # the second one records
+    timed = [first if slow else step(batch)]
     while sum(timed) < patience or (len(timed) < 2 and timed[0] < SLOW_STEP):
-        timed.append(step())
-    seconds_an_image = STEP_EXTRAS * statistics.median(timed) / batch
+        timed.append(step(batch))
+    part = batch / (giant * batch_size)
+    update = statistics.median(updates[-len(timed) :])
+    seconds = (statistics.median(timed) - update) / part + update  # a whole step's
+    seconds_an_image = STEP_EXTRAS * seconds / batch_size
     choosing = CHOOSING * config.clusters if config.final.choose else 0.0
     passes = 1.5 if config.method == "deepcluster" else 1.0  # features of all images an epoch
     forward = seconds_an_image / (3 * method.views)
@@ -707,3 +739,21 @@ def estimate(
         rest=n * (forward + AFTERWARDS / min(2, torch.get_num_threads())) + choosing,
         epochs=config.epochs,
     )
+
+
+def _net_to_time(config: Config, channels: int) -> tuple[nn.Module, int]:
+    """The net, and the side of the images to time steps with: of giants, a part of theirs.
+
+    The time of a net without attention grows with the number of pixels, so a part of them tells as
+    much; to time a step of two whole images may take a minute.
+    """
+    assert isinstance(config.size, int)
+    size = config.size
+    while 2 * round(size * config.data.margin) ** 2 > FIRST_PIXELS:
+        size //= 2
+    if size < config.size and config.start == "scratch" and not config.device.startswith("cuda"):
+        with contextlib.suppress(ConfigError):  # not every net takes every size
+            net = build_net(dataclasses.replace(config, size=size), channels)
+            if not any("attention" in type(each).__name__.lower() for each in net.modules()):
+                return net, size
+    return build_net(config, channels), config.size

@@ -1,0 +1,86 @@
+"""Vectors of files and arrays: read with their ids and labels, or refused in our words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from deepcluster.errors import SourceError
+from deepcluster.images.vectors import read_vectors
+
+ROWS = np.random.default_rng(0).normal(size=(6, 4))
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ROWS,
+        ROWS.astype(np.float16),
+        ROWS.tolist(),
+        torch.from_numpy(ROWS).requires_grad_(),
+        torch.from_numpy(ROWS).bfloat16(),
+    ],
+)
+def test_arrays_and_tensors(given: Any) -> None:
+    np.testing.assert_allclose(read_vectors(given).rows, ROWS, atol=0.02)
+
+
+def test_ids_end_at_a_line_feed(tmp_path: Path) -> None:
+    ids = ["a\x0bb", "c\u2028d", "e", "f", "g", "h"]
+    np.save(tmp_path / "v.npy", ROWS)
+    for encoding in ("utf-8", "utf-16"):
+        (tmp_path / "v.ids.txt").write_bytes("\n".join([*ids, ""]).encode(encoding))
+        assert read_vectors(tmp_path / "v.npy").ids == ids
+    (tmp_path / "v.npy").rename(tmp_path / "v.NPY")
+    assert read_vectors(tmp_path / "v.NPY").ids == ids
+    (tmp_path / "v.ids.txt").write_bytes(b"\xff\n" * 6)
+    with pytest.raises(SourceError, match=r"v\.ids\.txt is text in neither .* save it as UTF-8"):
+        read_vectors(tmp_path / "v.NPY")
+
+
+def test_labels_are_as_those_of_images(tmp_path: Path) -> None:
+    labels = pa.array([1.0, 2.0, None, float("nan"), -1.0, 1.0])
+    pq.write_table(pa.table({"vector": ROWS.tolist(), "label": labels}), tmp_path / "v.parquet")
+    found = read_vectors(tmp_path / "v.parquet")
+    assert found.labels is not None and found.labels.tolist() == [0, 1, -1, -1, -1, 0]
+    assert found.label_names == ["1", "2"]
+
+
+def _parquet(path: Path) -> None:
+    pq.write_table(pa.table({"v": ROWS.tolist(), "id": ["a", None, *"cdef"]}), path)
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "words"),
+    [
+        ("a.npy", lambda path: path.write_bytes(b""), "empty, damaged or cut off"),
+        ("a.npy", lambda path: path.write_bytes(bytes(1000)), "empty, damaged or cut off"),
+        ("a.parquet", lambda path: path.write_bytes(b"PAR1junk"), "empty, damaged or cut off"),
+        ("a.parquet", _parquet, "1 rows have no id"),
+        ("a.csv", lambda path: path.write_text("1,2"), r"come as \.npy or \.parquet"),
+    ],
+)
+def test_files_that_are_refused(tmp_path: Path, name: str, write: Any, words: str) -> None:
+    write(tmp_path / name)
+    with pytest.raises(SourceError, match=words) as caught:
+        read_vectors(tmp_path / name)
+    assert name in str(caught.value)
+
+
+def test_a_shape_that_the_file_does_not_hold(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.zeros((2, 4)))
+    raw = (tmp_path / "a.npy").read_bytes()
+    (tmp_path / "a.npy").write_bytes(raw.replace(b"(2, 4), }          ", b"(90000000000, 4), }"))
+    with pytest.raises(SourceError, match="empty, damaged or cut off"):
+        read_vectors(tmp_path / "a.npy")
+
+
+def test_rows_of_several_lengths() -> None:
+    with pytest.raises(SourceError, match="several lengths"):
+        read_vectors([[1.0], [2.0, 3.0]])
