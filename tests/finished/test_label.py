@@ -115,6 +115,8 @@ def test_evaluate_measures_on_what_it_never_saw(run: RunDir, folder: Path, tmp_p
 @pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
 @pytest.mark.parametrize("to", ["onnx", "torchscript"])
 def test_one_file_from_image_to_class(to: str, run: RunDir, folder: Path, tmp_path: Path) -> None:
+    if to == "onnx":
+        pytest.importorskip("onnxscript")
     taught(run, tmp_path)
     found = predict_source(run, folder, device="cpu")
     expected = classify(run, found)
