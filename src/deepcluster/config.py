@@ -7,6 +7,8 @@ means: chosen by :func:`deepcluster.training.plan.resolve` from the images' size
 and from the device, never from the data set's name; what was chosen is written to the run's
 ``config.toml``.
 A recipe (``recipes/*.toml``) is a set of values for these fields, and nothing else.
+
+Long, because each setting stands here with its help and its range, and nowhere else.
 """
 
 from __future__ import annotations

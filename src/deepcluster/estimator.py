@@ -1,4 +1,7 @@
-"""DeepCluster, the scikit-learn-style front: images in, clusters out, nothing on disk."""
+"""DeepCluster, the scikit-learn-style front: images in, clusters out, nothing on disk.
+
+Long, because half of it are the docstrings of one public class.
+"""
 
 from __future__ import annotations
 

@@ -10,6 +10,8 @@ others keep their ids. How a pixel becomes 8 bits is told in :mod:`deepcluster.i
 :mod:`deepcluster.images.grey`.
 
 Labels are for measuring only; nothing that learns reads them.
+
+Long, because what opens a store and what is read of it share the order and the ids of its images.
 """
 
 from __future__ import annotations
