@@ -122,7 +122,8 @@ def peers(x: np.ndarray, k: int, seed: int) -> dict[str, np.ndarray]:
     if importlib.util.find_spec("evoc"):
         import evoc
 
-        found["EVoC"] = evoc.EVoC(random_state=seed).fit_predict(x) + 1
+        wide = np.pad(x, ((0, 0), (0, max(0, 8 - x.shape[1]))))  # it needs more than two columns
+        found["EVoC"] = evoc.EVoC(random_state=seed).fit_predict(wide) + 1
     return found
 
 
