@@ -64,6 +64,11 @@ def test_names_from_an_earlier_run(
     first, second = tmp_path / "first", tmp_path / "second"
     assert run_app(["fit", str(source), "--out", str(first), "--no-report", *QUICK]) == 0
     labels = tmp_path / "labels.csv"
+    RunDir.open(first).write_clusters({"names": {"1": "a name"}, "merged": {}})
+    assert run_app(["info", str(first)]) == 0
+    out = capsys.readouterr().out
+    assert "1: a name" in out and "scores above" not in out  # the clusters are those of the fit
+    RunDir.open(first).write_clusters({"names": {}, "merged": {}})
     ids = RunDir.open(first).read_items()["id"].to_pylist()
     rows = [f"{id_},9,made by [bold]hand,person" for id_ in ids[:5]]
     labels.write_text("\n".join(["id,cluster,name,by", *rows]))
