@@ -2,6 +2,7 @@
 
     python benchmarks/kmeans.py
     python benchmarks/kmeans.py --rows 100000 --features 256 --clusters 4000 --json
+    python benchmarks/kmeans.py --quick    # one line, to be compared between two commits in turns
 
 Each engine gets the same float32 rows and the same start centres, does the same number of Lloyd
 iterations on all rows and then assigns them; the engines take turns, and the median of the repeats
@@ -22,6 +23,7 @@ import warnings
 from collections.abc import Callable
 
 import numpy as np
+import record
 import sklearn
 import torch
 from sklearn.cluster import KMeans
@@ -75,7 +77,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--cpu-time", action="store_true")
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--quick", action="store_true", help="a small task on one thread, one line")
     args = parser.parse_args()
+    if args.quick:
+        args.rows, args.features, args.clusters, args.threads = 20_000, 64, [200], 1
+        args.repeats, args.cpu_time = 7, True
 
     torch.set_num_threads(args.threads)
     engines: dict[str, Engine] = {"deepcluster": ours, "scikit-learn": scikit_learn}
@@ -119,6 +125,10 @@ def main() -> None:
         "scikit-learn": sklearn.__version__,
         "faiss": faiss.__version__ if faiss is not None else None,
     }
+    if args.quick:
+        times = "  ".join(f"{line['engine']} {line['seconds']:.3f} s" for line in lines)
+        print(f"kmeans {record.commit()}  {times}  ratio {lines[1]['ratio']:.2f} to scikit-learn")
+        return
     if args.json:
         print(json.dumps({"setting": setting, "results": lines}))
         return

@@ -4,6 +4,7 @@
     python benchmarks/quality.py --sets digits --methods pixels dec deepcluster
     python benchmarks/quality.py --data FOLDER --sets mnist --methods deepcluster --minutes 5
     python benchmarks/tables.py    # then write docs/benchmarks.md anew
+    python benchmarks/quality.py --quick    # one line, to be compared between two commits in turns
 
 FOLDER holds mnist-train.parquet, fashion-mnist-train.parquet and cifar10-train.parquet (Hugging
 Face layout); the digits come with scikit-learn. Of a larger set every so manieth image is taken.
@@ -245,7 +246,15 @@ def main() -> None:
     parser.add_argument("--clustering-epochs", type=int, default=150, help="of DEC, IDEC and DCN")
     parser.add_argument("--again", action="store_true", help="replace what the file holds")
     parser.add_argument("--stop-after", type=float, help="start nothing after so many minutes")
+    parser.add_argument("--quick", action="store_true", help="our fit of the digits in ten epochs")
     args = parser.parse_args()
+    if args.quick:
+        torch.set_num_threads(1)
+        store, truth = open_set("digits", None, 1797)
+        line = measure(METHODS["deepcluster"], Task(store, 10, 0, 0, {"epochs": 10}), 0, 1, truth)
+        figures = "  ".join(f"{n} {line[n]:.4f}" for n in ("nmi", "acc", "ari"))
+        print(f"quality {record.commit()}  {figures}  {line['cpu_seconds']:.1f} s of the processor")
+        return
     began = time.perf_counter()
     torch.set_num_threads(args.threads)
     circumstances = record.circumstances()

@@ -17,7 +17,8 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks/results"
-DOCUMENTS = [ROOT / "docs/benchmarks.md", ROOT / "README.md"]
+DOCUMENTS = [ROOT / "docs/benchmarks.md", ROOT / "README.md", ROOT / "docs/guide.md"]
+LOG = ROOT / "docs/log.md"
 PICTURE = ROOT / "docs/images/minutes.svg"
 
 SAME = {"62ef4d0": "8b0494c", "8e1e596": "8b0494c"}
@@ -35,8 +36,16 @@ METHODS = {
     "deepcluster": "**deepcluster**",
 }
 FULL = {"pretrain_epochs": 100, "clustering_epochs": 150}  # ClustPy's defaults
-GPU_ROWS = [("mnist", 3), ("fashion-mnist", 3), ("cifar10", 10), ("imagenette", 8)]
-"""What benchmarks/gpu.py is to measure."""
+GPU_ROWS = [("mnist", 3, 10), ("fashion-mnist", 3, 10), ("cifar10", 10, 10), ("imagenette", 8, 10)]
+GPU_ROWS += [("kmnist", 3, 10), ("svhn", 8, 10), ("stl10", 8, 10)]
+GPU_ROWS += [("cifar100", 8, 100), ("cifar100:coarse", 8, 20)]
+"""What benchmarks/gpu.py is to measure: set, minutes, clusters."""
+PUBLISHED = {
+    "iic": "IIC, table 1: DeepCluster, k = 10",
+    "and": "AND, table 1: DeepCluster, AlexNet",
+    "solo-learn": "solo-learn: DeepCluster v2, ResNet-18",
+}
+SCORES = {"acc": "ACC", "knn": "kNN", "linear_probe": "linear probe"}
 
 IN_README = [("mnist", 10), ("fashion-mnist", 15), ("cifar10", 15), ("cifar10", 60)]
 IN_README += [("imagenette", 15)]
@@ -233,11 +242,60 @@ def gpu(runs: list[Line]) -> str:
         images = f"{name}, {lines[0]['images']:,}; {where}"
         rows.append([images, minutes, *fit_cells(lines), *cells])
     done = {(name, minutes) for name, minutes, *_ in measured}
-    for name, minutes in GPU_ROWS:
-        if (name, f"{minutes:g}") not in done:
+    commands = []
+    for name, minutes, clusters in GPU_ROWS:
+        if (name.replace(":", "-"), f"{minutes:g}") not in done:
             rows.append([name, f"{minutes:g}", "not measured", *[""] * (len(columns) - 3)])
+            many = "" if clusters == 10 else f" --clusters {clusters}"
+            commands.append(f"python benchmarks/gpu.py --set {name} --minutes {minutes}{many}")
     text = table(columns, rows)
+    if commands:
+        todo = "\n".join(commands)
+        text += "\n\nWhat measures the others, each in one call (downloads the set):"
+        text += f"\n\n```sh\n{todo}\n```"
     return f"{text}\n\n{sources(runs)}" if runs else text
+
+
+def published(runs: list[Line]) -> str:
+    """A row a published figure: what it says, what was measured here."""
+    import published as script
+
+    rows = []
+    for name, title in PUBLISHED.items():
+        own = [line for line in runs if line["row"] == name]
+        task = script.ROWS[name]
+        for score, value in task["published"].items():
+            cells = ["not measured", "", ""]
+            if own:
+                cells = [
+                    spread(line["scores"][score] for line in own),
+                    listed(line["epochs"] for line in own),
+                    f"{listed(map(machine, own))}; {listed(line['commit'] for line in own)}",
+                ]
+            command = f"`python benchmarks/published.py --data FOLDER --row {name} --minutes 9`"
+            words = [title, SCORES[score], task["measured"], f"{value:.4g}", *cells, command]
+            rows.append(words)
+    head = ["CIFAR-10", "score", "on", "published", "here", "epochs", "where", "command"]
+    return table(head, rows)
+
+
+def paper(runs: list[Line]) -> str:
+    """What a whole run of the paper's recipe would cost, a sentence a machine."""
+    script = (
+        "`python benchmarks/paper_cost.py --photographs FILE.parquet --device cuda --batch 256`"
+    )
+    said = []
+    for line in runs:
+        whole = line["whole"]
+        said.append(
+            f"{machine(line)}: {whole['hours']:,.0f} hours, {whole['epoch_hours']:.1f} an epoch "
+            f"({whole['kmeans_share']:.0%} of it PCA and k-means), and {whole['decode_hours']:.1f} "
+            f"to decode once; {whole['memory_gb']:.0f} GB of memory, {whole['disk_gb']:.0f} GB of "
+            "disk."
+        )
+    if not any("gpu" in line["hardware"] for line in runs):
+        said.append(f"On a GPU: not measured; {script} does.")
+    return "\n".join(f"- {sentence}" for sentence in said)
 
 
 # -- the README's table -----------------------------------------------------------------------
@@ -281,6 +339,49 @@ def reached(scores: list[Line], lines: list[Line], asked: float) -> list[str]:
         f"{took:.1f} minutes on {cores} (`--minutes {asked:g}`)",
         lines[0]["commit"],
     ]
+
+
+def logged(row: str, column: str) -> str:
+    """A cell of the table of starts in the log, which says its seeds and its machine."""
+    text = LOG.read_text(encoding="utf-8")
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()]
+    head = next(cells for cells in lines if column in cells)
+    cells = next(cells for cells in lines[lines.index(head) :] if cells and cells[0] == row)
+    nmi = cells[head.index(column)].strip("*").split()[0]
+    return f"{float(nmi):.3f}"
+
+
+def first(peers: list[Line], sizes: list[Line]) -> str:
+    """NMI of a few kinds of images, for the README's first screen."""
+
+    def of(name: str, method: str) -> str:
+        scores = [line["nmi"] for line in peers if (line["set"], line["method"]) == (name, method)]
+        return f"{statistics.mean(scores):.3f}" if scores else "not measured"
+
+    def unequal(name: str, ratio: int | None, method: str) -> str:
+        lines = [line for found in sizes for line in found["lines"]]
+        scores = [
+            line["nmi"][method] for line in lines if (line["set"], line["ratio"]) == (name, ratio)
+        ]
+        return f"{statistics.mean(scores):.3f}" if scores else "not measured"
+
+    def row(title: str, name: str, frozen: str) -> list[str]:
+        ours = (of(name, method) for method in ("pixels", "umap-hdbscan"))
+        return [title, *ours, frozen, of(name, "deepcluster")]
+
+    def uneven_row(title: str, name: str, ratio: int | None) -> list[str]:
+        given = [f"{unequal(name, ratio, method)} \\*" for method in ("k-means", "HDBSCAN")]
+        return [title, *given, "not measured", unequal(name, ratio, "ours")]
+
+    rows = [
+        row("1,797 digits", "digits", logged("digits", "frozen 160 px")),
+        row("10,000 photographs (CIFAR-10)", "cifar10", logged("CIFAR-10", "frozen 160 px")),
+        ["the same, with `--start adapt`", "", "", "", logged("CIFAR-10", "adapted")],
+        uneven_row("blood cells, 4,153 / 372 / 361", "blood", None),
+        uneven_row("MNIST, the largest group 50 times the smallest", "mnist", 50),
+    ]
+    head = ["NMI", "k-means on the pixels", "UMAP, HDBSCAN", "a frozen net"]
+    return table([*head, "deepcluster"], rows)
 
 
 # -- the documents ----------------------------------------------------------------------------
@@ -384,10 +485,13 @@ def fill(text: str) -> str:
     timed = read("fit-*.json")
     filled = {
         "quality": quality(peers),
+        "first": first(peers, read("uneven.json")),
         "readme": readme(timed, peers),
         "fits": fits(timed),
         "picture": picture(timed),
         "gpu": gpu(read("gpu-*.json")),
+        "paper": paper(read("paper-cost-*.json")),
+        "published": published(read("published-*.json")),
         "uneven": uneven(read("uneven.json")),
     }
 

@@ -8,8 +8,8 @@ the largest class RATIO times the smallest, in an order drawn anew for each seed
 as they are. Shapes made here come beside them: a giant with two groups of 3 % (round, and long),
 two moons, two rings, blobs. The graph cut, k-means, average linkage and a Gaussian mixture (full
 covariances of 20 principal components) get the true number of clusters, and HDBSCAN (the same
-components, groups of 15) finds its own; its noise counts as a cluster. Last, the number of clusters
-that ``choose_clusters`` finds among 2 to 30.
+components, groups of 15) and EVoC (of the extra ``peers``) find their own; their noise counts as
+a cluster. Last, the number of clusters that ``choose_clusters`` finds among 2 to 30.
 
 NMI with the labels, which serve for nothing else.
 """
@@ -17,6 +17,7 @@ NMI with the labels, which serve for nothing else.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import re
 import sys
 import time
@@ -112,12 +113,18 @@ def peers(x: np.ndarray, k: int, seed: int) -> dict[str, np.ndarray]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Best performing initialization")  # did not converge
         mixed = mixture.fit_predict(few)
-    return {
+    found = {
         "k-means": KMeans(k, n_init=3, random_state=seed).fit_predict(x),
         "average linkage": AgglomerativeClustering(k, linkage="average").fit_predict(x),
         "HDBSCAN": HDBSCAN(min_cluster_size=15, copy=True).fit_predict(few) + 1,  # noise is 0
         "Gaussian mixture": mixed,
     }
+    if importlib.util.find_spec("evoc"):
+        import evoc
+
+        wide = np.pad(x, ((0, 0), (0, max(0, 8 - x.shape[1]))))  # it needs more than two columns
+        found["EVoC"] = evoc.EVoC(random_state=seed).fit_predict(wide) + 1
+    return found
 
 
 def measure(x: np.ndarray, y: np.ndarray, seed: int) -> dict[str, Any]:

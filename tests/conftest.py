@@ -1,10 +1,13 @@
 """Images, settings and a run small enough for a test."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the command line, before torch is loaded
 
 import numpy as np
 import pytest

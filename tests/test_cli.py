@@ -427,3 +427,18 @@ def test_unicode_folder(tmp_path: Path) -> None:
     command = ["fit", str(place.parent), "--labels", "folders", "--out", str(run), *QUICK]
     assert run_app(command) == 0
     assert "猫 3.png" in (run / "items.csv").read_text(encoding="utf-8")
+
+
+def test_threads_that_wait_sleep_unless_told_otherwise() -> None:
+    code = (
+        "import os, sys; sys.argv = ['deepcluster', '--version']\n"
+        "import deepcluster.__main__ as entry; assert 'torch' not in sys.modules\n"
+        "import deepcluster.cli as cli; cli.main = lambda: print(os.environ['OMP_WAIT_POLICY'])\n"
+        "entry.main()"
+    )
+    for given, expected in [({}, "passive"), ({"OMP_WAIT_POLICY": "active"}, "active")]:
+        kept = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"} | given
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=kept, capture_output=True, text=True, check=True
+        )
+        assert done.stdout.strip() == expected

@@ -165,6 +165,8 @@ def test_a_run_of_tomorrow_is_refused(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore")  # of TensorBoard's own imports
 def test_tensorboard_gets_scalars_and_grids(tmp_path: Path) -> None:
     from conftest import TINY
+
+    pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     config = override(Config(), TINY)

@@ -114,3 +114,11 @@ def test_version_is_the_newest_of_the_changelog() -> None:
     text = (SRC.parent.parent / "CHANGELOG.md").read_text()
     newest = next(line for line in text.splitlines() if line.startswith("## "))
     assert deepcluster.__version__ in newest
+
+
+def test_the_citation_has_the_version_and_the_licence() -> None:
+    import deepcluster
+
+    text = (SRC.parent.parent / "CITATION.cff").read_text()
+    assert f"\nversion: {deepcluster.__version__}\n" in text
+    assert "\nlicense: Apache-2.0\n" in text

@@ -1,7 +1,7 @@
 """Cluster unlabelled images, and get a backbone pretrained on them.
 
 >>> from deepcluster import DeepCluster
->>> clusters = DeepCluster(n_clusters=10, random_state=0).fit_predict(images)  # doctest: +SKIP
+>>> clusters = DeepCluster(n_clusters=10, minutes=30).fit_predict(images)
 """
 
 from __future__ import annotations

@@ -92,12 +92,35 @@ class DeepClusterClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         return self
 
     def predict_proba(self, images: Any) -> np.ndarray:
-        """Calibrated probabilities ``(n, c)``, NaN for images that cannot be read."""
+        """Calibrated probabilities of the classes.
+
+        Args:
+            images: as for :meth:`DeepCluster.predict`.
+
+        Returns:
+            ``(n, c)`` float64, columns as in ``classes_``, rows that sum to 1; NaN for images that
+            cannot be read.
+
+        Raises:
+            NotFittedError: before :meth:`fit`.
+            SourceError: the source cannot be opened.
+        """
         check_is_fitted(self, "classifier_")
         return self._probabilities(self.clusterer_.transform(images))
 
     def predict(self, images: Any) -> np.ndarray:
-        """The class of each image, ``(n,)``; -1 or "" for images that cannot be read."""
+        """The class of each image.
+
+        Args:
+            images: as for :meth:`DeepCluster.predict`.
+
+        Returns:
+            ``(n,)``, of the type of ``classes_``; -1 or "" for images that cannot be read.
+
+        Raises:
+            NotFittedError: before :meth:`fit`.
+            SourceError: the source cannot be opened.
+        """
         return self._named(self.predict_proba(images))
 
     def _probabilities(self, embeddings: np.ndarray) -> np.ndarray:

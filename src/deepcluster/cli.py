@@ -640,7 +640,9 @@ def main() -> None:
         if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
             signal.signal(number, _interrupt)
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a file's name need not be UTF-8
-            stream.reconfigure(errors="surrogateescape")
+        if isinstance(stream, io.TextIOWrapper):
+            # a file's name need not be UTF-8, and a pipe's encoding may lack letters of one
+            encoding = stream.encoding if stream.isatty() else "utf-8"
+            stream.reconfigure(encoding=encoding, errors="surrogateescape")
     keep_freed_memory()
     sys.exit(run_app())

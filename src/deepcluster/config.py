@@ -7,6 +7,8 @@ means: chosen by :func:`deepcluster.training.plan.resolve` from the images' size
 and from the device, never from the data set's name; what was chosen is written to the run's
 ``config.toml``.
 A recipe (``recipes/*.toml``) is a set of values for these fields, and nothing else.
+
+Long, because each setting stands here with its help and its range, and nowhere else.
 """
 
 from __future__ import annotations
@@ -271,7 +273,11 @@ class FinalSettings:
 
 @dataclass(frozen=True)
 class Config:
-    """All settings of a fit."""
+    """All settings of a fit: frozen, no value is checked before :func:`override` or a fit.
+
+    >>> override(Config(), {"clusters": 12, "train.lr": 0.1}).clusters
+    12
+    """
 
     method: str = "contrastive-clusters"
     """How the backbone learns."""
@@ -338,6 +344,12 @@ def recipe_names() -> list[str]:
 def load_recipe(name: str) -> dict[str, Any]:
     """Values of a named recipe, or of a TOML file if `name` is a path that ends in ``.toml``.
 
+    Args:
+        name: default, paper, chainer, or a path.
+
+    Returns:
+        Nested values, as :func:`override` takes them; none for ``default``.
+
     Raises:
         ConfigError: there is no such recipe or file, or it is not TOML.
     """
@@ -390,8 +402,11 @@ def override(config: Config, values: Mapping[str, Any]) -> Config:
         config: the settings to start from.
         values: nested (``{"train": {"lr": 0.1}}``) or dotted (``{"train.lr": 0.1}``) names.
 
+    Returns:
+        The copy; `config` stays as it is.
+
     Raises:
-        ConfigError: a name that does not exist, or a value of the wrong type.
+        ConfigError: a name that does not exist, or a value of the wrong type or out of its range.
     """
     for name, value in flatten(values).items():
         config = _replace(config, name.split("."), value, name)

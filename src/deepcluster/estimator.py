@@ -1,4 +1,7 @@
-"""DeepCluster, the scikit-learn-style front: images in, clusters out, nothing on disk."""
+"""DeepCluster, the scikit-learn-style front: images in, clusters out, nothing on disk.
+
+Long, because half of it are the docstrings of one public class.
+"""
 
 from __future__ import annotations
 
@@ -106,6 +109,15 @@ class DeepCluster(
         config_: the resolved settings.
         model_: the fitted model; ``model_.backbone`` is the net.
         starts_: a dict for each start that was tried, the kept one first; empty if one was.
+
+    Source:
+        the order of its steps is this project's own (docs/log.md); that k-means on a net's features
+        can train it is of Caron et al., "Deep Clustering for Unsupervised Learning of Visual
+        Features" (ECCV 2018).
+
+    >>> found = DeepCluster(n_clusters=3, epochs=1, random_state=0).fit(images)
+    >>> found.labels_.shape == (len(images),)
+    True
     """
 
     def __init__(
@@ -145,6 +157,11 @@ class DeepCluster(
 
         Returns:
             self
+
+        Raises:
+            ConfigError: settings that do not exist or do not go together.
+            SourceError: the source cannot be opened.
+            NoImagesError: there is no usable image in it.
         """
         own_net = copy.deepcopy(self.backbone) if isinstance(self.backbone, nn.Module) else None
         asked = self._asked(own_net)
@@ -247,6 +264,10 @@ class DeepCluster(
 
         Returns:
             self
+
+        Raises:
+            ConfigError: settings that do not exist or do not go together.
+            SourceError: they are no such array or file.
         """
         self._started = datetime.now().astimezone().isoformat()
         rows, store = pair(read_vectors(embeddings), None)
@@ -308,7 +329,18 @@ class DeepCluster(
         self.cluster_centers_ = sums / np.maximum(sizes, 1)[:, None]
 
     def fit_predict(self, images: Any, y: Any = None) -> np.ndarray:
-        """Fit, and the cluster of each image, ``(n,)`` int64; -1 for those that cannot be read."""
+        """Fit, and the cluster of each image.
+
+        Args:
+            images: as for :meth:`fit`.
+            y: never looked at.
+
+        Returns:
+            ``(n,)`` int64, in the order of the images; -1 for those that cannot be read.
+
+        Raises:
+            ConfigError: as :meth:`fit`, and so are SourceError and NoImagesError.
+        """
         self.fit(images)
         return one_row_each(self.labels_, self.kept_, self.n_images_, -1)
 
@@ -357,14 +389,34 @@ class DeepCluster(
         return store.rows(found, np.nan)
 
     def transform(self, images: Any) -> np.ndarray:
-        """Embeddings of images, ``(n, d)`` float32, rows of length 1.
+        """Embeddings of images.
 
-        There is a row for each image, in their order; of those that cannot be read it is NaN.
+        Args:
+            images: as for :meth:`fit`.
+
+        Returns:
+            ``(n, d)`` float32, rows of length 1, in the order of the images; NaN for those that
+            cannot be read.
+
+        Raises:
+            NotFittedError: before :meth:`fit`.
+            SourceError: the source cannot be opened.
         """
         return self._embed(images)
 
     def predict(self, images: Any) -> np.ndarray:
-        """Clusters of images, ``(n,)`` int64, in their order; -1 for those that cannot be read."""
+        """Clusters of images.
+
+        Args:
+            images: as for :meth:`fit`.
+
+        Returns:
+            ``(n,)`` int64, in the order of the images; -1 for those that cannot be read.
+
+        Raises:
+            NotFittedError: before :meth:`fit`.
+            SourceError: the source cannot be opened.
+        """
         embeddings = self._embed(images)
         labels = np.full(len(embeddings), -1, np.int64)
         good = np.isfinite(embeddings).all(axis=1)
@@ -415,6 +467,9 @@ class DeepCluster(
         Args:
             folder: a run folder.
             backbone: the net, where it was a module of your own: its weights are read into it.
+
+        Returns:
+            The estimator; it holds no images.
 
         Raises:
             RunError: it is no finished run, or its net is a module of your own and not given.

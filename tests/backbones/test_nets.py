@@ -170,7 +170,7 @@ def test_exported_net_gives_the_same_features_in_timm(name, channels, sobel, tmp
         assert torch.equal(loaded(images(channels, size)), expected)
         assert loaded.num_features == net.num_features
         data = timm.data.resolve_data_config(model=loaded)
-        assert data["input_size"] == (channels, size, size)
+        assert tuple(data["input_size"]) == (channels, size, size)
         assert list(data["mean"]) == [0.5] * channels
         assert list(data["std"]) == [0.25] * channels
     assert type(loaded.feature_activation) is type(net.feature_activation)  # the last: load_timm

@@ -1,6 +1,7 @@
 """The benchmarks' document is what the results say; what writes the results says what it should."""
 
 import importlib
+import io
 import json
 import sys
 from pathlib import Path
@@ -8,9 +9,13 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
+from conftest import make_shapes
 from make_run import write_run
+from PIL import Image
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -23,7 +28,7 @@ def load(monkeypatch: pytest.MonkeyPatch) -> Any:
         return importlib.import_module(name)
 
     yield one
-    for name in ("record", "quality", "tables", "fit", "gpu", "uneven"):
+    for name in ("record", "quality", "kmeans", "tables", "fit", "gpu", "uneven", "published"):
         sys.modules.pop(name, None)
 
 
@@ -209,3 +214,42 @@ def test_the_gpu_benchmark_runs_on_a_processor(
     found = json.loads(path.read_text(encoding="utf-8"))
     assert 0 < found["share_of_peak"] < 1
     assert found["flop_per_image"] > 1e5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["kmeans", "quality"])
+def test_quick_prints_one_line(
+    load: Any, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_main(load(name), monkeypatch, "--quick")
+    (said,) = capsys.readouterr().out.splitlines()
+    assert said.startswith(name) and " s" in said
+
+
+@pytest.mark.slow
+def test_published_rows_go_on_from_call_to_call(
+    load: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = [{"bytes": _png(picture), "path": None} for picture in make_shapes(60)]
+    for part in ("train", "test"):
+        labels = pa.array([i % 3 for i in range(60)])
+        pq.write_table(
+            pa.table({"image": images, "label": labels}), tmp_path / f"shapes-{part}.parquet"
+        )
+    words = ["--row", "and", "--data", str(tmp_path), "--set", "shapes", "--epochs", "2"]
+    words += ["--device", "cpu", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path)]
+    published = load("published")
+    small = published.ROWS["and"]["settings"] | {"backbone": "convnet_tiny", "clusters": 3}
+    monkeypatch.setitem(published.ROWS["and"], "settings", small)
+    run_main(published, monkeypatch, *words, "--minutes", "0")
+    assert "again goes on" in capsys.readouterr().out
+    run_main(published, monkeypatch, *words)
+    found = json.loads((tmp_path / "published-and-0.json").read_text(encoding="utf-8"))
+    assert found["epochs"] == 2 and 0 < found["scores"]["knn"] <= 1
+    assert load("tables").published([found]).count("not measured") == 2
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, format="PNG")
+    return file.getvalue()

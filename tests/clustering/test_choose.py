@@ -4,7 +4,8 @@ import torch
 from sklearn.metrics import normalized_mutual_info_score
 from torch.nn.functional import normalize
 
-from deepcluster.clustering.choose import _between, _modularity, _told, choose_clusters
+from deepcluster.clustering.choose import _modularity, _told, choose_clusters
+from deepcluster.clustering.graph import between_clusters
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -35,8 +36,10 @@ def test_the_same_generator_chooses_the_same() -> None:
 def test_modularity_by_hand() -> None:
     # Two pairs of nodes: 8 ends of edges within each, and one edge from pair to pair.
     weights = np.array([[0, 4, 1, 0], [4, 0, 0, 0], [1, 0, 0, 4], [0, 0, 4, 0]], float)
-    assert _modularity(_between(weights, np.array([0, 0, 1, 1]))) == pytest.approx(16 / 18 - 1 / 2)
-    assert _modularity(_between(weights, np.zeros(4, int))) == pytest.approx(0)
+    assert _modularity(between_clusters(weights, np.array([0, 0, 1, 1]))) == pytest.approx(
+        16 / 18 - 1 / 2
+    )
+    assert _modularity(between_clusters(weights, np.zeros(4, int))) == pytest.approx(0)
 
 
 def test_what_an_edge_tells_is_the_information_of_its_ends() -> None:
@@ -48,8 +51,8 @@ def test_what_an_edge_tells_is_the_information_of_its_ends() -> None:
     np.add.at(weights, (others, ends), 1)
     both = np.concatenate([ends, others]), np.concatenate([others, ends])
     expected = normalized_mutual_info_score(*both)
-    assert _told(_between(weights, np.arange(4))) == pytest.approx(expected)
-    assert _told(_between(weights, np.zeros(4, int))) == 0
+    assert _told(between_clusters(weights, np.arange(4))) == pytest.approx(expected)
+    assert _told(between_clusters(weights, np.zeros(4, int))) == 0
 
 
 @pytest.mark.parametrize("sizes", [[900, 60, 40], [600, 200, 60, 40]])

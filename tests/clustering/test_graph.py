@@ -2,6 +2,7 @@ import itertools
 
 import numpy as np
 import pytest
+import scipy.cluster.hierarchy
 import torch
 from sklearn.cluster import KMeans
 from sklearn.datasets import load_digits, make_circles, make_moons
@@ -185,6 +186,70 @@ def test_groups_of_any_sizes_are_found(ratio: int) -> None:
     share = float(ratio) ** (-np.arange(10) / 9)
     x, truth = around((2500 * share / share.sum()).round().astype(int).tolist(), 0.16)
     assert nmi(truth, labels_of(x, 10).numpy()) > 0.97
+
+
+def blocks(between: np.ndarray, nodes: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Edges spread evenly over the nodes of blocks, and the block of each node."""
+    block = np.repeat(np.arange(len(nodes)), nodes)
+    each = np.array(nodes)
+    return (between / np.outer(each, each))[block][:, block], block
+
+
+def better(weights: np.ndarray, k: int) -> tuple[np.ndarray, bool]:
+    cuts = [graph.cut(weights, k, even=even) for even in (False, True)]
+    worths = [graph.worth(weights, cluster) for cluster in cuts]
+    return cuts[int(np.argmax(worths))], worths[1] > worths[0]
+
+
+def test_an_island_is_not_worth_a_class_that_touches_another() -> None:
+    between = np.diag([160.0] * 6 + [16.0])
+    between[4, 5] = between[5, 4] = 3.2  # two classes touch
+    between[0, 6] = between[6, 0] = 0.16  # an island beside the first
+    between[range(5), range(1, 6)] += 0.1
+    between[range(1, 6), range(5)] += 0.1
+    weights, block = blocks(between, [20] * 6 + [2])
+    found, even = better(weights, 6)
+    assert even
+    assert nmi(found, np.where(block == 6, 0, block)) == pytest.approx(1)
+    uneven = graph.cut(weights, 6)
+    assert nmi(uneven, np.where(block == 5, 4, block)) == pytest.approx(1)
+
+
+def test_small_groups_are_worth_more_than_halves_of_a_giant() -> None:
+    between = np.diag([400.0, 400.0, 25.0, 25.0])
+    between[0, 1] = between[1, 0] = 60  # one kind, in two halves
+    between[[0, 0, 2, 3], [2, 3, 0, 0]] = 1
+    weights, block = blocks(between, [40, 40, 3, 3])
+    found, even = better(weights, 3)
+    assert not even
+    assert nmi(found, np.maximum(block, 1)) == pytest.approx(1)
+    assert nmi(graph.cut(weights, 3, even=True), np.maximum(block, 1)) < 0.9
+
+
+def test_rows_of_an_island_go_where_they_belong() -> None:
+    centers = np.eye(16)[:7]
+    centers[5] = centers[4] + 0.6 * centers[5]  # two classes touch
+    centers[6] = centers[0] + 0.9 * centers[6]  # an island beside the first
+    truth = np.repeat(np.arange(7), [200] * 6 + [20])
+    x = centers[truth] / np.linalg.norm(centers, axis=1)[truth, None]
+    x += 0.1 * np.random.default_rng(0).normal(size=x.shape)
+    found = labels_of(normalize(torch.from_numpy(x).float(), dim=1), 6).numpy()
+    assert nmi(np.where(truth == 6, 0, truth), found) > 0.98
+
+
+def test_a_class_of_fewer_rows_than_neighbours_is_found() -> None:
+    x, truth = around([150, 120, 90, 60, 40, 5], 0.12, seed=2)
+    assert nmi(truth, labels_of(x, 6).numpy()) > 0.99
+
+
+def test_average_linkage_is_scipys() -> None:
+    centers = torch.randn(60, 3, generator=seeded())
+    linkage = scipy.cluster.hierarchy.linkage(centers.numpy(), "average")
+    for k in (1, 2, 7, 30):
+        expected = scipy.cluster.hierarchy.fcluster(linkage, k, "maxclust")
+        found = graph.cluster_at(graph.average_linkage(centers), 60, k)
+        assert nmi(expected, found) == pytest.approx(1)
+        assert len(np.unique(found)) == k
 
 
 def test_odd_rows_are_no_group() -> None:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from deepcluster import metrics
 from deepcluster.backbones.features import FittedModel
-from deepcluster.errors import RunError
+from deepcluster.errors import ConfigError, RunError
 from deepcluster.finished import (
     evaluate_run,
     export_run,
@@ -228,9 +228,21 @@ def test_timm_loads_the_backbone(finished: RunDir, folder: Path) -> None:
     assert torch.allclose(torch.nn.functional.normalize(features), expected, atol=1e-5)
 
 
+def test_onnx_says_which_torch_it_needs(
+    finished: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("onnxscript")
+    monkeypatch.setattr(torch, "__version__", torch.torch_version.TorchVersion("2.6.0+cu124"))
+    with pytest.raises(ConfigError, match=r"torch 2\.8 or newer, and this is 2\.6"):
+        export_run(finished, "onnx", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("to", ["timm", "onnx", "torchscript"])
 @pytest.mark.filterwarnings("ignore")  # both exporters of torch warn of their own future
 def test_export(to: str, finished: RunDir, folder: Path, tmp_path: Path) -> None:
+    if to == "onnx":
+        pytest.importorskip("onnxscript")
     out = export_run(finished, to, tmp_path / "out")  # type: ignore[arg-type]
     with pytest.raises(RunError, match="exists already"):
         export_run(finished, to, out)  # type: ignore[arg-type]

@@ -137,6 +137,8 @@ def test_a_classifier_is_not_measured_by_other_words(
 @pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
 @pytest.mark.parametrize("to", ["onnx", "torchscript"])
 def test_one_file_from_image_to_class(to: str, run: RunDir, folder: Path, tmp_path: Path) -> None:
+    if to == "onnx":
+        pytest.importorskip("onnxscript")
     taught(run, tmp_path)
     found = predict_source(run, folder, device="cpu")
     expected = classify(run, found)

@@ -35,11 +35,14 @@ def table(path: Path, meta: bytes | None = None, **columns: Any) -> Path:
     }
     made = pa.table(arrays)
     path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(
-        made.replace_schema_metadata({b"huggingface": meta}) if meta is not None else made,
-        path,
-        row_group_size=None if "view" in str(made.schema) else 3,  # Arrow cannot slice views
-    )
+    try:
+        pq.write_table(
+            made.replace_schema_metadata({b"huggingface": meta}) if meta is not None else made,
+            path,
+            row_group_size=None if "view" in str(made.schema) else 3,  # Arrow cannot slice views
+        )
+    except pa.ArrowNotImplementedError as error:
+        pytest.skip(f"this Arrow cannot write such a file: {error}")
     return path
 
 

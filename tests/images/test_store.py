@@ -634,7 +634,7 @@ def test_npy_and_npz(tmp_path: Path) -> None:
 
 def test_pickles_are_not_read(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.array([{"x": 1}], object), allow_pickle=True)
-    np.savez(tmp_path / "a.npz", x=np.array([{"x": 1}], object), allow_pickle=True)
+    np.savez(tmp_path / "a.npz", x=np.array([{"x": 1}], object))
     (tmp_path / "b.npy").write_bytes(b"junk")
     (tmp_path / "b.npz").write_bytes(b"PK\x03\x04junk")
     for name in ("a.npy", "a.npz", "b.npy", "b.npz"):

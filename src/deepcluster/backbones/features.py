@@ -322,7 +322,9 @@ class FittedModel:
         if (folder / "config.json").exists() or (folder / "model.safetensors").exists():
             net, preprocessing, rest = _load_net(folder, backbone)
         with reading(folder / CLUSTERS_FILE):
-            tensors = load_file(folder / CLUSTERS_FILE)
+            # copies: while its tensors live, Windows lets nobody replace a file that is mapped
+            held = load_file(folder / CLUSTERS_FILE)
+            tensors = {name: tensor.clone() for name, tensor in held.items()}
             _check_clusters(tensors, None if net is None else int(net.num_features))  # type: ignore[arg-type]
         pca = (
             PCA(tensors["pca.mean"], tensors["pca.components"], tensors["pca.scale"])

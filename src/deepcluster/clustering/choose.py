@@ -21,18 +21,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.special
 import torch
 from sklearn.metrics import adjusted_mutual_info_score
 from torch import Tensor
 
 from deepcluster.clustering.graph import (
     agglomerate,
+    between_clusters,
     cluster_at,
     edges,
     landmarks,
     patch_graph,
     refine,
+    told_by_edges,
 )
 
 DRAWS = 4
@@ -90,7 +91,9 @@ def choose_clusters(
             refine(weights, cluster_at(merges, len(weights), k)) for weights, merges, _ in draws
         ]
         found = [c[own] for c, (_, _, own) in zip(cuts, draws, strict=True)]
-        shares = [_between(weights, c) for c, (weights, _, _) in zip(cuts, draws, strict=True)]
+        shares = [
+            between_clusters(weights, c) for c, (weights, _, _) in zip(cuts, draws, strict=True)
+        ]
         told = [_told(share) for share in shares]
         kept = [_modularity(share) for share in shares]
         again = [adjusted_mutual_info_score(a, b) for a, b in itertools.combinations(found, 2)]
@@ -109,13 +112,6 @@ def _numbers(largest: int) -> Iterator[int]:
         yield largest
 
 
-def _between(weights: np.ndarray, clusters: np.ndarray) -> np.ndarray:
-    """Share of the edges between each pair of clusters, ``(k, k)``."""
-    member = np.eye(clusters.max() + 1)[clusters]  # (m, k)
-    share: np.ndarray = member.T @ weights @ member / weights.sum()
-    return share
-
-
 def _modularity(share: np.ndarray) -> float:
     """Share of the edges within clusters, less what chance would keep there."""
     return float(share.trace() - (share.sum(0) ** 2).sum())
@@ -123,8 +119,5 @@ def _modularity(share: np.ndarray) -> float:
 
 def _told(share: np.ndarray) -> float:
     """Normalised mutual information of the clusters at the two ends of an edge."""
-    size = share.sum(0)
-    entropy = float(-scipy.special.xlogy(size, size).sum())
-    chance = np.outer(size, size)
-    told = float(scipy.special.xlogy(share, share / np.where(chance > 0, chance, 1)).sum())
+    told, entropy = told_by_edges(share)
     return told / entropy if entropy > 0 else 0.0

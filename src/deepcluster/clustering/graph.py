@@ -13,19 +13,29 @@ The pair that is linked most closely goes first, whatever the k that was asked f
 a matter of size. The share of their edges that two clusters have with each other (the geometric
 mean of both shares) has no wish for any size, and lets a lone landmark stand as a cluster of its
 own beside all others; edges over those that chance would put there, as in modularity (Newman 2004)
-and in the cuts by resolution of Bonald et al. (2018), joins the small before the large and, where
-one kind is most of the data, cuts it in two and merges the rare. The rank here lies half-way
-(SIZE). Landmarks move afterwards to the cluster that most of their edges go to, at the same price
-of size. No cluster is refused for being small. What makes a group is that its rows are one
-another's neighbours: one that has more edges outwards than within (no community even in the weak
-sense of Radicchi et al. 2004), as a few odd rows have, is merged before any two of the others are.
+and in the cuts by resolution of Bonald et al. (2018), join the small before the large and, where
+one kind is most of the data, cut it in two and merge the rare. There is no rank between them that
+serves both: with less wish for even sizes a clear group of a few rows stands in the place of one
+of two large classes that touch. And no edges tell a class of fewer rows than a row has neighbours.
+So three cuts are made, with a rank half-way (SIZE), by modularity and by average linkage of the
+landmarks, which knows distances alone, and the one is taken whose edges tell most: the mutual
+information of the clusters at their ends, over their entropy to the power EVENNESS.
+
+Landmarks move afterwards to the cluster that most of their edges go to, at the half-way price of
+size. No cluster is refused for being small. What makes a group is that its rows are one another's
+neighbours: one that has more edges outwards than within (no community even in the weak sense of
+Radicchi et al. 2004), as a few odd rows have, is merged before any two of the others are.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
+
 import numpy as np
+import scipy.cluster.hierarchy
 import scipy.sparse
 import scipy.sparse.csgraph
+import scipy.special
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
@@ -46,6 +56,9 @@ SETTLING = 20_000
 """Rows at most, unless there are more landmarks, that tell landmarks where to settle."""
 SIZE = 0.25
 """Wish for even sizes: 0 is none (and leaves lone landmarks), 1/2 joins by density alone."""
+EVENNESS = 0.8
+"""Power of the entropy of the sizes by which the information of an edge is divided: at 1 an island
+of a few rows outweighs two large classes that touch, at 0 halves of a giant outweigh all else."""
 
 LLOYD_STEPS = 4
 SWEEPS = 20
@@ -126,7 +139,8 @@ def _cut_by_vote(
     wanted = min(n, max(min(n // 4, LANDMARKS), min(4 * k, 6000), k, 400))
     several = wanted <= LANDMARKS
     asking, found = edges(x, neighbours, QUERIES if several else QUERIES_A_CUT, generator)
-    cuts: list[Prototypes] = []
+    cuts: dict[str, list[Prototypes]] = defaultdict(list)
+    worths: dict[str, float] = defaultdict(float)
     graph = np.empty((0, 0))
     for _ in range(CUTS if several else 1):
         centers, patch = landmarks(x, wanted, k, generator)
@@ -139,8 +153,15 @@ def _cut_by_vote(
         weights = patch_graph(centers, patch, asking[some], found[some])
         if not cuts:
             graph = weights
-        cuts.append(Prototypes(centers.cpu(), torch.from_numpy(cut(weights, k))))
-    return vote(cuts, k), graph
+        kinds = {
+            "half-way": cut(weights, k),
+            "modularity": cut(weights, k, even=True),
+            "linkage": refine(weights, cluster_at(average_linkage(centers), len(weights), k)),
+        }
+        for kind, cluster in kinds.items():
+            worths[kind] += worth(weights, cluster)
+            cuts[kind].append(Prototypes(centers.cpu(), torch.from_numpy(cluster)))
+    return vote(cuts[max(worths, key=lambda kind: worths[kind])], k), graph
 
 
 def vote(cuts: list[Prototypes], k: int) -> Prototypes:
@@ -217,13 +238,49 @@ def patch_graph(centers: Tensor, patch: Tensor, asking: Tensor, found: Tensor) -
     return _join(weights + weights.T, centers.cpu(), found.shape[1])
 
 
-def cut(weights: np.ndarray, k: int) -> np.ndarray:
-    """Cut a symmetric connected graph into k communities: the community of each node."""
-    return refine(weights, cluster_at(agglomerate(weights)[0], len(weights), k))
+def cut(weights: np.ndarray, k: int, *, even: bool = False) -> np.ndarray:
+    """Cut a symmetric connected graph into k communities: the community of each node.
+
+    Args:
+        weights: ``(m, m)`` float64.
+        k: at most m.
+        even: by modularity, with more wish for even sizes.
+    """
+    return refine(weights, cluster_at(agglomerate(weights, even=even)[0], len(weights), k))
+
+
+def worth(weights: np.ndarray, cluster: np.ndarray) -> float:
+    """How much an edge tells in two cuts of one graph: larger is better, the scale is logarithmic.
+
+    Args:
+        weights: ``(m, m)`` float64, a symmetric graph.
+        cluster: ``(m,)``, from 0.
+    """
+    told, entropy = told_by_edges(between_clusters(weights, cluster))
+    return float(np.log(max(told, UNLINKED)) - EVENNESS * np.log(max(entropy, UNLINKED)))
+
+
+def between_clusters(weights: np.ndarray, cluster: np.ndarray) -> np.ndarray:
+    """Share of the edges between each pair of clusters, ``(k, k)``."""
+    member = np.eye(cluster.max() + 1)[cluster]  # (m, k)
+    share: np.ndarray = member.T @ weights @ member / weights.sum()
+    return share
+
+
+def told_by_edges(between: np.ndarray) -> tuple[float, float]:
+    """Mutual information of the clusters at the two ends of an edge, and their entropy, in nats.
+
+    Args:
+        between: from :func:`between_clusters`.
+    """
+    size = between.sum(0)
+    chance = np.outer(size, size)
+    told = scipy.special.xlogy(between, between / np.where(chance > 0, chance, 1)).sum()
+    return float(told), float(-scipy.special.xlogy(size, size).sum())
 
 
 def agglomerate(
-    weights: np.ndarray, within: np.ndarray | None = None
+    weights: np.ndarray, within: np.ndarray | None = None, *, even: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
     """Merge the nodes of a symmetric connected graph until one is left, most closely linked first.
 
@@ -232,6 +289,7 @@ def agglomerate(
     Args:
         weights: ``(m, m)`` float64.
         within: ``(m,)``, clusters that are whole before any two of them are merged.
+        even: rank by the edges over those that chance would put there.
 
     Returns:
         ``(m - 1, 2)`` int64, pairs i < j: what j belongs to joins what i belongs to; and their
@@ -243,7 +301,8 @@ def agglomerate(
     within = np.zeros(m, int) if within is None else within
 
     def ranks(i: int) -> np.ndarray:
-        rank = weights[i] / (size[i] * size) ** (0.5 + SIZE)
+        root = np.sqrt(size[i] * size)
+        rank = weights[i] / root - root + 1 if even else weights[i] / root ** (1 + 2 * SIZE)
         strong = weights.diagonal() >= 0.5 * size
         rank = np.maximum(rank, UNLINKED) * np.where(strong & strong[i], LATER, 1)
         found: np.ndarray = np.where(within == within[i], rank, rank * LAST)
@@ -277,6 +336,25 @@ def agglomerate(
         best[closer] = table[closer, i]
         best[stale] = table[stale, partner[stale]]
     return merges, rank
+
+
+def average_linkage(centers: Tensor) -> np.ndarray:
+    """Merge the pair of groups whose rows are nearest on average, until one is left.
+
+    Args:
+        centers: ``(m, d)``.
+
+    Returns:
+        ``(m - 1, 2)`` int64, as :func:`agglomerate`.
+    """
+    if len(centers) == 1:
+        return np.empty((0, 2), np.int64)
+    first = list(range(len(centers)))  # node of each group
+    merges = []
+    for a, b in scipy.cluster.hierarchy.linkage(centers.cpu().numpy(), "average")[:, :2]:
+        merges.append(sorted((first[int(a)], first[int(b)])))
+        first.append(merges[-1][0])
+    return np.array(merges)
 
 
 def cluster_at(merges: np.ndarray, m: int, k: int) -> np.ndarray:

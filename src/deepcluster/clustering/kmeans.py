@@ -106,9 +106,23 @@ def kmeans(
         generator: a CPU generator, the only source of randomness.
         device: where to compute; None is where `x` is.
 
+    Returns:
+        Tensors on the device that computed them: ``centers`` ``(k, d)``, ``labels`` ``(n,)`` int64,
+        ``distances`` ``(n,)``; numbers: ``inertia``, ``n_iter`` and ``n_repaired``.
+
     Raises:
         ValueError: `x` is empty, not a matrix or holds NaN or infinity; k > n; a setting that
             cannot be.
+
+    Source:
+        Lloyd, "Least squares quantization in PCM" (1982); Arthur and Vassilvitskii, "k-means++"
+        (SODA 2007).
+
+    >>> import torch
+    >>> rows = torch.tensor([[0.0], [0.1], [5.0], [5.1]])
+    >>> found = kmeans(rows, 2, generator=torch.Generator().manual_seed(0))
+    >>> round(found.inertia, 6)
+    0.01
     """
     x = _matrix(x)
     n, d = x.shape
@@ -614,6 +628,9 @@ class KMeans(
     Attributes (after ``fit``): ``labels_``, ``cluster_centers_``, ``inertia_``, ``n_iter_``,
     ``n_repaired_``, ``n_features_in_``. Centres and distances are float64 where the rows are, else
     float32. Fewer different rows than clusters are told by a ``ConvergenceWarning``.
+
+    >>> round(KMeans(2, random_state=0).fit([[0.0], [0.1], [5.0], [5.1]]).inertia_, 6)
+    0.01
     """
 
     def __init__(
@@ -642,7 +659,18 @@ class KMeans(
         self.random_state = random_state
 
     def fit(self, X: np.ndarray, y: None = None) -> KMeans:
-        """Cluster the rows of `X`, ``(n, d)``; `y` is ignored."""
+        """Cluster the rows of `X`.
+
+        Args:
+            X: ``(n, d)`` numbers.
+            y: ignored.
+
+        Returns:
+            self
+
+        Raises:
+            ValueError: as :func:`kmeans`.
+        """
         X = validate_data(self, X, dtype=_types_for(X))
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         starts = self.n_init
@@ -678,11 +706,33 @@ class KMeans(
         return self
 
     def predict(self, X: np.ndarray) -> np.ndarray:
-        """The cluster of each row of `X`, ``(n,)`` int64."""
+        """The cluster of each row.
+
+        Args:
+            X: ``(n, d)`` numbers.
+
+        Returns:
+            ``(n,)`` int64.
+
+        Raises:
+            NotFittedError: before :meth:`fit`.
+            ValueError: rows of another length than those of the fit.
+        """
         return self._assign(X)[0].cpu().numpy()
 
     def transform(self, X: np.ndarray) -> np.ndarray:
-        """The distance of each row of `X` to each centre, ``(n, k)``; of the type of `X`."""
+        """The distance of each row to each centre.
+
+        Args:
+            X: ``(n, d)`` numbers.
+
+        Returns:
+            ``(n, k)``, of the type of `X`: Euclidean, or 1 - cosine.
+
+        Raises:
+            NotFittedError: before :meth:`fit`.
+            ValueError: rows of another length than those of the fit.
+        """
         check_is_fitted(self)
         X = validate_data(self, X, dtype=_types_for(X), reset=False)
         centers = self.cluster_centers_
@@ -709,7 +759,19 @@ class KMeans(
         return out
 
     def score(self, X: np.ndarray, y: None = None) -> float:
-        """Minus the inertia of `X` under the fitted centres: larger is better."""
+        """How near the rows are to the centres: larger is better.
+
+        Args:
+            X: ``(n, d)`` numbers.
+            y: ignored.
+
+        Returns:
+            Minus the inertia of `X` under the fitted centres.
+
+        Raises:
+            NotFittedError: before :meth:`fit`.
+            ValueError: rows of another length than those of the fit.
+        """
         return -_inertia(self._assign(X)[1], self.metric)
 
     def _assign(self, X: np.ndarray) -> tuple[Tensor, Tensor]:

@@ -41,6 +41,11 @@ def evaluate_run(
         With a source, kNN and the linear probe learn from the run's own images if these have labels
         of the same classes, and are measured on the source's; never from an image that is among
         these, by its file or by what is in it.
+
+    Raises:
+        RunError: the run is damaged, or a person took every image out of its cluster.
+        SourceError: the source or its labels cannot be opened.
+        NoImagesError: there is no usable image in it.
     """
     progress = progress or Progress()
     items = run.read_items()

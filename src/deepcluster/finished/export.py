@@ -92,7 +92,14 @@ def export_run(
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise ConfigError("ONNX needs two more packages: pip install onnx onnxscript") from error
+        raise ConfigError(
+            "ONNX needs more packages: pip install 'deepcluster[onnx]', or export --to torchscript"
+        ) from error
+    if torch.__version__ < "2.8":  # compares as versions do, not as texts
+        raise ConfigError(
+            f"ONNX needs torch 2.8 or newer, and this is {torch.__version__}: update it, or export "
+            "--to torchscript"
+        )
     with output.writing() as part:
         torch.onnx.export(
             deployed,

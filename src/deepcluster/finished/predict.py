@@ -76,6 +76,16 @@ def predict_source(
         labels: for measuring, as in :func:`deepcluster.fit_source`.
         device: where the net runs.
         progress: told what happens.
+
+    Returns:
+        Columns in the order of the images that could be read: ``labels`` ``(n,)`` int64,
+        ``embeddings`` ``(n, d)`` float32 of length 1, ``distances`` and ``confidence`` ``(n,)``
+        float32, ``names`` and the images, ``store``.
+
+    Raises:
+        RunError: the run is damaged.
+        SourceError: the source cannot be opened.
+        NoImagesError: there is no usable image in it.
     """
     progress = progress or Progress()
     if run.read_config().backbone == GIVEN:

@@ -174,7 +174,7 @@ def from_torchvision(name: str, split: str, root: Path) -> NamedSet:
     else:
         settings["split"] = split
     if name == "imagenette":
-        settings |= {"size": "320px", "loader": Path}  # paths: decoded here, like any file
+        settings["size"] = "320px"
     try:
         dataset = make(**settings)
     except (OSError, RuntimeError):  # not there yet
@@ -190,8 +190,9 @@ def from_torchvision(name: str, split: str, root: Path) -> NamedSet:
     label = name if split == named.splits[0] else f"{name}-{split}"
     images: npt.NDArray[Any] | list[Path]
     if name == "imagenette":
-        files, targets = zip(*(dataset[i] for i in range(len(dataset))), strict=True)
-        images = list(files)
+        # decoded here, like any file
+        files = torchvision.datasets.ImageFolder(root / "imagenette2-320" / split)
+        images, targets = [Path(file) for file, _ in files.samples], files.targets
     else:
         targets = dataset.targets if hasattr(dataset, "targets") else dataset.labels
         images = np.asarray(dataset.data)

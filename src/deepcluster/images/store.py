@@ -10,6 +10,8 @@ others keep their ids. How a pixel becomes 8 bits is told in :mod:`deepcluster.i
 :mod:`deepcluster.images.grey`.
 
 Labels are for measuring only; nothing that learns reads them.
+
+Long, because what opens a store and what is read of it share the order and the ids of its images.
 """
 
 from __future__ import annotations
@@ -98,7 +100,10 @@ class Scan:
 
 @dataclass(repr=False)
 class ImageStore:
-    """Decoded images, all of one size, in a fixed order."""
+    """Decoded images, all of one size, in a fixed order: what :func:`open_images` gives.
+
+    ``len(store)`` is their number n, ``store[i]`` one image, ``(s, s, c)`` uint8.
+    """
 
     name: str
     """Short name of the source, usable in a folder name."""
@@ -293,6 +298,10 @@ def open_images(
         cache_dir: folder for the memory-mapped file if the images do not fit in memory; by default
             one in the user's cache folder.
         progress: called with (images done, images in all).
+
+    Returns:
+        The images, ``(n, s, s, c)`` uint8 in ``pixels``, with their ids, paths and labels, and what
+        was left out.
 
     Raises:
         SourceError: the source or its labels cannot be opened.
