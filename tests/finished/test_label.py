@@ -12,12 +12,21 @@ from deepcluster.cli import run_app
 from deepcluster.errors import RunError
 from deepcluster.finished import classify, evaluate_run, export_run, predict_source
 from deepcluster.finished.label import suggest_run, teach_run
+from deepcluster.progress import Progress
 from deepcluster.run import RunDir
 
 
 @pytest.fixture
 def run(finished: RunDir, tmp_path: Path) -> RunDir:
     return RunDir(shutil.copytree(finished.path, tmp_path / "run"))
+
+
+class Told(Progress):
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
 
 
 def truth(run: RunDir) -> dict[str, str]:
@@ -110,6 +119,19 @@ def test_evaluate_measures_on_what_it_never_saw(run: RunDir, folder: Path, tmp_p
     ]
     assert own["classifier_accuracy"] == pytest.approx(np.mean(hits))
     assert 0 <= own["classifier_ece"] <= 1
+
+
+def test_a_classifier_is_not_measured_by_other_words(
+    run: RunDir, folder: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "own.csv"
+    rows = list(truth(run).items())[::3]
+    file.write_text("id,label\n" + "".join(f"{id_},my {label}\n" for id_, label in rows))
+    teach_run(run, file)
+    told = Told()
+    scores = evaluate_run(run, folder, labels="folders", device="cpu", progress=told)
+    assert "nmi" in scores and not [name for name in scores if name.startswith("classifier")]
+    assert any("(my bars, my crosses, my rings)" in note for note in told.notes)
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")

@@ -153,8 +153,11 @@ class RunFolder:
         number, name = 1, path
         while True:
             if not name.exists():
-                with contextlib.suppress(RunError):
+                try:
                     return cls.create(name, begin=begin)
+                except RunError:
+                    if not name.exists():  # else somebody was faster
+                        raise
             number += 1
             name = path.with_name(f"{path.name}-{number}")
 
