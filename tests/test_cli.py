@@ -1,5 +1,6 @@
 """The command line: exit codes, where things are printed, and that all is documented."""
 
+import errno
 import json
 import os
 import re
@@ -442,3 +443,15 @@ def test_threads_that_wait_sleep_unless_told_otherwise() -> None:
             [sys.executable, "-c", code], env=kept, capture_output=True, text=True, check=True
         )
         assert done.stdout.strip() == expected
+
+
+def test_a_place_without_rights_is_named_with_what_to_do(
+    finished: RunDir, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", "runs/ours")
+
+    monkeypatch.setattr("deepcluster.finished.recluster_run", refuse)
+    assert run_app(["recluster", str(finished.path), "--clusters", "2"]) == 1
+    said = capsys.readouterr().err
+    assert "Permission denied: runs/ours" in said and "work on a copy of your own" in said

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
+import errno
 import io
 import os
 import re
@@ -625,6 +626,8 @@ def run_app(arguments: list[str] | None = None) -> int:
         if isinstance(error, OSError) and error.strerror:
             place = f": {error.filename}" if error.filename is not None else ""
             tell(f"deepcluster: {error.strerror}{place}")
+            if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+                tell("ask for the right to read and write there, or work on a copy of your own")
         else:
             tell(f"deepcluster: {error}" if str(error) else f"deepcluster: {error!r}")
         if isinstance(error, NoImagesError):

@@ -76,8 +76,8 @@ def recluster_run(run: RunDir, clusters: int | Literal["auto"]) -> list[str]:
     info["scores"] = {"fit": fit_scores(embeddings.numpy(), labels.numpy(), truth, seed=0)}
     said = (
         f"{clusters} clusters, a cut of the fit's tree: parts of its clusters or unions of them. "
-        "Cut for its own sake that number might be a little better, and no image would keep its "
-        "company: fit again with --clusters for that"
+        "A fit with --clusters for that number may group the images a little better, but quite "
+        "anew"
     )
     info["notes"] = [*info.get("notes", []), said]
     lines = [said]

@@ -62,7 +62,9 @@ class Updated:
         share = f"{self.nowhere / self.new:.0%}, of the fit's own images {1 - ODD:.0%} would"
         lines.append(f"  fit nowhere: {self.nowhere:,} ({share})")
         lines.append(f"list: {self.file}")
-        lines += [f"a new fit is due: {reason}" for reason in self.due]
+        if self.due:
+            lines.append(f"a new fit is due: {'; '.join(self.due)}")
+            lines.append("  deepcluster fit OLD_PHOTOS/ NEW_PHOTOS/ --names-from RUN")
         return "\n".join(lines + ([] if self.due else ["no new fit is due"]))
 
 

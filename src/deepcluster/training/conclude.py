@@ -150,8 +150,8 @@ def conclude(
         progress.note(f"{clusters} clusters, chosen among 2 to {max(choice)}")
     if tree is not None and tree.largest > clusters:
         progress.note(
-            f"these {clusters} clusters were cut for their own sake; `deepcluster recluster` makes "
-            f"any number up to {tree.largest} of their parts, which keeps images together"
+            f"another number, from 2 to {tree.largest}: `deepcluster recluster`, or the slider of "
+            "the report; both split or unite these clusters"
         )
     model = FittedModel(
         backbone=begun.backbone,
