@@ -149,7 +149,12 @@ class RunFolder:
 
     @classmethod
     def create_unique(cls, path: Path, begin: Callable[[Self], None]) -> Self:
-        """:meth:`create`, under the first of the names NAME, NAME-2, NAME-3 … that is not taken."""
+        """:meth:`create`, under the first of the names NAME, NAME-2, NAME-3 … that is not taken.
+
+        Raises:
+            RunError: nothing can be written there, whatever the name.
+        """
+        refuse_unwritable(path)
         number, name = 1, path
         while True:
             if not name.exists():
