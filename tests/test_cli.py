@@ -64,6 +64,11 @@ def test_names_from_an_earlier_run(
     first, second = tmp_path / "first", tmp_path / "second"
     assert run_app(["fit", str(source), "--out", str(first), "--no-report", *QUICK]) == 0
     labels = tmp_path / "labels.csv"
+    RunDir.open(first).write_clusters({"names": {"1": "a name"}, "merged": {}})
+    assert run_app(["info", str(first)]) == 0
+    out = capsys.readouterr().out
+    assert "1: a name" in out and "scores above" not in out  # the clusters are those of the fit
+    RunDir.open(first).write_clusters({"names": {}, "merged": {}})
     ids = RunDir.open(first).read_items()["id"].to_pylist()
     rows = [f"{id_},9,made by [bold]hand,person" for id_ in ids[:5]]
     labels.write_text("\n".join(["id,cluster,name,by", *rows]))
@@ -73,6 +78,7 @@ def test_names_from_an_earlier_run(
     assert "1 clusters renamed" in out and "report" not in out  # there is none to refresh
     assert run_app(["info", str(first)]) == 0
     out = capsys.readouterr().out
+    assert "scores above are of the fit" in out  # images were moved
     assert "4 clusters now, 1 with names" in out and "9: made by [bold]hand (5 images)" in out
     assert run_app(["info", str(first), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["names"] == {"9": "made by [bold]hand"}
@@ -88,7 +94,7 @@ def test_names_from_an_earlier_run(
     assert "2: now part of 1" in capsys.readouterr().out
     assert run_app(["apply", str(second), "--from", str(first)]) == 0
     out = capsys.readouterr().out
-    assert "60 images are in both runs" in out
+    assert "60 images are in both runs" in out and "\\n" not in out  # a line each
     assert f"report: {second / 'report' / 'index.html'}" in out
     assert run_app(["apply", str(second)]) == 2
     assert run_app(["apply", str(second), str(labels), "--from", str(first)]) == 2

@@ -232,12 +232,8 @@ def test_settings_made_for_many_more_images_are_told() -> None:
     assert resolve(asked, n=10**6, size=16, channels=1).deepcluster.pca == 256
 
 
-def test_places_where_no_run_can_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_places_where_no_run_can_be(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
-    (tmp_path / "runs").touch()
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(RunError, match=r"runs is no folder that can be written to"):
-        fit_source("digits")
     for place in (tmp_path / "file" / "run", tmp_path / "file" / "a" / "run"):
         with pytest.raises(RunError, match=r"file is no folder that can be written to"):
             fit_source("digits", out=place)

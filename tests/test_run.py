@@ -240,6 +240,13 @@ def test_default_folders_are_never_the_same(tmp_path: Path) -> None:
     assert made == {"run", *(f"run-{i}" for i in range(2, 61))}
 
 
+@pytest.mark.parametrize("above", ["file", "file/deeper"])
+def test_a_default_folder_that_cannot_be_made_is_refused(tmp_path: Path, above: str) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(RunError, match="cannot be written"):
+        RunDir.create_unique(tmp_path / above / "run", lambda run: None)
+
+
 def test_one_fit_at_a_time(run: RunDir) -> None:
     run.write_info({**run.read_info(), "status": "interrupted"})
     with run.locked():

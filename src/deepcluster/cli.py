@@ -472,7 +472,7 @@ def apply(
 
         assert from_ is not None
         done = str(carry_names(Remembered.of(RunDir.open(from_)), opened))
-    show(done)
+    show(*done.split("\n"))
     if opened.report.is_dir():
         with _progress(False) as progress:
             show(f"report: {_write_report(opened, progress)}")

@@ -13,12 +13,21 @@ from deepcluster.cli import run_app
 from deepcluster.errors import ConfigError, RunError
 from deepcluster.finished import classify, evaluate_run, export_run, predict_source
 from deepcluster.finished.label import suggest_run, teach_run
+from deepcluster.progress import Progress
 from deepcluster.run import RunDir
 
 
 @pytest.fixture
 def run(finished: RunDir, tmp_path: Path) -> RunDir:
     return RunDir(shutil.copytree(finished.path, tmp_path / "run"))
+
+
+class Told(Progress):
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
 
 
 def truth(run: RunDir) -> dict[str, str]:
@@ -121,6 +130,19 @@ def test_without_onnx_nothing_is_written(
     with pytest.raises(ConfigError, match="ONNX needs more packages"):
         export_run(run, "onnx", tmp_path / "model", classes=True)
     assert not list(tmp_path.glob("model*"))
+
+
+def test_a_classifier_is_not_measured_by_other_words(
+    run: RunDir, folder: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "own.csv"
+    rows = list(truth(run).items())[::3]
+    file.write_text("id,label\n" + "".join(f"{id_},my {label}\n" for id_, label in rows))
+    teach_run(run, file)
+    told = Told()
+    scores = evaluate_run(run, folder, labels="folders", device="cpu", progress=told)
+    assert "nmi" in scores and not [name for name in scores if name.startswith("classifier")]
+    assert any("(my bars, my crosses, my rings)" in note for note in told.notes)
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")

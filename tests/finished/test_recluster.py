@@ -61,7 +61,8 @@ def test_names_merges_and_moves_stay_with_their_images(run: RunDir, folder: Path
     after[moved] = 1
     by_person = np.isin(np.arange(len(before)), moved)
     change_clusters(run, after, by_person, {0: "zero", 1: "one", 2: "two"})
-    recluster_run(run, 6)
+    said = recluster_run(run, 6)
+    assert not [line for line in said if "\n" in line]
     items, fine = run.read_items(), cut_of(run, 6)
     names = np.array(items["name"].to_pylist())
     for old, name in enumerate(("zero", "one", "two")):

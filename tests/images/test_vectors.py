@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,17 @@ def test_ids_end_at_a_line_feed(tmp_path: Path) -> None:
     (tmp_path / "v.ids.txt").write_bytes(b"\xff\n" * 6)
     with pytest.raises(SourceError, match=r"v\.ids\.txt is text in neither .* save it as UTF-8"):
         read_vectors(tmp_path / "v.NPY")
+
+
+def test_ids_as_embed_writes_them(tmp_path: Path) -> None:
+    ids = ["a,b", 'c"d', "e\nf", "g", "h", "i"]
+    np.save(tmp_path / "v.npy", ROWS)
+    with (tmp_path / "v.ids.csv").open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([["id", "path"], *([id_, f"/x/{id_}"] for id_ in ids)])
+    assert read_vectors(tmp_path / "v.npy").ids == ids
+    (tmp_path / "v.ids.csv").write_text("name\na\n")
+    with pytest.raises(SourceError, match=r"v\.ids\.csv has no column id"):
+        read_vectors(tmp_path / "v.npy")
 
 
 def test_labels_are_as_those_of_images(tmp_path: Path) -> None:

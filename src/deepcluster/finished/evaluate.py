@@ -64,7 +64,12 @@ def evaluate_run(
         )
         words = _words(truth, classes, len(items))
         return scores | _score_classifier(
-            run, run.read_embeddings(), words, items["id"].to_pylist(), items["path"].to_pylist()
+            run,
+            run.read_embeddings(),
+            words,
+            items["id"].to_pylist(),
+            items["path"].to_pylist(),
+            progress,
         )
     found = predict_source(run, source, labels=labels, device=device, progress=progress)
     kept = found.labels >= 0  # others are like images that a person took out of every cluster
@@ -83,7 +88,7 @@ def evaluate_run(
         rng=np.random.default_rng(0),
     )
     return scores | _score_classifier(
-        run, found.embeddings, words, found.store.ids, found.store.paths
+        run, found.embeddings, words, found.store.ids, found.store.paths, progress
     )
 
 
@@ -93,6 +98,7 @@ def _score_classifier(
     labels: list[str | None],
     ids: list[str],
     paths: list[str | None],
+    progress: Progress,
 ) -> dict[str, float]:
     """Scores of the run's classifier on the labelled images that it did not learn from."""
     learnt = run.read_labels()
@@ -113,6 +119,12 @@ def _score_classifier(
     classifier = Classifier.load(run)
     number = {name: k for k, name in enumerate(classifier.names)}
     truth = np.array([number.get(str(label), -1) for label in labels])[new]
+    if (truth < 0).all():
+        progress.note(
+            f"no label here is one of the classifier's classes ({', '.join(classifier.names)}): it "
+            "is not measured; give the labels under these names"
+        )
+        return {}
     probabilities = classifier.probabilities(embeddings[new])
     return {
         "classifier_images": float(new.sum()),

@@ -89,7 +89,7 @@ def recluster_run(run: RunDir, clusters: int | Literal["auto"]) -> list[str]:
         draft.write_items(columns)
         if before is not None:
             draft.write_contents(before.contents)
-            lines.append(str(carry_names(before, draft)))
+            lines += str(carry_names(before, draft)).split("\n")
         model.save_clusters(run.model)
         run.write_tree(merges, heights, model.prototypes.parts_of(reduced).numpy())
         table = draft.read_items()

@@ -1,8 +1,8 @@
 """Features made elsewhere, a row an image: what a fit can begin with in place of pixels.
 
-A ``.npy`` array ``(n, d)``, beside it perhaps the images' ids, a line each, as ``.ids.txt`` (so
-writes ``deepcluster embed``), or Parquet with a column of lists of numbers, as most engines write,
-and perhaps columns ``id`` (or ``path``) and ``label``.
+A ``.npy`` array ``(n, d)``, beside it perhaps the images' ids: ``.ids.csv`` with a column ``id``
+(so writes ``deepcluster embed``) or ``.ids.txt``, a line each; or Parquet with a column of lists of
+numbers, as most engines write, and perhaps columns ``id`` (or ``path``) and ``label``.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from deepcluster.errors import SourceError
-from deepcluster.files import SAVE_AS_UTF8, decode_text
+from deepcluster.errors import RunError, SourceError
+from deepcluster.files import SAVE_AS_UTF8, decode_text, read_table
 from deepcluster.images.arrays import tensor_values
 from deepcluster.images.content import content_of
 from deepcluster.images.labels import encode
@@ -77,9 +77,17 @@ def read_vectors(source: Any) -> Vectors:
 
 
 def _from_npy(path: Path) -> Vectors:
-    beside = path.with_suffix(".ids.txt")
+    table, beside = path.with_suffix(".ids.csv"), path.with_suffix(".ids.txt")
     ids = None
-    if beside.is_file():
+    if table.is_file():
+        try:
+            header, rows = read_table(table)
+            if "id" not in header:
+                raise SourceError(f"{table} has no column id: give one, or delete the file")
+            ids = [row["id"] for _, row in rows]
+        except RunError as error:
+            raise SourceError(str(error)) from error
+    elif beside.is_file():
         try:
             text = decode_text(beside.read_bytes())
         except UnicodeDecodeError as error:

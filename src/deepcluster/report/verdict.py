@@ -214,7 +214,7 @@ def _of_training(metrics: Sequence[Mapping[str, Any]], method: str) -> list[tupl
             (
                 "The clusters were still churning: the last time they were made anew, "
                 f"{_percent(changed)} of the images went to another one.",
-                "Train longer (--epochs), so that the clusters can settle.",
+                "Train longer (--minutes or --epochs), so that the clusters can settle.",
             )
         )
     return found

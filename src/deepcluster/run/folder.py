@@ -149,17 +149,15 @@ class RunFolder:
 
     @classmethod
     def create_unique(cls, path: Path, begin: Callable[[Self], None]) -> Self:
-        """:meth:`create`, under the first of the names NAME, NAME-2, NAME-3 … that is not taken.
-
-        Raises:
-            RunError: nothing can be written there, whatever the name.
-        """
-        refuse_unwritable(path)
+        """:meth:`create`, under the first of the names NAME, NAME-2, NAME-3 … that is not taken."""
         number, name = 1, path
         while True:
             if not name.exists():
-                with contextlib.suppress(RunError):
+                try:
                     return cls.create(name, begin=begin)
+                except RunError:
+                    if not name.exists():  # else somebody was faster
+                        raise
             number += 1
             name = path.with_name(f"{path.name}-{number}")
 

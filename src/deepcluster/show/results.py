@@ -120,7 +120,8 @@ def _print_changes(run: RunDir, said: dict[str, Any]) -> None:
         f"changed by a person: {len(sizes)} clusters now, {len(names)} with names, "
         f"{len(merged)} merged into others, {moved} images moved ({outside} out of every cluster)"
     )
-    show("scores above are of the fit; of the clusters now: `deepcluster evaluate RUN`")
+    if moved or merged:
+        show("scores above are of the fit; of the clusters now: `deepcluster evaluate RUN`")
     for number, name in sorted(names.items(), key=lambda item: int(item[0])):
         show(f"  {number}: {name} ({sizes[int(number)]} images)")
     for old, new in sorted(merged.items(), key=lambda item: int(item[0])):
