@@ -193,6 +193,7 @@ def fit_source(
     check_settings(asked)
     sitting = Sitting()
     with contextlib.ExitStack() as held:
+        undone = held.enter_context(contextlib.ExitStack())  # ends after the lock: see withdraw
         run, rivals = None, None
         if resume:
             run, asked = _reopen(out, asked, given)
@@ -222,26 +223,25 @@ def fit_source(
             "versions": versions(),
             "names_from": None if names_from is None else str(names_from),
         }
-        with contextlib.ExitStack() as undone:
-            if run is None:
-                there = out is not None and Path(out).is_dir()
-                run = _begin(out, asked, first, len(images), overwrite=overwrite)
-                held.enter_context(run.locked())
-                undone.callback(run.withdraw, keep_folder=there)
-            if vectors is not None:
-                work = _take(vectors, images, asked, sitting, progress)
-            else:
-                assert isinstance(images, Listing)
-                work = _look(images, asked, sitting, progress, rivals)
-            if remembered is not None and work.store.contents is not None:
-                remembered.check(work.store.contents)
-            info = first | _facts(work)
-            if resume:
-                work, info = _continue(run, work, info)
-            run.write_config(work.resolved)
-            run.write_skipped(work.store.skipped)
-            run.write_info(info)
-            undone.pop_all()
+        if run is None:
+            there = out is not None and Path(out).is_dir()
+            run = _begin(out, asked, first, len(images), overwrite=overwrite)
+            held.enter_context(run.locked())
+            undone.callback(run.withdraw, keep_folder=there)
+        if vectors is not None:
+            work = _take(vectors, images, asked, sitting, progress)
+        else:
+            assert isinstance(images, Listing)
+            work = _look(images, asked, sitting, progress, rivals)
+        if remembered is not None and work.store.contents is not None:
+            remembered.check(work.store.contents)
+        info = first | _facts(work)
+        if resume:
+            work, info = _continue(run, work, info)
+        run.write_config(work.resolved)
+        run.write_skipped(work.store.skipped)
+        run.write_info(info)
+        undone.pop_all()
         board = TensorBoard(progress, run.tensorboard) if tensorboard else None
         logged = Logged(board or progress, run.log)
         _train(

@@ -15,9 +15,7 @@ from deepcluster.machine import hardware, versions
 from deepcluster.naming import load_model
 from deepcluster.progress import Progress
 from deepcluster.run import NEIGHBOURS, Neighbours, RunDir
-from deepcluster.saying import (
-    left_out,
-)
+from deepcluster.saying import left_out
 from deepcluster.training.conclude import FitResult
 
 SMALL_TILE, LARGE_TILE, FEW_IMAGES = 64, 96, 20_000  # sides of the thumbnails, in pixels

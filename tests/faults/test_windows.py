@@ -17,6 +17,7 @@ import pytest
 from deepcluster import DeepCluster
 from deepcluster.cli import run_app
 from deepcluster.config import Config
+from deepcluster.errors import NoImagesError
 from deepcluster.fitting import fit_source
 from deepcluster.progress import Progress
 from deepcluster.run import RunDir
@@ -126,6 +127,14 @@ def test_a_stopped_fit_goes_on(strict: None, folder: Path, tiny: Config) -> None
         fit_source(folder, tiny, out="run", progress=Stop())
     run = fit_source(folder, tiny, out="run", resume=True)
     assert run.read_info()["status"] == "done"
+
+
+def test_a_fit_that_cannot_decode_leaves_nothing(strict: None, tiny: Config) -> None:
+    Path("pictures").mkdir()
+    Path("pictures/bad.png").write_bytes(b"no picture")
+    with pytest.raises(NoImagesError):
+        fit_source("pictures", tiny, out="run")
+    assert os.listdir() == ["pictures"]  # noqa: PTH208 (names)
 
 
 def test_what_a_pipe_cannot_show_is_written_as_utf_8(tmp_path: Path) -> None:

@@ -3,13 +3,14 @@
 import csv
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from deepcluster.cli import run_app
-from deepcluster.errors import RunError
+from deepcluster.errors import ConfigError, RunError
 from deepcluster.finished import classify, evaluate_run, export_run, predict_source
 from deepcluster.finished.label import suggest_run, teach_run
 from deepcluster.progress import Progress
@@ -119,6 +120,16 @@ def test_evaluate_measures_on_what_it_never_saw(run: RunDir, folder: Path, tmp_p
     ]
     assert own["classifier_accuracy"] == pytest.approx(np.mean(hits))
     assert 0 <= own["classifier_ece"] <= 1
+
+
+def test_without_onnx_nothing_is_written(
+    run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taught(run, tmp_path)
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(ConfigError, match="ONNX needs more packages"):
+        export_run(run, "onnx", tmp_path / "model", classes=True)
+    assert not list(tmp_path.glob("model*"))
 
 
 def test_a_classifier_is_not_measured_by_other_words(

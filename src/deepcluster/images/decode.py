@@ -122,7 +122,7 @@ class quiet_pillow(warnings.catch_warnings):
 def _libtiff_handlers() -> list[Callable[[int | None], int | None]]:
     """Functions that put another handler of errors and of warnings into Pillow's libtiff.
 
-    None where Pillow was built with libtiff inside, and does not show them.
+    Empty where Pillow was built with libtiff inside and does not show them.
     """
     try:
         # finds the names of what it is linked with as well

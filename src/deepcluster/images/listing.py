@@ -92,7 +92,7 @@ class Listing:
     tops: list[str] | None = None
     """For several folders: the first part of the ids, that of each folder."""
     looks: dict[bool, Look] = field(default_factory=dict, repr=False)
-    """What was seen of it, so that nothing is opened twice (:func:`deepcluster.images.store`)."""
+    """What was seen of it, so that nothing is opened twice (:mod:`deepcluster.images.store`)."""
 
     def __post_init__(self) -> None:
         self.name = re.sub(r"[^\w.-]+", "-", self.name).strip("-.") or "images"

@@ -89,9 +89,10 @@ def _from_npy(path: Path) -> Vectors:
             raise SourceError(str(error)) from error
     elif beside.is_file():
         try:
-            ids = decode_text(beside.read_bytes()).removesuffix("\n").split("\n")
+            text = decode_text(beside.read_bytes())
         except UnicodeDecodeError as error:
             raise SourceError(f"{beside} {SAVE_AS_UTF8}") from error
+        ids = [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
     return Vectors(path.stem, np.load(path, allow_pickle=False), ids)
 
 

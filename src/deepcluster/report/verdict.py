@@ -73,7 +73,7 @@ def judge(
         return Verdict("bad", sentence, problems)
     if not sizes:
         return Verdict("fair", "Every image was taken out of its cluster.")
-    borders = _of_borders(separation, len(sizes))
+    borders = _of_borders(separation)
     known = _of_classes(truth, pixels)
     if known is not None:
         return known if known.level == "good" else Verdict(known.level, known.sentence, borders)
@@ -118,7 +118,7 @@ def _of_classes(truth: Truth | None, pixels: Mapping[str, float]) -> Verdict | N
     return Verdict("good" if right >= MOST_RIGHT else "fair", f"{start}: {sentence}")
 
 
-def _of_borders(separation: Separation | None, clusters: int) -> list[tuple[str, str]]:
+def _of_borders(separation: Separation | None) -> list[tuple[str, str]]:
     """Clusters that may be one kind cut in two, or two kinds in one."""
     found = []
     if separation is not None and separation.touching:

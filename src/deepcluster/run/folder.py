@@ -264,6 +264,8 @@ class RunFolder:
     def withdraw(self, *, keep_folder: bool) -> None:
         """Delete a run in which nothing was done yet; the one it was to replace is back then.
 
+        Not while its lock is held: Windows deletes no file that is open.
+
         Args:
             keep_folder: leave an empty folder, if there was no run.
         """
