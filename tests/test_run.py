@@ -15,7 +15,7 @@ from conftest import make_shapes
 from make_run import make_run
 
 from deepcluster.config import Config, override
-from deepcluster.errors import RunError
+from deepcluster.errors import NoImagesError, RunError
 from deepcluster.files import Output, read_table
 from deepcluster.fitting import fit_source
 from deepcluster.progress import Progress
@@ -186,6 +186,14 @@ def test_the_old_run_is_there_until_the_new_one_is_done(run: RunDir) -> None:
         )
     assert everything(aside) == before
     assert run.read_info()["status"] == "interrupted"
+    unfinished = everything(run.path)
+    (run.path.parent / "photos").mkdir()
+    (run.path.parent / "photos/a.png").write_bytes(b"no picture")
+    with pytest.raises(NoImagesError):  # what was to be replaced, and the old run, stay
+        fit_source(run.path.parent / "photos", config, out=run.path, overwrite=True)
+    assert everything(run.path) == unfinished
+    assert everything(aside) == before
+    shutil.rmtree(run.path.parent / "photos")
     fit_source(images, config, out=run.path, resume=True)
     assert os.listdir(run.path.parent) == ["run"]  # noqa: PTH208
     assert run.read_info()["counts"]["images"] == 30

@@ -242,6 +242,7 @@ def fit_source(
         run.write_skipped(work.store.skipped)
         run.write_info(info)
         undone.pop_all()
+        run.remove_unfinished()
         board = TensorBoard(progress, run.tensorboard) if tensorboard else None
         logged = Logged(board or progress, run.log)
         _train(

@@ -135,8 +135,10 @@ class RunFolder:
                 elif run._peek().get("status") == "done":
                     run.remove_replaced()  # what a fit that was killed at its very end has left
                     place.replace(run.aside.path)
-                else:
-                    run.remove()  # it is to replace the one aside, which stays, and has not ended
+                elif run.unfinished.path.exists():
+                    run.remove()  # it was to replace that one, and did nothing yet
+                else:  # it is to replace the one aside, which stays, and has not ended
+                    place.replace(run.unfinished.path)
             try:
                 if place.is_dir():
                     place.rmdir()  # empty: a folder takes only a name that nothing has
@@ -169,12 +171,23 @@ class RunFolder:
         place = self.path.resolve()
         return type(self)(place.with_name(f"{place.name}.replaced"))
 
+    @property
+    def unfinished(self) -> Self:
+        """Where a run lies that has not ended and that this one replaces, until this one trains."""
+        place = self.path.resolve()
+        return type(self)(place.with_name(f"{place.name}.unfinished"))
+
+    def remove_unfinished(self) -> None:
+        """Delete the run that has not ended and that this one has replaced."""
+        if self.unfinished._is_ours():
+            self.unfinished.remove()
+
     def _restore(self) -> None:
         """Put back a run that was put aside for one that never came to be."""
-        aside = self.aside
-        if not self.path.exists() and not self.path.is_symlink() and aside._is_ours():
-            with contextlib.suppress(OSError):  # then it is told that there is none
-                aside.path.rename(self.path)
+        for aside in (self.unfinished, self.aside):
+            if not self.path.exists() and not self.path.is_symlink() and aside._is_ours():
+                with contextlib.suppress(OSError):  # then it is told that there is none
+                    aside.path.rename(self.path)
 
     def _peek(self) -> dict[str, Any]:
         """run.json as it is, unchecked; nothing where there is none."""
