@@ -242,6 +242,16 @@ def test_a_class_of_fewer_rows_than_neighbours_is_found() -> None:
     assert nmi(truth, labels_of(x, 6).numpy()) > 0.99
 
 
+def test_odd_rows_stand_for_no_class() -> None:
+    """Average linkage would give one of them, and two classes as one."""
+    rng = np.random.default_rng(0)
+    truth = np.arange(400) % 5
+    x = rng.normal(size=(5, 8))[truth] * 2 + rng.normal(size=(400, 8)) * 0.8
+    found = labels_of(normalize(torch.from_numpy(x).float(), dim=1), 5)
+    assert found.bincount().min() > 60
+    assert nmi(truth, found.numpy()) > 0.93
+
+
 def test_average_linkage_is_scipys() -> None:
     centers = torch.randn(60, 3, generator=seeded())
     linkage = scipy.cluster.hierarchy.linkage(centers.numpy(), "average")
