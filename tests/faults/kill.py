@@ -18,6 +18,8 @@ import time
 from collections import Counter
 from pathlib import Path
 
+os.environ["OMP_NUM_THREADS"] = "1"  # a forked process would wait for ever for the others' threads
+
 import numpy as np
 
 from deepcluster.cli import main, run_app

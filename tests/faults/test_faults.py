@@ -29,7 +29,7 @@ HERE = Path(__file__).parent
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_killed_fit_goes_on(tmp_path: Path) -> None:
     command = [sys.executable, str(HERE / "kill.py"), "4"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=1200)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "went on from" in done.stdout
 
