@@ -54,6 +54,9 @@ def test_ids_as_embed_writes_them(tmp_path: Path) -> None:
     (tmp_path / "v.ids.csv").write_text("name\na\n")
     with pytest.raises(SourceError, match=r"v\.ids\.csv has no column id"):
         read_vectors(tmp_path / "v.npy")
+    (tmp_path / "v.ids.txt").write_text("a\nb\nc\nd\ne\nf\n")
+    with pytest.raises(SourceError, match="both give ids: delete the one"):
+        read_vectors(tmp_path / "v.npy")
 
 
 def test_labels_are_as_those_of_images(tmp_path: Path) -> None:

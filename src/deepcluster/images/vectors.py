@@ -79,6 +79,10 @@ def read_vectors(source: Any) -> Vectors:
 def _from_npy(path: Path) -> Vectors:
     table, beside = path.with_suffix(".ids.csv"), path.with_suffix(".ids.txt")
     ids = None
+    if table.is_file() and beside.is_file():
+        raise SourceError(
+            f"{table.name} and {beside.name} both give ids: delete the one that is not of {path}"
+        )
     if table.is_file():
         try:
             header, rows = read_table(table)
