@@ -316,8 +316,8 @@ def test_interrupt_saves_and_says_how_to_go_on(
         stderr=subprocess.PIPE,
         text=True,
         cwd=tmp_path,
-        # a test run in the background has its children ignore Ctrl-C
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        # a test run in the background, or under nohup, has its children ignore it
+        preexec_fn=lambda: signal.signal(stop, signal.SIG_DFL),
     )
     assert process.stderr is not None
     before = []
