@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 
 from deepcluster.errors import NoImagesError, SourceError, UnusableError
-from deepcluster.files import SAVE_AS_UTF8, decode_text
 from deepcluster.images.formats import CURES, cure_of, extensions, kind_of
 from deepcluster.images.labels import encode
 from deepcluster.images.listing import (
@@ -25,6 +24,7 @@ from deepcluster.images.listing import (
     Raw,
     add_up,
     printable,
+    read_text,
     reason,
     spread,
 )
@@ -147,12 +147,7 @@ def from_list(path: Path) -> Listing:
 
     Only a line feed ends a line: names may hold any other character.
     """
-    try:
-        text = decode_text(path.read_bytes())
-    except UnicodeDecodeError as error:
-        raise SourceError(f"{path} {SAVE_AS_UTF8}; a list has one path a line") from error
-    except OSError as error:
-        raise SourceError(f"{path} cannot be read: {reason(error)}") from error
+    text = read_text(path, "; a list has one path a line")
     here = path.absolute().parent
     lines = text.split("\0") if "\0" in text else [line.rstrip("\r") for line in text.split("\n")]
     names = [os.path.normpath(_meant(here, line)) for line in lines if line.strip()]

@@ -16,8 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from deepcluster.errors import SourceError
-from deepcluster.files import SAVE_AS_UTF8, decode_text
-from deepcluster.images.listing import Labels, Listing, printable, reason
+from deepcluster.images.listing import Labels, Listing, printable, read_text
 
 # Folders that part a data set, and are no classes.
 SPLITS = frozenset(
@@ -125,12 +124,7 @@ def _labels_of(found: Listing, path: Path) -> list[Any]:
 
 def _rows_of(path: Path) -> list[tuple[list[str], str]]:
     """(path and id, as far as there are any; label) of each row of a CSV file."""
-    try:
-        text = decode_text(path.read_bytes())
-    except UnicodeDecodeError as error:
-        raise SourceError(f"{path} {SAVE_AS_UTF8}") from error
-    except OSError as error:
-        raise SourceError(f"{path} cannot be read: {reason(error)}") from error
+    text = read_text(path)
     separator = ","
     if text.lower().startswith("sep=") and len(text) > 4:  # a spreadsheet's first line
         separator, _, text = text[4], text[5:].partition("\n")[0], text.partition("\n")[2]

@@ -22,7 +22,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
-from deepcluster.errors import UnusableError
+from deepcluster.errors import SourceError, UnusableError
+from deepcluster.files import SAVE_AS_UTF8, decode_text
 from deepcluster.images.grey import Misfits
 
 MAX_PIXELS = 178_956_970
@@ -140,6 +141,24 @@ def add_up(found: Iterable[PassedOver]) -> list[PassedOver]:
         counts[one.kind, one.cure] += one.count
     order = sorted(counts.items(), key=lambda item: (not item[0][1], -item[1], item[0][0]))
     return [PassedOver(kind, count, cure) for (kind, cure), count in order]
+
+
+def read_text(path: Path, meant: str = "") -> str:
+    """The text of a file of a person's, UTF-8 or UTF-16.
+
+    Args:
+        path: the file.
+        meant: what such a file holds, to end the sentence of a refusal.
+
+    Raises:
+        SourceError: it cannot be read, or is text in neither.
+    """
+    try:
+        return decode_text(path.read_bytes())
+    except UnicodeDecodeError as error:
+        raise SourceError(f"{path} {SAVE_AS_UTF8}{meant}") from error
+    except OSError as error:
+        raise SourceError(f"{path} cannot be read: {reason(error)}") from error
 
 
 def reason(error: Exception) -> str:

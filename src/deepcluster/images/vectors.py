@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 
 from deepcluster.errors import RunError, SourceError
-from deepcluster.files import SAVE_AS_UTF8, decode_text, read_table
+from deepcluster.files import read_table
 from deepcluster.images.arrays import tensor_values
 from deepcluster.images.content import content_of
 from deepcluster.images.labels import encode
-from deepcluster.images.listing import reason
+from deepcluster.images.listing import read_text, reason
 from deepcluster.images.store import ImageStore
 
 BLANK = 16  # side in pixels of what stands for an image that nobody gave
@@ -92,11 +92,8 @@ def _from_npy(path: Path) -> Vectors:
         except RunError as error:
             raise SourceError(str(error)) from error
     elif beside.is_file():
-        try:
-            text = decode_text(beside.read_bytes())
-        except UnicodeDecodeError as error:
-            raise SourceError(f"{beside} {SAVE_AS_UTF8}") from error
-        ids = [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
+        text = read_text(beside).removesuffix("\n")
+        ids = [line.removesuffix("\r") for line in text.split("\n")]
     return Vectors(path.stem, np.load(path, allow_pickle=False), ids)
 
 
