@@ -312,8 +312,9 @@ def worth(weights: np.ndarray, cluster: np.ndarray) -> float:
 
 def between_clusters(weights: np.ndarray, cluster: np.ndarray) -> np.ndarray:
     """Share of the edges between each pair of clusters, ``(k, k)``."""
-    member = np.eye(cluster.max() + 1)[cluster]  # (m, k)
-    share: np.ndarray = member.T @ weights @ member / weights.sum()
+    ones, node = np.ones(len(cluster)), np.arange(len(cluster))
+    member = scipy.sparse.csr_array((ones, (cluster, node)))  # (k, m)
+    share: np.ndarray = member @ weights @ member.T / weights.sum()
     return share
 
 
