@@ -114,7 +114,8 @@ class Carried:
             "there)",
             *self.named,
             f"{counted(applied.renamed, 'cluster')} named, {len(applied.merged)} merged, "
-            f"{counted(applied.moved, 'image')} moved ({applied.taken_out} of them out of every cluster)",
+            f"{counted(applied.moved, 'image')} moved ({applied.taken_out} of them out of every "
+            "cluster)",
         ]
         if self.unmatched:
             lines += ["without a match:", *(f"  {line}" for line in self.unmatched)]

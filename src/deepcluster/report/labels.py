@@ -54,8 +54,8 @@ class AppliedLabels:
         number = "" if self.level is None else f"{counted(self.level, 'cluster')} now, "
         return (
             f"{number}{counted(self.renamed, 'cluster')} renamed, {len(self.merged)} merged, "
-            f"{counted(self.moved, 'image')} moved ({self.taken_out} of them out of every cluster), "
-            f"{self.left_alone} not mentioned"
+            f"{counted(self.moved, 'image')} moved ({self.taken_out} of them out of every "
+            f"cluster), {self.left_alone} not mentioned"
         )
 
 
