@@ -27,7 +27,7 @@ spec = importlib.util.spec_from_file_location("make_api", ROOT / "docs/make_api.
 assert spec and spec.loader
 make_api = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(make_api)
-DOCUMENTS = ("README.md", "docs/guide.md", "docs/run-folder.md", "CONTRIBUTING.md")
+DOCUMENTS = ("README.md", "docs/guide.md", "docs/scale.md", "docs/run-folder.md", "CONTRIBUTING.md")
 QUICK = ["--backbone", "convnet_tiny", "--epochs", "1", "--train.batch-size", "32"]
 
 
