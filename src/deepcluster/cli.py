@@ -175,9 +175,12 @@ def fit(
     images
         The images that --embeddings are of, for the report.
     """
-    from deepcluster import fitting
+    from deepcluster import fitting, processes
     from deepcluster.machine import command_line
+    from deepcluster.training.loop import follow
 
+    if processes.follows():  # the first process says and writes everything
+        return None if dry_run else follow()
     seen: Any = images
     if embeddings is None:
         seen = _one_or_many(source)
