@@ -20,7 +20,7 @@ demo: .venv/ready  ## cluster 1,797 handwritten digits (a minute)
 	$(BIN)/deepcluster fit digits --clusters 10 --out runs/demo --overwrite
 
 test: .venv/ready  ## run the tests (slow ones too with SLOW=1, alone with SLOW=only)
-	$(BIN)/pytest $(if $(SLOW),$(if $(filter only,$(SLOW)),-m slow),-m "not slow")
+	$(BIN)/pytest $(if $(SLOW),$(if $(filter only,$(SLOW)),-m slow),-m "not slow" --numprocesses auto --maxprocesses 4)
 
 lint: .venv/ready  ## ruff: rules and format
 	$(BIN)/ruff check .

@@ -277,6 +277,7 @@ def test_a_fit_takes_names_from_an_earlier_one(
     assert second.read_clusters()["names"]
 
 
+@pytest.mark.slow
 def test_a_stopped_fit_still_knows_whose_names_it_takes(tmp_path: Path) -> None:
     class Stop(Progress):
         def epoch(self, line: dict[str, object]) -> None:

@@ -142,6 +142,7 @@ def test_adapt_keeps_the_better_and_shows_the_other(adapted: RunDir, folder: Pat
     assert adapted.foreign() == []
 
 
+@pytest.mark.slow
 def test_frozen_is_given_where_adapting_made_it_worse(
     net_folder: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -154,6 +155,7 @@ def test_frozen_is_given_where_adapting_made_it_worse(
     assert "kept: frozen" in run.log.read_text()
 
 
+@pytest.mark.slow
 def test_adapting_goes_on_where_it_stopped(
     adapted: RunDir, net_folder: Path, folder: Path, tmp_path: Path, monkeypatch
 ):
@@ -171,6 +173,7 @@ def test_adapting_goes_on_where_it_stopped(
     assert np.array_equal(run.read_embeddings(), adapted.read_embeddings())
 
 
+@pytest.mark.slow
 def test_auto_with_weights_of_small_grey_images_tries_all_three(net_folder: Path, tmp_path: Path):
     config = settings(net_folder, start="auto", epochs=1, size=32)
     run = fit_source(make_shapes(40), config, out=tmp_path / "run")
@@ -179,6 +182,7 @@ def test_auto_with_weights_of_small_grey_images_tries_all_three(net_folder: Path
     assert {each["start"] for each in colour.read_info()["starts"]} == {"adapt", "frozen"}
 
 
+@pytest.mark.slow
 def test_auto_in_the_time_there_is(net_folder: Path, tmp_path: Path):
     config = settings(net_folder, start="auto", minutes=0.1)
     run = fit_source(make_shapes(40, colour=True), config, out=tmp_path / "run")

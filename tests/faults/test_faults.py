@@ -51,6 +51,7 @@ class Stops(Progress):
             raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 def test_the_newest_checkpoint_that_is_whole_is_gone_on_from(tmp_path: Path) -> None:
     config, images = override(Config(), TINY), make_shapes(40)
     whole = fit_source(images, config, out=tmp_path / "whole").read_embeddings().tobytes()
@@ -80,6 +81,7 @@ def test_the_newest_checkpoint_that_is_whole_is_gone_on_from(tmp_path: Path) -> 
     assert not [text for text in said if "without effect" in text]
 
 
+@pytest.mark.slow
 def test_a_fit_that_is_killed_while_it_decodes_begins_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -887,6 +887,7 @@ def test_one_cluster_and_five_hundred(tmp_path: Path, visit: Open, n: int, clust
         playwright.expect(page.locator("h1")).to_have_count(1)
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_images(tmp_path: Path, visit: Open) -> None:
     n = 100_000
     rng = np.random.default_rng(0)

@@ -142,6 +142,7 @@ def test_a_fit_in_minutes_repeats_from_its_settings(monkeypatch: pytest.MonkeyPa
     assert np.array_equal(first.embeddings_, again.embeddings_)
 
 
+@pytest.mark.slow
 def test_from_python_no_clock_is_read_unless_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> Cost:
         raise AssertionError("steps were timed")
