@@ -505,6 +505,24 @@ def frozen(found: list[Line]) -> str:
     return table(head, rows)
 
 
+def regions(found: list[Line]) -> str:
+    """Regions of drawn pictures: a row a kind of picture and way."""
+    if not found:
+        return "Not measured yet."
+    facts = found[0]
+    rows = [
+        [line["pictures"], line["method"], spread(line["miou"]), spread(line["ari"]),
+         listed(line["regions"]), f"{statistics.median(line['seconds']):.1f}"]
+        for line in facts["lines"]
+    ]  # fmt: skip
+    head = ["", "way", "mIoU", "adjusted Rand", "regions", "processor s"]
+    pictures = len(facts["lines"][0]["miou"])
+    return (
+        f"{table(head, rows)}\n\n{pictures} pictures of each kind. {machine(facts)}; commit "
+        f"{facts['commit']}; `{facts['command']}`"
+    )
+
+
 def fill(text: str) -> str:
     """A document, its marked places filled from the results."""
     found = RESULTS / "quality.json"
@@ -521,6 +539,7 @@ def fill(text: str) -> str:
         "published": published(read("published-*.json")),
         "uneven": uneven(read("uneven.json")),
         "frozen": frozen(read("frozen-*.json")),
+        "regions": regions(read("segment.json")),
     }
 
     def place(match: re.Match[str]) -> str:

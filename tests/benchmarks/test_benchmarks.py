@@ -38,6 +38,7 @@ def load(monkeypatch: pytest.MonkeyPatch) -> Any:
         "uneven",
         "published",
         "processes",
+        "paper_cost",
     ):
         sys.modules.pop(name, None)
 
@@ -139,6 +140,25 @@ def test_unequal_sizes_have_a_row_a_ratio_and_their_median(load: Any) -> None:
     assert "| **median** | 50 to 1 |  | 0.800 | 0.500 |  |" in text
     assert "Mean |ln(chosen / true)|: 0.200." in text
     assert tables.uneven([]) == "Not measured yet."
+
+
+def test_regions_have_a_row_a_way(load: Any) -> None:
+    one = {"pictures": "plain", "method": "SLIC", "miou": [0.5, 0.7], "ari": [0.5, 0.5]}
+    one |= {"regions": [4, 3], "seconds": [1.0, 2.0]}
+    tables = load("tables")
+    text = tables.regions([line(lines=[one], command="python benchmarks/segment.py")])
+    assert "| plain | SLIC | 0.600 ± 0.141 | 0.500 ± 0.000 | 3, 4 | 1.5 |" in text
+    assert "2 pictures of each kind" in text and tables.regions([]) == "Not measured yet."
+
+
+def test_the_cost_of_the_whole_run_is_the_sum_of_its_parts(load: Any) -> None:
+    cost = load("paper_cost")
+    assert min(cost.PCA_ROWS) > cost.FEATURES  # with fewer rows PCA goes another way
+    parts = dict.fromkeys(("decode", "train", "forward", "pca", "pca_once", "iteration"), 0.0)
+    assert cost.whole(parts | {"train": 3.6, "decode": 1.8}, 1000)["epoch_hours"] == 1
+    assert cost.whole(parts | {"pca": 3.6, "pca_once": 3600}, 1000)["epoch_hours"] == 2
+    whole = cost.whole(parts | {"train": 3.6, "forward": 3.6, "decode": 1.8}, 1000)
+    assert whole["hours"] == 200 * 2 + 0.5
 
 
 def test_parts_fall_exponentially(load: Any) -> None:
