@@ -37,6 +37,7 @@ def load(monkeypatch: pytest.MonkeyPatch) -> Any:
         "gpu",
         "uneven",
         "published",
+        "processes",
         "paper_cost",
     ):
         sys.modules.pop(name, None)
@@ -282,3 +283,31 @@ def _png(pixels: np.ndarray) -> bytes:
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, format="PNG")
     return file.getvalue()
+
+
+def test_the_messages_of_a_step_are_counted(load: Any) -> None:
+    from deepcluster import processes
+    from deepcluster.config import Config, override
+    from deepcluster.training.plan import resolve
+
+    asked = {"backbone": "convnet_tiny", "clusters": 3, "epochs": 2, "device": "cpu"}
+    config = resolve(override(Config(), asked), n=40, size=16, channels=1)
+    before = processes.world
+    counted = load("processes").traffic(config, 2)
+    assert processes.world is before
+    assert counted["messages"] % 2 == 1  # there and back, and once the gradients
+    assert counted["bytes"] > 4 * 189_936  # weights of the net alone
+
+
+@pytest.mark.slow
+def test_ways_to_start_processes_are_measured(
+    load: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(BENCHMARKS.parent / "src"))
+    small = ["--images", "60", "--size", "16", "--backbone", "convnet_tiny", "--batch", "32"]
+    few = ["--epochs", "2", "--repeats", "1", "--out", str(tmp_path / "out.json")]
+    run_main(load("processes"), monkeypatch, *small, *few)
+    one, two = json.loads((tmp_path / "out.json").read_text())["rows"]
+    assert (one["processes"], one["threads"], one["messages"]) == (1, 2, 0)
+    assert (two["processes"], two["threads"]) == (2, 1)
+    assert min(one["memory"], two["memory"]) > 1e8 and two["messages"] > 0
