@@ -37,7 +37,7 @@ from sklearn.linear_model import LogisticRegression
 from torch.nn import functional as F
 
 from deepcluster import metrics
-from deepcluster.backbones.nets import build_backbone
+from deepcluster.backbones.build import build_backbone
 from deepcluster.images.store import open_images
 from deepcluster.labelling.candidates import Pool
 from deepcluster.labelling.classifier import Taught, teach

@@ -10,7 +10,8 @@ from sklearn.metrics import adjusted_rand_score
 from sklearn.utils.estimator_checks import check_estimator
 
 from deepcluster.clustering import kmeans as engine
-from deepcluster.clustering.kmeans import KMeans, assign, kmeans
+from deepcluster.clustering.estimator import KMeans
+from deepcluster.clustering.kmeans import assign, kmeans
 
 SHAPES = [(300, 2, 3), (1000, 16, 10), (800, 40, 60), (50, 5, 50), (64, 3, 1)]
 
@@ -453,7 +454,7 @@ def test_auto_starts_are_scikit_learns(init, starts, monkeypatch):
         seen.append(n_init)
         return kmeans(*given, n_init=n_init, **named)
 
-    monkeypatch.setattr("deepcluster.clustering.kmeans.kmeans", spy)
+    monkeypatch.setattr("deepcluster.clustering.estimator.kmeans", spy)
     KMeans(3, init=init, n_init="auto", random_state=0).fit(three()[0])
     assert seen == [starts]
 

@@ -22,7 +22,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from sklearn.metrics import adjusted_mutual_info_score
 from torch import Tensor
 
 from deepcluster.clustering.graph import (
@@ -84,6 +83,8 @@ def choose_clusters(
         centers, patch = landmarks(x, wanted, 2, generator)
         weights = patch_graph(centers, patch, *edges(x, neighbours, QUERIES, generator))
         draws.append((weights, agglomerate(weights)[0], patch[judged].cpu().numpy()))
+    from sklearn.metrics import adjusted_mutual_info_score
+
     fewest = min(len(weights) for weights, _, _ in draws)
     scores = {}
     for k in _numbers(min(largest, fewest - 1)):
