@@ -481,3 +481,13 @@ def test_wide_numbers_of_any_kind_keep_their_digits(kind: Any) -> None:
     for narrow in (np.uint8, np.int16, np.float16, np.float32):  # need no more
         found = KMeans(4, random_state=0).fit((x - 1e9 + 20).astype(narrow))
         assert found.cluster_centers_.dtype == np.float32
+
+
+def test_sums_of_many_rows_lose_no_digits():
+    """Those of so many rows in float32 alone are off by 1e-5."""
+    x = np.random.default_rng(0).uniform(0, 1, (300_000, 2)).astype(np.float32)
+    x[0] = 1000  # the start centre of a cluster of its own
+    start = np.array([[0.5, 0.5], [1000, 1000]])
+    found = kmeans(x, 2, init=start, max_iter=1, generator=generator())
+    exact = x[1:].mean(0, dtype=np.float64)
+    assert found.centers[0].double().numpy() == pytest.approx(exact, abs=1e-7)
