@@ -488,6 +488,6 @@ def test_sums_of_many_rows_lose_no_digits():
     x = np.random.default_rng(0).uniform(0, 1, (300_000, 2)).astype(np.float32)
     x[0] = 1000  # the start centre of a cluster of its own
     start = np.array([[0.5, 0.5], [1000, 1000]])
-    found = kmeans(x, 2, init=start, max_iter=1, generator=generator())
+    found = kmeans(x, 2, init=start, max_iter=1, chunk_size=len(x), generator=generator())
     exact = x[1:].mean(0, dtype=np.float64)
     assert found.centers[0].double().numpy() == pytest.approx(exact, abs=1e-7)

@@ -461,7 +461,8 @@ def _distance(x: Tensor, own: Tensor, metric: Metric) -> Tensor:
     """Distance of each row to its own centre, ``(n,)``; the difference itself cancels nothing."""
     if metric == "cosine":
         return (1 - (x * own).sum(1)).clamp_(min=0)
-    return torch.linalg.vector_norm(x - own, dim=1)
+    away: Tensor = torch.linalg.vector_norm(x - own, dim=1)
+    return away
 
 
 def _lloyd(rows: _Rows, centers: Tensor, max_iter: int, stop: float) -> tuple[Tensor, int, int]:
