@@ -1,10 +1,13 @@
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import normalized_mutual_info_score
+from sklearn.datasets import make_circles, make_moons
+from sklearn.metrics import roc_auc_score
 from torch.nn.functional import normalize
 
-from deepcluster.clustering.choose import _modularity, _told, choose_clusters
+from deepcluster.clustering.choose import _modularity, choose_clusters, gap
 from deepcluster.clustering.graph import between_clusters
 
 
@@ -42,17 +45,31 @@ def test_modularity_by_hand() -> None:
     assert _modularity(between_clusters(weights, np.zeros(4, int))) == pytest.approx(0)
 
 
-def test_what_an_edge_tells_is_the_information_of_its_ends() -> None:
+def test_gap_is_the_roc_area_within_clusters() -> None:
     rng = np.random.default_rng(0)
-    ends = rng.integers(0, 4, 3000)
-    others = np.where(rng.random(3000) < 0.7, ends, rng.integers(0, 4, 3000))
-    weights = np.zeros((4, 4))
-    np.add.at(weights, (ends, others), 1)
-    np.add.at(weights, (others, ends), 1)
-    both = np.concatenate([ends, others]), np.concatenate([others, ends])
-    expected = normalized_mutual_info_score(*both)
-    assert _told(between_clusters(weights, np.arange(4))) == pytest.approx(expected)
-    assert _told(between_clusters(weights, np.zeros(4, int))) == 0
+    cluster = rng.integers(0, 3, 400)
+    beside = np.where(rng.random((400, 5)) < 0.9, cluster[:, None], rng.integers(0, 3, (400, 5)))
+    away = rng.random(400)
+    between = (beside != cluster[:, None]).any(1)
+    areas = [roc_auc_score(between[cluster == c], away[cluster == c]) for c in range(3)]
+    expected = 2 * np.average(areas, weights=np.bincount(cluster)) - 1
+    assert gap(cluster, beside, away) == pytest.approx(expected)
+    assert gap(cluster, cluster[:, None], away) == 1  # nothing lies between
+    assert gap(cluster, (cluster[:, None] + 1) % 3, away) == 0  # everything does
+
+
+def shapes(kind: str) -> torch.Tensor:
+    """Two half moons or two rings in the plane."""
+    make = {
+        "moons": partial(make_moons, noise=0.06),
+        "rings": partial(make_circles, noise=0.04, factor=0.5),
+    }[kind]
+    return torch.from_numpy(make(1500, random_state=0)[0]).float()
+
+
+@pytest.mark.parametrize("kind", ["moons", "rings"])
+def test_a_long_group_is_one(kind: str) -> None:
+    assert choose_clusters(shapes(kind), largest=8, generator=seeded()).k == 2
 
 
 @pytest.mark.parametrize("sizes", [[900, 60, 40], [600, 200, 60, 40]])

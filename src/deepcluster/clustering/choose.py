@@ -3,13 +3,14 @@
 The neighbour graph is cut into every number of clusters from 2 on, several times, each time from
 other landmarks. The score of a number is the product of
 
-- what an edge tells: the mutual information of the clusters at its two ends, over their entropy. A
-  rare group that lies apart raises it, half of a large one lowers it, whatever the sizes;
 - their modularity: edges kept within clusters, less those that chance would keep (Newman 2004);
-- their stability: adjusted mutual information of two cuts, over all pairs (von Luxburg 2010).
+- their stability: adjusted mutual information of two cuts, over all pairs (von Luxburg 2010);
+- the gap between them: of two rows of one cluster, how often the one with a neighbour in another
+  cluster lies farther from its neighbours than one without. Between two groups rows are sparse;
+  where a group was cut in two they are as dense as elsewhere. It has no wish for any size.
 
-Each alone fails on the features of a net. What an edge tells falls with each further cut, and
-so does stability as a rule: both prefer two; modularity rises when a class is split.
+Each alone fails on the features of a net. Stability as a rule falls with each further cut and
+prefers two, and the gap does so where groups touch; modularity rises when a class is split.
 
 How far these and other criteria land from the truth is in docs/log.md.
 """
@@ -33,7 +34,6 @@ from deepcluster.clustering.graph import (
     landmarks,
     patch_graph,
     refine,
-    told_by_edges,
 )
 
 DRAWS = 4
@@ -78,26 +78,27 @@ def choose_clusters(
         raise ValueError(f"largest = {largest}: choose among at least 2 clusters")
     x, n = x.detach().float(), len(x)
     wanted = min(n, max(PATCHES, 10 * largest))
-    judged = torch.randperm(n, generator=generator)[:JUDGED].to(x.device)
+    judged = torch.randperm(n, generator=generator)[:JUDGED].numpy()
     draws = []
     for _ in range(DRAWS):
         centers, patch = landmarks(x, wanted, 2, generator)
-        weights = patch_graph(centers, patch, *edges(x, neighbours, QUERIES, generator))
-        draws.append((weights, agglomerate(weights)[0], patch[judged].cpu().numpy()))
-    fewest = min(len(weights) for weights, _, _ in draws)
+        asking, found = edges(x, neighbours, QUERIES, generator)
+        weights = patch_graph(centers, patch, asking, found)
+        away = (x[found] - x[asking][:, None]).norm(dim=2).mean(1)
+        numbers = [patch, asking, found, away]
+        draws.append((weights, agglomerate(weights)[0], *(each.cpu().numpy() for each in numbers)))
+    fewest = min(len(draw[0]) for draw in draws)
     scores = {}
     for k in _numbers(min(largest, fewest - 1)):
-        cuts = [
-            refine(weights, cluster_at(merges, len(weights), k)) for weights, merges, _ in draws
-        ]
-        found = [c[own] for c, (_, _, own) in zip(cuts, draws, strict=True)]
-        shares = [
-            between_clusters(weights, c) for c, (weights, _, _) in zip(cuts, draws, strict=True)
-        ]
-        told = [_told(share) for share in shares]
-        kept = [_modularity(share) for share in shares]
-        again = [adjusted_mutual_info_score(a, b) for a, b in itertools.combinations(found, 2)]
-        factors = [np.mean(told), np.mean(kept), np.mean(again)]
+        kept, apart, cuts = [], [], []
+        for weights, merges, patch, asking, found, away in draws:
+            of_patch = refine(weights, cluster_at(merges, len(weights), k))
+            cluster = of_patch[patch]
+            cuts.append(cluster[judged])
+            kept.append(_modularity(between_clusters(weights, of_patch)))
+            apart.append(gap(cluster[asking], cluster[found], away))
+        again = [adjusted_mutual_info_score(a, b) for a, b in itertools.combinations(cuts, 2)]
+        factors = [np.mean(kept), np.mean(again), np.mean(apart)]
         scores[k] = float(np.prod(np.maximum(factors, 0)))
     return Choice(max(scores, key=lambda k: scores[k], default=fewest), scores)
 
@@ -117,7 +118,25 @@ def _modularity(share: np.ndarray) -> float:
     return float(share.trace() - (share.sum(0) ** 2).sum())
 
 
-def _told(share: np.ndarray) -> float:
-    """Normalised mutual information of the clusters at the two ends of an edge."""
-    told, entropy = told_by_edges(share)
-    return told / entropy if entropy > 0 else 0.0
+def gap(cluster: np.ndarray, beside: np.ndarray, away: np.ndarray) -> float:
+    """How sparse the rows between clusters are, from -1 to 1: 0 as dense as elsewhere.
+
+    Twice the area under the ROC curve, less 1, of `away` telling the rows with a neighbour in
+    another cluster from the others of their cluster; mean over the clusters, weighted by size. One
+    without such rows counts as 1, one with no others as 0.
+
+    Args:
+        cluster: ``(q,)`` int64 from 0, the cluster of each row.
+        beside: ``(q, neighbours)``, the clusters of its neighbours.
+        away: ``(q,)``, how far they are.
+    """
+    between = (beside != cluster[:, None]).any(1)
+    size = np.bincount(cluster)
+    order = np.lexsort((away, cluster))
+    rank = np.empty(len(cluster))
+    rank[order] = np.arange(1, len(cluster) + 1) - (np.cumsum(size) - size)[cluster[order]]
+    outer = np.bincount(cluster, between)
+    pairs = outer * (size - outer)
+    won = np.bincount(cluster, between * rank) - outer * (outer + 1) / 2
+    area = np.where(pairs > 0, won / np.maximum(pairs, 1), np.where(outer > 0, 0.5, 1))
+    return float(2 * (size * area).sum() / size.sum() - 1)
