@@ -55,7 +55,7 @@ def test_a_run_that_was_not_taught_has_no_classes(tmp_path: Path) -> None:
 
 def test_classes_that_do_not_go_with_their_classifier_are_refused(tmp_path: Path) -> None:
     run, _, _ = taught(tmp_path / "run", names=["shirt"])
-    with pytest.raises(RunError, match="classes are fewer.*copy the whole run folder anew"):
+    with pytest.raises(RunError, match=r"classes are fewer.*copy the whole run folder anew"):
         write_report(run)
     with pytest.raises(RunError, match="it is not of 41 images"):
         run.read_classes(41)
