@@ -51,7 +51,7 @@ def commit() -> str:
 
 def shown(words: Sequence[str]) -> str:
     """A command as one line; of absolute paths, which mean nothing elsewhere, the last part."""
-    bare = [re.sub(r"(^|(?<==))/\S*?([^/\s]+)/?$", r"\2", word) for word in words]
+    bare = [re.sub(r"(^|(?<=[=:]))/\S*?([^/\s]+)/?$", r"\2", word) for word in words]
     return shlex.join(bare)
 
 

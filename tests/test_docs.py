@@ -189,6 +189,42 @@ def test_each_fit_of_the_documents_runs_with_few_epochs(words: list[str], world:
     assert run_app([*words, *quick, "--out", "new"]) == 0
 
 
+# -- the story of the guide -------------------------------------------------------------------
+
+STORY = [block for block in blocks("docs/guide.md") if block.language in ("py", "shell")]
+
+
+@pytest.mark.slow
+def test_the_story_of_the_guide_runs_from_its_first_line_to_its_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    for block in STORY:
+        if block.language == "py":
+            exec(compile(block.text, str(block), "exec"), names)
+            continue
+        for words in commands(block):
+            if words[1] == "fit":  # shorter
+                place = words.index("--epochs")
+                words = [*words[:place], *words[place + 2 :], *QUICK]
+            assert run_app(words[1:]) == 0, words
+    run = RunDir.open("runs/story")
+    assert "roundish" in run.read_clusters()["names"].values()
+    assert len(run.read_labels()) == 40 and len(run.read_suggested()) == 60
+    assert "roundish" in RunDir.open("runs/second").read_clusters()["names"].values()
+    with Path("sorted/sorted.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len(list(Path("later").iterdir())) == 297
+
+
+def test_the_story_says_what_can_be_typed() -> None:
+    for block in STORY:
+        for words in commands(block) if block.language == "shell" else []:
+            assert words[0] == "deepcluster"
+            parse(words[1:])
+
+
 # -- Python -----------------------------------------------------------------------------------
 
 

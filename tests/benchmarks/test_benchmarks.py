@@ -172,6 +172,7 @@ def test_commands_lose_the_folders_of_the_machine(load: Any) -> None:
     shown = load("record").shown
     words = ["deepcluster", "fit", "/a/b/mnist.parquet", "--out=/c/x/", "runs/demo"]
     assert shown(words) == "deepcluster fit mnist.parquet --out=x runs/demo"
+    assert shown(["local-dir:/a/net", "hub:c/d"]) == "local-dir:net hub:c/d"
 
 
 def test_a_result_is_written_as_it_ends_and_not_repeated(

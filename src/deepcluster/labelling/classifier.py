@@ -175,7 +175,8 @@ def shifted(probabilities: Tensor, shift: float) -> Tensor:
     meet = second / (1 - top + second)
     moved = (top.logit() + shift).sigmoid().maximum(meet + 1e-6).clamp(max=1 - 1e-6)
     rest = probabilities * (1 - moved) / (1 - top)
-    return rest.scatter(1, place, moved)
+    found: Tensor = rest.scatter(1, place, moved)
+    return found
 
 
 def make_pool(features: np.ndarray, labelled: np.ndarray) -> tuple[Pool, np.ndarray]:
