@@ -42,7 +42,7 @@ from sklearn.linear_model import LogisticRegression
 from torch.nn import functional as F
 
 from deepcluster import metrics
-from deepcluster.backbones.nets import build_backbone
+from deepcluster.backbones.build import build_backbone
 from deepcluster.backbones.start import find_weights
 from deepcluster.images.store import open_images
 from deepcluster.labelling.candidates import Pool

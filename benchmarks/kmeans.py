@@ -28,7 +28,7 @@ import sklearn
 import torch
 from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
-from threadpoolctl import threadpool_limits
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from deepcluster.clustering.kmeans import kmeans
 
@@ -66,12 +66,22 @@ def faiss_cpu(x: np.ndarray, start: np.ndarray, iterations: int) -> float:
     return float(model.index.search(x, 1)[0].astype(np.float64).sum())
 
 
+def kernels() -> list[str]:
+    """What multiplies: torch's instructions, and the kernels of each BLAS that NumPy may use."""
+    libraries = {
+        f"{lib['internal_api']} {lib['architecture']}"
+        for lib in threadpool_info()
+        if "architecture" in lib
+    }
+    return [torch.backends.cpu.get_cpu_capability(), *sorted(libraries)]
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rows", type=int, default=200_000)
     parser.add_argument("--features", type=int, default=128)
-    parser.add_argument("--clusters", type=int, nargs="+", default=[100, 1000])
+    parser.add_argument("--clusters", type=int, nargs="+", default=[10, 100, 1000])
     parser.add_argument("--iterations", type=int, default=5)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
@@ -121,6 +131,8 @@ def main() -> None:
         "threads": args.threads,
         "clock": "cpu" if args.cpu_time else "wall",
         "processor": platform.processor() or platform.machine(),
+        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        "kernels": kernels(),
         "torch": torch.__version__,
         "scikit-learn": sklearn.__version__,
         "faiss": faiss.__version__ if faiss is not None else None,

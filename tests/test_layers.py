@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from deepcluster.run import RunDir
+
 SRC = Path(__file__).parent.parent / "src" / "deepcluster"
 LAYERS = [  # a room imports only from rooms above it in this list
     {"errors", "version"},
@@ -98,6 +100,30 @@ def test_these_rooms_never_import_torch(path: Path) -> None:
 def test_import_is_light(code: str) -> None:
     script = f"import sys; {code}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+HEAVY = ("timm", "torch._dynamo", "torchvision", "sympy", "matplotlib")
+"""What takes a second to load, and is needed by some fits and pages only."""
+
+
+def loaded(code: str) -> set[str]:
+    """Of HEAVY and scikit-learn, what a fresh Python has loaded after `code`."""
+    script = f"import sys\n{code}\nprint(*sys.modules, file=sys.stderr)"
+    done = subprocess.run(
+        [sys.executable, "-c", script], check=True, capture_output=True, encoding="utf-8"
+    )
+    return {*HEAVY, "pyarrow", "sklearn"} & set(done.stderr.split())
+
+
+def test_the_estimator_loads_little() -> None:
+    assert loaded("from deepcluster import DeepCluster") <= {"pyarrow", "sklearn"}
+
+
+def test_predict_loads_little(finished: RunDir, folder: Path) -> None:
+    """With a net of this package; one of timm's needs timm."""
+    code = f"from deepcluster.cli import app; app(['predict', {str(finished.path)!r}"
+    code += f", {str(folder)!r}, '--device', 'cpu'], result_action='return_value')"
+    assert loaded(code) == {"pyarrow"}
 
 
 def test_public_names_are_there() -> None:

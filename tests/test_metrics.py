@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import sklearn.metrics
 from scipy.optimize import linear_sum_assignment
+from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 
 from deepcluster import metrics
@@ -220,13 +221,13 @@ def test_says_what_is_wrong():
 
 def test_a_linear_probe_learns_from_so_many(monkeypatch: pytest.MonkeyPatch) -> None:
     rows: list[tuple[int, int]] = []
-    learn = metrics.LogisticRegression.fit
+    learn = LogisticRegression.fit
 
     def count(self: object, x: np.ndarray, y: np.ndarray, *more: object) -> object:
         rows.append(x.shape)
         return learn(self, x, y, *more)
 
-    monkeypatch.setattr(metrics.LogisticRegression, "fit", count)
+    monkeypatch.setattr(LogisticRegression, "fit", count)
     monkeypatch.setattr(metrics, "PROBE_ROWS", 50)
     rng = np.random.default_rng(0)
     labels = np.arange(300) % 3

@@ -13,7 +13,8 @@ from deepcluster.version import __version__
 
 if TYPE_CHECKING:
     from deepcluster.classifier import DeepClusterClassifier
-    from deepcluster.clustering.kmeans import KMeans, kmeans
+    from deepcluster.clustering.estimator import KMeans
+    from deepcluster.clustering.kmeans import kmeans
     from deepcluster.config import Config, load_recipe, override
     from deepcluster.estimator import DeepCluster
     from deepcluster.finished import evaluate_run, export_run, predict_source
@@ -27,7 +28,7 @@ _HOMES = {
     "DeepCluster": "estimator",
     "DeepClusterClassifier": "classifier",
     "ImageStore": "images.store",
-    "KMeans": "clustering.kmeans",
+    "KMeans": "clustering.estimator",
     "RunDir": "run",
     "evaluate_run": "finished",
     "export_run": "finished",

@@ -28,7 +28,7 @@ from sklearn.utils import Tags, check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
-from deepcluster.backbones.nets import CUSTOM
+from deepcluster.backbones.build import CUSTOM
 from deepcluster.backbones.start import Weights
 from deepcluster.clustering.pca import normalise
 from deepcluster.config import Config, flatten, load_recipe, override

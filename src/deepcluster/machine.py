@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import platform
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from deepcluster import processes
@@ -18,14 +18,12 @@ from deepcluster.version import __version__
 
 def versions() -> dict[str, str]:
     """Versions of what computes."""
-    import sklearn
-    import timm
-    import torchvision
-
     return {
         "deepcluster": __version__,
         "python": platform.python_version(),
-        **{m.__name__: m.__version__ for m in (torch, torchvision, timm, sklearn, np)},
+        **{name: version(name) for name in ("torch", "torchvision", "timm")},
+        "sklearn": version("scikit-learn"),
+        "numpy": version("numpy"),
     }
 
 

@@ -24,12 +24,6 @@ from typing import Any
 import numpy as np
 import scipy.sparse
 from scipy.sparse.csgraph import min_weight_full_bipartite_matching
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score, silhouette_score
-from sklearn.metrics.cluster import contingency_matrix
-from sklearn.neighbors import NearestNeighbors
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 Train = tuple[np.ndarray, np.ndarray]
 
@@ -46,18 +40,25 @@ class TooFewError(ValueError):
 
 def nmi(clusters: np.ndarray, labels: np.ndarray) -> float:
     """Normalised mutual information, by the geometric mean of the entropies (the article's)."""
-    a, b = _known(clusters, labels)
-    return float(normalized_mutual_info_score(b, a, average_method="geometric"))
+    return _nmi(clusters, labels, "geometric")
 
 
 def nmi_arithmetic(clusters: np.ndarray, labels: np.ndarray) -> float:
     """Normalised mutual information, by the arithmetic mean (scikit-learn's default)."""
+    return _nmi(clusters, labels, "arithmetic")
+
+
+def _nmi(clusters: np.ndarray, labels: np.ndarray, mean: str) -> float:
+    from sklearn.metrics import normalized_mutual_info_score
+
     a, b = _known(clusters, labels)
-    return float(normalized_mutual_info_score(b, a, average_method="arithmetic"))
+    return float(normalized_mutual_info_score(b, a, average_method=mean))
 
 
 def ari(clusters: np.ndarray, labels: np.ndarray) -> float:
     """Adjusted Rand index: 1 is the same partition, 0 what chance gives."""
+    from sklearn.metrics import adjusted_rand_score
+
     a, b = _known(clusters, labels)
     return float(adjusted_rand_score(b, a))
 
@@ -77,7 +78,7 @@ def purity(clusters: np.ndarray, labels: np.ndarray) -> float:
     It rises with the number of clusters, up to 1 for a cluster an image.
     """
     a, b = _known(clusters, labels)
-    return float(contingency_matrix(a, b, sparse=True).max(axis=1).sum() / len(a))
+    return float(_contingency(a, b).max(axis=1).sum() / len(a))
 
 
 def knn(
@@ -146,6 +147,10 @@ def linear_probe(
     train = (train[0][learnt], train[1][learnt])
     if len(np.unique(train[1])) == 1:
         return float((labels[test] == train[1][0]).mean())
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
     probe.fit(np.asarray(train[0], dtype=np.float64), train[1])
     return float(probe.score(np.asarray(embeddings[test], dtype=np.float64), labels[test]))
@@ -158,6 +163,8 @@ def silhouette(embeddings: np.ndarray, clusters: np.ndarray, rng: np.random.Gene
         rows = np.sort(rng.choice(rows, SILHOUETTE_ROWS, replace=False))
     if not 2 <= len(np.unique(clusters[rows])) < len(rows):
         raise TooFewError("the silhouette needs two clusters and fewer clusters than images")
+    from sklearn.metrics import silhouette_score
+
     return float(silhouette_score(np.asarray(embeddings[rows]), clusters[rows]))
 
 
@@ -176,6 +183,8 @@ def modularity(embeddings: np.ndarray, clusters: np.ndarray, rng: np.random.Gene
     asked = np.arange(len(rows))
     if len(rows) > MODULARITY_ROWS:
         asked = np.sort(rng.choice(len(rows), MODULARITY_ROWS, replace=False))
+    from sklearn.neighbors import NearestNeighbors
+
     search = NearestNeighbors(n_neighbors=GRAPH_NEIGHBOURS + 1, algorithm="brute")
     found = search.fit(x).kneighbors(x[asked], return_distance=False)  # itself among them
     kept = (own[found] == own[asked][:, None])[found != asked[:, None]].mean()
@@ -333,12 +342,19 @@ def _known(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return a[known], b[known]
 
 
+def _contingency(a: np.ndarray, b: np.ndarray) -> scipy.sparse.csr_matrix:
+    """Images in each pair of a group of `a` and one of `b`, float64."""
+    row, column = np.unique(a, return_inverse=True)[1], np.unique(b, return_inverse=True)[1]
+    counts = scipy.sparse.coo_matrix((np.ones(len(a)), (row, column)))
+    return counts.tocsr()  # which adds up what is in one place
+
+
 def _matched(a: np.ndarray, b: np.ndarray) -> int:
     """Images in the pairs of the best one-to-one matching of the groups of `a` and `b`.
 
     Only pairs that share an image are looked at: 10,000 x 10,000 clusters would not fit otherwise.
     """
-    counts = contingency_matrix(a, b, sparse=True).tocsr().astype(np.float64)
+    counts = _contingency(a, b)
     counts.eliminate_zeros()
     rows = int(counts.shape[0])
     # A column of its own for each group of `a`, to stay alone in; the 1 added to every weight is in

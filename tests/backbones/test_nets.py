@@ -10,13 +10,8 @@ import timm
 import torch
 from torch import nn
 
-from deepcluster.backbones.nets import (
-    OWN_BACKBONES,
-    Sobel,
-    auto_backbone,
-    build_backbone,
-    prepare_backbone,
-)
+from deepcluster.backbones.build import auto_backbone, build_backbone, prepare_backbone
+from deepcluster.backbones.nets import OWN_BACKBONES, Sobel
 from deepcluster.backbones.preprocessing import Preprocessing
 from deepcluster.backbones.weights import load_timm, save_timm
 from deepcluster.errors import ConfigError, RunError

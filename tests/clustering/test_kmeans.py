@@ -10,7 +10,8 @@ from sklearn.metrics import adjusted_rand_score
 from sklearn.utils.estimator_checks import check_estimator
 
 from deepcluster.clustering import kmeans as engine
-from deepcluster.clustering.kmeans import KMeans, assign, kmeans
+from deepcluster.clustering.estimator import KMeans
+from deepcluster.clustering.kmeans import assign, kmeans
 
 SHAPES = [(300, 2, 3), (1000, 16, 10), (800, 40, 60), (50, 5, 50), (64, 3, 1)]
 
@@ -453,7 +454,7 @@ def test_auto_starts_are_scikit_learns(init, starts, monkeypatch):
         seen.append(n_init)
         return kmeans(*given, n_init=n_init, **named)
 
-    monkeypatch.setattr("deepcluster.clustering.kmeans.kmeans", spy)
+    monkeypatch.setattr("deepcluster.clustering.estimator.kmeans", spy)
     KMeans(3, init=init, n_init="auto", random_state=0).fit(three()[0])
     assert seen == [starts]
 
@@ -480,3 +481,13 @@ def test_wide_numbers_of_any_kind_keep_their_digits(kind: Any) -> None:
     for narrow in (np.uint8, np.int16, np.float16, np.float32):  # need no more
         found = KMeans(4, random_state=0).fit((x - 1e9 + 20).astype(narrow))
         assert found.cluster_centers_.dtype == np.float32
+
+
+def test_sums_of_many_rows_lose_no_digits():
+    """Those of so many rows in float32 alone are off by 1e-5."""
+    x = np.random.default_rng(0).uniform(0, 1, (300_000, 2)).astype(np.float32)
+    x[0] = 1000  # the start centre of a cluster of its own
+    start = np.array([[0.5, 0.5], [1000, 1000]])
+    found = kmeans(x, 2, init=start, max_iter=1, chunk_size=len(x), generator=generator())
+    exact = x[1:].mean(0, dtype=np.float64)
+    assert found.centers[0].double().numpy() == pytest.approx(exact, abs=1e-7)

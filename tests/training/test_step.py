@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import make_shapes
 
-from deepcluster.backbones.nets import build_backbone
+from deepcluster.backbones.build import build_backbone
 from deepcluster.backbones.preprocessing import Batches, Preprocessing, filled
 from deepcluster.config import Config, override
 from deepcluster.errors import ConfigError

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from deepcluster import processes
-from deepcluster.backbones.nets import build_backbone
+from deepcluster.backbones.build import build_backbone
 from deepcluster.backbones.preprocessing import Batches, Preprocessing
 from deepcluster.config import Config, override
 from deepcluster.errors import ConfigError

@@ -1,10 +1,13 @@
 """Which net sees the images? Own nets, timm's, their weights, and the fitted model.
 
-To import this tells timm of the nets that are not its own.
+Where timm is loaded already, to import this tells it of the nets that are not its own;
+``from deepcluster.backbones.registered import timm`` always does.
 """
 
+import sys
+
+from deepcluster.backbones.build import auto_backbone, build_backbone, prepare_backbone
 from deepcluster.backbones.features import FittedModel, extract
-from deepcluster.backbones.nets import auto_backbone, build_backbone, prepare_backbone
 from deepcluster.backbones.preprocessing import Preprocessing
 from deepcluster.backbones.weights import load_timm, save_timm
 
@@ -18,3 +21,6 @@ __all__ = [
     "prepare_backbone",
     "save_timm",
 ]
+
+if "timm" in sys.modules:
+    from deepcluster.backbones import registered  # noqa: F401

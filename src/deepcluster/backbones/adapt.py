@@ -14,7 +14,6 @@ from types import MethodType
 from typing import Any
 
 import torch
-from timm.layers.padding import pad_same
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -56,6 +55,8 @@ class _Filter(torch.autograd.Function):
 def _filtered(module: nn.Conv2d, images: Tensor) -> Tensor:
     padding = module.padding
     if type(module).__name__ == "Conv2dSame":  # timm's: padded by the size of the images
+        from timm.layers.padding import pad_same
+
         kernel, stride, dilation = map(list, (module.kernel_size, module.stride, module.dilation))
         images = pad_same(images, kernel, stride, dilation)
         padding = (0, 0)

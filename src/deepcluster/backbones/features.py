@@ -44,8 +44,7 @@ tags: [image-feature-extraction, deepcluster]
 `{name}`, {channels} channel(s), {size} pixels, {d} features, trained without labels.
 
 ```python
-import timm
-import deepcluster.backbones  # tells timm of the nets that are not its own
+from deepcluster.backbones.registered import timm  # told of the nets that are not its own
 
 model = timm.create_model("local-dir:PATH/OF/THIS/FOLDER", pretrained=True, num_classes=0)
 ```

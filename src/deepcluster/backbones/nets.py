@@ -8,165 +8,24 @@ argument (224 gives the paper's net; its fully connected layer has as many input
 has values) and in that grey is a mean rather than a frozen 1×1 convolution (the same numbers).
 
 The other nets here are for images below about 100 pixels, where nets made for 224 throw most of the
-picture away in their first layers: ``alexnet_small``, ``resnet18_small`` (3×3 stem, no pool, as
-usual for CIFAR), ``convnet_small`` and ``convnet_tiny`` (a small residual net for machines
-without an accelerator). Every other name is one of timm's.
-
-All nets register with timm, and :func:`save_timm` writes a folder that timm reads: after
-``import deepcluster.backbones``, ``timm.create_model("local-dir:RUN/model", pretrained=True)``
-gives the same features (timm 1.0.16 or newer). Weights are safetensors, never pickle.
+picture away in their first layers: ``alexnet_small``, and ``convnet_small`` and ``convnet_tiny``
+(a small residual net for machines without an accelerator). ``resnet18_small`` (3×3 stem, no pool,
+as usual for CIFAR) is made of timm's parts and stands apart. Every other name is one of timm's.
 """
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
-import timm
 import torch
-from timm.models import build_model_with_cfg, register_model
-from timm.models.resnet import BasicBlock, ResNet
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from deepcluster.errors import ConfigError
 
-__all__ = [
-    "OWN_BACKBONES",
-    "AlexNet",
-    "ConvNet",
-    "SmallResNet",
-    "Sobel",
-    "auto_backbone",
-    "build_backbone",
-    "prepare_backbone",
-]
-
-OWN_BACKBONES = ("alexnet_bn", "alexnet_small", "convnet_small", "convnet_tiny", "resnet18_small")
-"""Names of the nets defined here; each takes ``sobel=True``."""
-
-CUSTOM = "custom"
-"""Architecture of an exported net that is not timm's: its weights are saved, its code is not."""
-
-
-def build_backbone(name: str, *, channels: int, size: int, sobel: bool = False) -> nn.Module:
-    """Build a net that maps images ``(n, channels, size, size)`` to features ``(n, num_features)``.
-
-    The weights are drawn from torch's global generator: seed it before.
-
-    Args:
-        name: one of OWN_BACKBONES (hyphens count as underscores) or any timm name.
-        channels: 1 (grey) or 3.
-        size: side of the images in pixels.
-        sobel: put the fixed Sobel filter before the net (own nets only).
-
-    Returns:
-        The net, with ``num_features`` and ``feature_activation`` (what goes between features and
-        head).
-
-    Raises:
-        ConfigError: an unknown name, a size the net cannot take, or Sobel before a timm net.
-    """
-    architecture = architecture_of(name)
-    options: dict[str, Any] = {"in_chans": channels, "num_classes": 0}
-    if architecture in OWN_BACKBONES:
-        options["sobel"] = sobel
-    elif sobel:
-        raise ConfigError(
-            f"the Sobel filter cannot stand before {name!r}, a net of timm: leave sobel off, or "
-            f"choose one of {_names(OWN_BACKBONES)}"
-        )
-    if has_fixed_size(architecture):
-        options["img_size"] = size
-    model = timm.create_model(name.replace("-", "_"), pretrained=False, **options)
-    return prepare_backbone(model, channels=channels, size=size, name=name)
-
-
-def prepare_backbone(
-    model: nn.Module, *, channels: int, size: int, name: str = "this net"
-) -> nn.Module:
-    """Give a net the two attributes that training reads, and see that it takes the images.
-
-    ``num_features`` is measured on a blank image; ``feature_activation`` is an identity unless the
-    net has one.
-
-    Raises:
-        ConfigError: the net cannot take images of this size, or its output is not ``(n, d)``.
-    """
-    parameter = next(model.parameters(), torch.zeros(()))
-    training = model.training
-    model.eval()  # batch norm keeps its statistics, dropout draws nothing
-    try:
-        with torch.no_grad():
-            features = model(
-                torch.zeros(2, channels, size, size, device=parameter.device, dtype=parameter.dtype)
-            )
-    except (RuntimeError, ValueError, AssertionError) as error:
-        raise ConfigError(
-            f"{name} cannot take {channels}-channel images of {size} × {size} pixels ({error}): "
-            "choose another size or backbone (convnet-small and resnet18-small take small images)"
-        ) from error
-    model.train(training)
-    if not isinstance(features, Tensor) or features.ndim != 2:
-        found = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
-        raise ConfigError(
-            f"{name} must give features of shape (n, d), one row an image, but gave {found} for 2 "
-            "images: end it with a pooling and a flatten"
-        )
-    model.num_features = features.shape[1]  # type: ignore[assignment]
-    if not hasattr(model, "feature_activation"):
-        model.feature_activation = nn.Identity()
-    return model
-
-
-def auto_backbone(size: int, channels: int, n: int, device_type: str) -> str:
-    """Name of the backbone that suits the images and the machine.
-
-    Small images get a net that keeps their pixels; without an accelerator, the cheapest one.
-
-    Args:
-        size: side of the images in pixels.
-        channels: 1 or 3.
-        n: number of images.
-        device_type: ``cpu``, ``cuda``, ``mps`` …
-    """
-    if device_type == "cpu":
-        if size > 96:
-            return "resnet18"
-        return "convnet_tiny" if channels == 1 and size <= 32 else "convnet_small"
-    if size <= 64:
-        return "resnet18_small"
-    return "resnet50" if n >= 100_000 else "resnet18"
-
-
-def architecture_of(name: str) -> str:
-    """Name of the architecture at timm, without the tag of its weights."""
-    architecture = untagged(name)
-    if timm.is_model(architecture):
-        return architecture
-    near = difflib.get_close_matches(architecture, timm.list_models(), 3)
-    hint = f"did you mean {' or '.join(near)}? Else " if near else ""
-    raise ConfigError(
-        f"there is no backbone {name!r}: {hint}choose one of {_names(OWN_BACKBONES)}, or a name "
-        "that timm.list_models() lists, such as resnet50"
-    )
-
-
-def untagged(name: str) -> str:
-    return name.replace("-", "_").split(".")[0]
-
-
-def _names(names: Sequence[str]) -> str:
-    return ", ".join(name.replace("_", "-") for name in names)
-
-
-def has_fixed_size(architecture: str) -> bool:
-    cfg = timm.models.get_pretrained_cfg(architecture)
-    return bool(cfg and cfg.fixed_input_size)
-
-
-# -- the nets -----------------------------------------------------------------------------------
+__all__ = ["CFGS", "NETS", "OWN_BACKBONES", "AlexNet", "ConvNet", "Sobel"]
 
 
 class Sobel(nn.Module):
@@ -210,7 +69,7 @@ class _Net(nn.Module):
         self.head: nn.Module = (
             nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
         )
-        _initialise(self.head)
+        initialise(self.head)
 
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
         """Features ``(n, d)`` as they are, or the classifier's scores if there is one."""
@@ -220,7 +79,7 @@ class _Net(nn.Module):
         return scores
 
 
-def _initialise(net: nn.Module) -> None:
+def initialise(net: nn.Module) -> None:
     """Draw the paper's way: convolutions N(0, 2/(kh·kw·out)), linear N(0, 0.01²), biases 0."""
     for module in net.modules():
         if isinstance(module, nn.Conv2d):
@@ -294,7 +153,7 @@ class AlexNet(_Net):
             nn.Dropout(drop_rate),
             nn.Linear(hidden, hidden),
         )
-        _initialise(self)
+        initialise(self)
 
     def forward_features(self, images: Tensor) -> Tensor:
         """The last map, ``(n, c, h, w)``."""
@@ -359,7 +218,7 @@ class ConvNet(_Net):
             *(_conv_bn(2 * width, 4 * width), relu, pool, _Residual(4 * width)),
             *(_conv_bn(4 * width, 8 * width), relu),
         )
-        _initialise(self)
+        initialise(self)
 
     def forward_features(self, images: Tensor) -> Tensor:
         """The last map, ``(n, c, h, w)``."""
@@ -371,30 +230,21 @@ class ConvNet(_Net):
         return self.forward_head(self.forward_features(images).mean((2, 3)))
 
 
-class SmallResNet(ResNet):
-    """timm's ResNet-18 with a 3×3 stem of stride 1 and no stem pooling, for small images.
-
-    Args:
-        in_chans: channels of the images.
-        num_classes: 0 for features.
-        sobel: put the Sobel filter first.
-    """
-
-    def __init__(self, *, in_chans: int = 3, num_classes: int = 0, sobel: bool = False) -> None:
-        block: Any = BasicBlock  # timm's annotation asks for an instance
-        super().__init__(block, (2, 2, 2, 2), num_classes=num_classes, in_chans=in_chans)
-        stem = nn.Conv2d(2 if sobel else in_chans, 64, 3, padding=1, bias=False)
-        _initialise(stem)
-        self.add_module("conv1", stem)  # in the place of timm's
-        self.add_module("maxpool", nn.Identity())
-        self.sobel = Sobel() if sobel else nn.Identity()
-
-    def forward_features(self, x: Tensor) -> Tensor:
-        """The last map, ``(n, 512, h, w)``."""
-        return super().forward_features(self.sobel(x))
-
-
-# -- their names at timm ------------------------------------------------------------------------
+NETS: dict[str, Callable[..., nn.Module]] = {
+    "alexnet_bn": AlexNet,
+    "alexnet_small": partial(
+        AlexNet,
+        widths=(48, 128, 192, 192, 128),
+        kernels=(5, 3, 3, 3, 3),
+        stride=1,
+        padding=(2, 1, 1, 1, 1),
+        pool_padding=1,
+        hidden=1024,
+    ),
+    "convnet_small": partial(ConvNet, width=32),
+    "convnet_tiny": partial(ConvNet, width=16),
+}
+"""The nets that are built without timm, by name."""
 
 
 def _cfg(size: int, first_conv: str, classifier: str, fixed: bool = False) -> dict[str, Any]:
@@ -409,54 +259,14 @@ def _cfg(size: int, first_conv: str, classifier: str, fixed: bool = False) -> di
     }
 
 
-default_cfgs = {
+CFGS = {
     "alexnet_bn": _cfg(224, "features.0", "head", fixed=True),
     "alexnet_small": _cfg(32, "features.0", "head", fixed=True),
     "convnet_small": _cfg(32, "stem.0", "head", fixed=True),
     "convnet_tiny": _cfg(32, "stem.0", "head", fixed=True),
     "resnet18_small": _cfg(32, "conv1", "fc"),
 }
-"""Read by timm's register_model."""
+"""What timm shall know of each net, and of ``resnet18_small``."""
 
-
-def _create(net: type[nn.Module], name: str, pretrained: bool, **options: Any) -> nn.Module:
-    model: nn.Module = build_model_with_cfg(net, name, pretrained, **options)
-    return model
-
-
-@register_model
-def alexnet_bn(pretrained: bool = False, **options: Any) -> nn.Module:
-    """AlexNet-BN of the paper; 4096 features, images of about 224 pixels."""
-    return _create(AlexNet, "alexnet_bn", pretrained, **options)
-
-
-@register_model
-def alexnet_small(pretrained: bool = False, **options: Any) -> nn.Module:
-    """AlexNet-BN at half width with small strides; 1024 features, images of 8 to 64 pixels."""
-    shape = {
-        "widths": (48, 128, 192, 192, 128),
-        "kernels": (5, 3, 3, 3, 3),
-        "stride": 1,
-        "padding": (2, 1, 1, 1, 1),
-        "pool_padding": 1,
-        "hidden": 1024,
-    }
-    return _create(AlexNet, "alexnet_small", pretrained, **{**shape, **options})
-
-
-@register_model
-def convnet_small(pretrained: bool = False, **options: Any) -> nn.Module:
-    """ConvNet of width 32; 256 features."""
-    return _create(ConvNet, "convnet_small", pretrained, **{"width": 32, **options})
-
-
-@register_model
-def convnet_tiny(pretrained: bool = False, **options: Any) -> nn.Module:
-    """ConvNet of width 16, for grey images such as digits; 128 features."""
-    return _create(ConvNet, "convnet_tiny", pretrained, **{"width": 16, **options})
-
-
-@register_model
-def resnet18_small(pretrained: bool = False, **options: Any) -> nn.Module:
-    """ResNet-18 for small images; 512 features."""
-    return _create(SmallResNet, "resnet18_small", pretrained, **options)
+OWN_BACKBONES = tuple(CFGS)
+"""Names of the nets that are not timm's; each takes ``sobel=True``."""

@@ -18,18 +18,18 @@ from typing import Any
 
 import safetensors
 import safetensors.torch
-import timm
 import torch
 from torch import nn
 
-from deepcluster.backbones.nets import (
+from deepcluster.backbones.build import (
     CUSTOM,
-    OWN_BACKBONES,
     architecture_of,
     build_backbone,
+    cfg_of,
     has_fixed_size,
     prepare_backbone,
 )
+from deepcluster.backbones.nets import OWN_BACKBONES
 from deepcluster.backbones.preprocessing import Preprocessing
 from deepcluster.config import Config
 from deepcluster.errors import ConfigError
@@ -157,6 +157,8 @@ class Weights:
             ConfigError: the weights do not fit the net or the size, or hold NaN.
         """
         assert self.path is not None, "fetch first"
+        from deepcluster.backbones.registered import timm
+
         options: dict[str, Any] = {"num_classes": 0, "in_chans": self.channels}
         if has_fixed_size(architecture_of(self.architecture)):
             options["img_size"] = size
@@ -188,8 +190,7 @@ class Weights:
     def _overlay(self) -> dict[str, Any]:
         """What timm must know of a file: a head that is not in it cannot be taken off."""
         overlay: dict[str, Any] = {"file": str(self.path)}
-        cfg = timm.models.get_pretrained_cfg(self.architecture)
-        heads = getattr(cfg, "classifier", None) or ()
+        heads = cfg_of(self.architecture).get("classifier") or ()
         assert self.path is not None
         with safetensors.safe_open(self.path, framework="pt") as file:
             names = set(file.keys())
@@ -267,21 +268,18 @@ def _of_file(name: str, file: Path) -> Weights:
     if file.suffix != ".safetensors" or not file.is_file():
         raise ConfigError(f"--weights takes a .safetensors file, and {file} is none")
     architecture = name.replace("-", "_")
-    cfg = timm.models.get_pretrained_cfg(architecture_of(name) if "." not in name else architecture)
-    config = {} if cfg is None else dataclasses.asdict(cfg)
-    config["license"] = None  # of timm's weights, not of these
+    config = cfg_of(architecture_of(name) if "." not in name else architecture)
+    config = {**config, "license": None}  # of timm's weights, not of these
     return _described(str(file), architecture, config, path=file.resolve())
 
 
 def _of_hub(name: str) -> Weights | None:
     architecture_of(name)
-    cfg = timm.models.get_pretrained_cfg(name)
-    if cfg is None or not cfg.hf_hub_id:
+    cfg = cfg_of(name)
+    if not cfg.get("hf_hub_id"):
         return None
-    hub = str(cfg.hf_hub_id)
-    return _described(
-        name, f"{name.split('.')[0]}.{cfg.tag}", dataclasses.asdict(cfg), path=cached(hub), hub=hub
-    )
+    hub = str(cfg["hf_hub_id"])
+    return _described(name, f"{name.split('.')[0]}.{cfg['tag']}", cfg, path=cached(hub), hub=hub)
 
 
 def cached(hub: str) -> Path | None:

@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import json
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-import timm
 import torch
 from torch import nn
 
-from deepcluster.backbones.nets import (
-    CUSTOM,
-    OWN_BACKBONES,
-    has_fixed_size,
-    prepare_backbone,
-    untagged,
-)
+from deepcluster.backbones.build import CUSTOM, cfg_of, create, known, prepare_backbone, untagged
+from deepcluster.backbones.nets import OWN_BACKBONES
 from deepcluster.backbones.preprocessing import Preprocessing
 from deepcluster.errors import RunError
 
@@ -48,9 +43,9 @@ def save_timm(
     """
     folder.mkdir(parents=True, exist_ok=True)
     size = preprocessing.size
-    known = timm.is_model(untagged(name))
+    architecture = untagged(name) if known(untagged(name)) else CUSTOM
     config: dict[str, Any] = {
-        "architecture": untagged(name) if known else CUSTOM,
+        "architecture": architecture,
         "num_classes": 0,
         "num_features": model.num_features,
     }
@@ -66,19 +61,19 @@ def save_timm(
     }
     if license:
         pretrained_cfg["license"] = license
-    if known:
+    if architecture != CUSTOM:
         arguments: dict[str, Any] = {"in_chans": channels}
-        if config["architecture"] in OWN_BACKBONES:
+        cfg = cfg_of(architecture)
+        if architecture in OWN_BACKBONES:
             arguments["sobel"] = sobel
-        if has_fixed_size(config["architecture"]):
+        if cfg.get("fixed_input_size"):
             arguments["img_size"] = size
             pretrained_cfg["fixed_input_size"] = True
         config["model_args"] = arguments
-        registered = timm.models.get_pretrained_cfg(config["architecture"])
         # The first convolution is named so that timm can adapt it to other channels; behind the
         # Sobel filter it always has two.
-        pretrained_cfg["first_conv"] = None if sobel else getattr(registered, "first_conv", None)
-        pretrained_cfg["classifier"] = getattr(registered, "classifier", None)
+        pretrained_cfg["first_conv"] = None if sobel else cfg.get("first_conv")
+        pretrained_cfg["classifier"] = cfg.get("classifier")
     config["pretrained_cfg"] = pretrained_cfg
     # Contiguous copies: safetensors refuses channels-last tensors and tensors that share memory.
     weights = {
@@ -109,12 +104,13 @@ def load_timm(folder: str | Path) -> nn.Module:
             "build it again and give it load_state_dict(safetensors.torch.load_file("
             f"{str(folder / 'model.safetensors')!r}))"
         )
-    if not timm.is_model(config["architecture"]):
+    if not known(config["architecture"]):
         raise RunError(
-            f"the net in {folder} is {config['architecture']!r}, which timm {timm.__version__} "
+            f"the net in {folder} is {config['architecture']!r}, which timm {version('timm')} "
             "does not know: upgrade timm and deepcluster"
         )
-    model = timm.create_model(f"local-dir:{folder}", num_classes=0)
+    model = create(config["architecture"], num_classes=0, **config.get("model_args", {}))
+    model.pretrained_cfg = config["pretrained_cfg"]  # timm reads it
     model.load_state_dict(safetensors.torch.load_file(folder / "model.safetensors"))
     channels, size, _ = config["pretrained_cfg"]["input_size"]
     return prepare_backbone(model, channels=channels, size=size).eval()

@@ -2,14 +2,12 @@
 
 from deepcluster.clustering.choose import choose_clusters
 from deepcluster.clustering.graph import cluster_graph, cluster_tree
-from deepcluster.clustering.kmeans import KMeans
 from deepcluster.clustering.pca import PCA, fit_pca
 from deepcluster.clustering.prototypes import Prototypes
 from deepcluster.clustering.tree import Tree
 
 __all__ = [
     "PCA",
-    "KMeans",
     "Prototypes",
     "Tree",
     "choose_clusters",

@@ -23,7 +23,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from sklearn.metrics import adjusted_mutual_info_score
 from torch import Tensor
 
 from deepcluster.clustering.graph import (
@@ -76,6 +75,8 @@ def choose_clusters(
     """
     if largest < 2:
         raise ValueError(f"largest = {largest}: choose among at least 2 clusters")
+    from sklearn.metrics import adjusted_mutual_info_score
+
     x, n = x.detach().float(), len(x)
     wanted = min(n, max(PATCHES, 10 * largest))
     judged = torch.randperm(n, generator=generator)[:JUDGED].numpy()

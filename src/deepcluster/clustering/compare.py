@@ -17,7 +17,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from sklearn.metrics import adjusted_mutual_info_score
 from torch import Tensor
 
 from deepcluster.clustering.neighbours import knn
@@ -39,6 +38,8 @@ def agreements(spaces: Sequence[Tensor], clusterings: Sequence[np.ndarray]) -> l
         A mean over the spaces for each clustering: adjusted mutual information of the clusters and
         what the neighbours vote them to be. Not comparable between calls with other spaces.
     """
+    from sklearn.metrics import adjusted_mutual_info_score
+
     n = len(spaces[0])
     rows = np.linspace(0, n - 1, min(n, JUDGED)).astype(np.int64)
     nearest = []

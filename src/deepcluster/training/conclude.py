@@ -76,7 +76,7 @@ class Begun:
 
     Attributes:
         backbone: the net; None where the features come from elsewhere.
-        name: as :func:`deepcluster.backbones.nets.build_backbone` takes it.
+        name: as :func:`deepcluster.backbones.build.build_backbone` takes it.
         channels: of its images.
         preprocessing: what lies between pixels and net.
         license: of the weights it begins with.

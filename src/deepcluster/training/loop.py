@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from deepcluster import metrics, processes
 from deepcluster.backbones.adapt import hold, keep_statistics
+from deepcluster.backbones.build import prepare_backbone
 from deepcluster.backbones.features import extract, kept_features
-from deepcluster.backbones.nets import prepare_backbone
 from deepcluster.backbones.preprocessing import Batches, Preprocessing
 from deepcluster.backbones.start import build_net, find_weights
 from deepcluster.clustering.pca import normalise

@@ -25,8 +25,8 @@ from torch import nn
 
 from deepcluster import processes
 from deepcluster.backbones.adapt import hold, keep_statistics
+from deepcluster.backbones.build import auto_backbone
 from deepcluster.backbones.features import find_speed
-from deepcluster.backbones.nets import auto_backbone
 from deepcluster.backbones.preprocessing import Batches, Preprocessing
 from deepcluster.backbones.start import GIVEN, GOOD, Weights, build_net, find_weights
 from deepcluster.config import Config, check_settings

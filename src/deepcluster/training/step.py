@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from deepcluster import processes
-from deepcluster.backbones.nets import prepare_backbone
+from deepcluster.backbones.build import prepare_backbone
 from deepcluster.backbones.preprocessing import Batches, Preprocessing
 from deepcluster.config import Config
 from deepcluster.training.views import Views, small_views
