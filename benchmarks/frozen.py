@@ -2,11 +2,12 @@
 
     python benchmarks/frozen.py --backbone local-dir:FOLDER --size 224
     python benchmarks/frozen.py --backbone resnet18.a1_in1k --size 96 --images 512 --threads 1
+    python benchmarks/tables.py    # then write docs/benchmarks.md anew
 
 The hand-written loops are the plain one (as timm builds the net) and those a person who knows the
 machine would write: channels-last, bfloat16, both, each with small and large batches. Images are
 random pixels that lie in memory; every loop reads, normalises and keeps the features. Each is timed
-three times in turn; the best counts.
+three times in turn, on a processor by its seconds and not the clock's; the best counts.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ import argparse
 import itertools
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
+import record
 import torch
 from torch import Tensor, nn
 
@@ -96,13 +99,19 @@ def main() -> None:
             layout=layout,
             batch=batch,
         )
+    clock = time.process_time if device.type == "cpu" else time.perf_counter
     took = dict.fromkeys(loops, float("inf"))
     for _ in range(3):
         for name, loop in loops.items():
-            began = time.perf_counter()
+            began = clock()
             loop()
-            took[name] = min(took[name], time.perf_counter() - began)
+            took[name] = min(took[name], clock() - began)
     best = min(seconds for name, seconds in took.items() if name != "extract")
+    facts = {"backbone": Path(asked.backbone).name, "size": asked.size, "images": asked.images}
+    speeds = {name: round(asked.images / seconds, 2) for name, seconds in took.items()}
+    line = {**facts, "images_per_second": speeds, **record.circumstances(device.type)}
+    name = f"frozen-{facts['backbone']}-{asked.size}-{device.type}-{torch.get_num_threads()}.json"
+    record.write(record.RESULTS / name, line)
     for name, seconds in sorted(took.items(), key=lambda item: item[1]):
         print(f"{asked.images / seconds:8.1f} images/s  {best / seconds:.2f}  {name}")
 

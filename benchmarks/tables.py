@@ -478,6 +478,51 @@ def uneven(found: list[Line]) -> str:
     )
 
 
+def frozen(found: list[Line]) -> str:
+    """Features of a frozen net: ours beside the plain loop and the best one by hand."""
+    if not found:
+        return "Not measured yet."
+    rows = []
+    for line in found:
+        speeds = line["images_per_second"]
+        hand = {name: each for name, each in speeds.items() if name.startswith("by hand")}
+        best = max(hand, key=lambda name: hand[name])
+        plain = max(
+            (each for name, each in hand.items() if "contiguous_format, float32" in name),
+            default=None,
+        )
+        rows.append(
+            [
+                f"{line['backbone']}, {line['size']} px; {machine(line)}",
+                f"{speeds['extract']:.1f}",
+                f"{hand[best]:.1f} ({best.removeprefix('by hand: ')})",
+                f"{speeds['extract'] / hand[best]:.2f}",
+                "not measured" if plain is None else f"{plain:.1f}",
+                line["commit"],
+            ]
+        )
+    head = ["net", "images/s", "best loop by hand", "ratio", "as timm builds it", "commit"]
+    return table(head, rows)
+
+
+def regions(found: list[Line]) -> str:
+    """Regions of drawn pictures: a row a kind of picture and way."""
+    if not found:
+        return "Not measured yet."
+    facts = found[0]
+    rows = [
+        [line["pictures"], line["method"], spread(line["miou"]), spread(line["ari"]),
+         listed(line["regions"]), f"{statistics.median(line['seconds']):.1f}"]
+        for line in facts["lines"]
+    ]  # fmt: skip
+    head = ["", "way", "mIoU", "adjusted Rand", "regions", "processor s"]
+    pictures = len(facts["lines"][0]["miou"])
+    return (
+        f"{table(head, rows)}\n\n{pictures} pictures of each kind. {machine(facts)}; commit "
+        f"{facts['commit']}; `{facts['command']}`"
+    )
+
+
 def fill(text: str) -> str:
     """A document, its marked places filled from the results."""
     found = RESULTS / "quality.json"
@@ -493,6 +538,8 @@ def fill(text: str) -> str:
         "paper": paper(read("paper-cost-*.json")),
         "published": published(read("published-*.json")),
         "uneven": uneven(read("uneven.json")),
+        "frozen": frozen(read("frozen-*.json")),
+        "regions": regions(read("segment.json")),
     }
 
     def place(match: re.Match[str]) -> str:

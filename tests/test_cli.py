@@ -76,7 +76,7 @@ def test_names_from_an_earlier_run(
     capsys.readouterr()
     assert run_app(["apply", str(first), str(labels)]) == 0
     out = capsys.readouterr().out
-    assert "1 clusters renamed" in out and "report" not in out  # there is none to refresh
+    assert "1 cluster renamed" in out and "report" not in out  # there is none to refresh
     assert run_app(["info", str(first)]) == 0
     out = capsys.readouterr().out
     assert "scores above are of the fit" in out  # images were moved

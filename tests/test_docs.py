@@ -27,7 +27,7 @@ spec = importlib.util.spec_from_file_location("make_api", ROOT / "docs/make_api.
 assert spec and spec.loader
 make_api = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(make_api)
-DOCUMENTS = ("README.md", "docs/guide.md", "docs/run-folder.md", "CONTRIBUTING.md")
+DOCUMENTS = ("README.md", "docs/guide.md", "docs/scale.md", "docs/run-folder.md", "CONTRIBUTING.md")
 QUICK = ["--backbone", "convnet_tiny", "--epochs", "1", "--train.batch-size", "32"]
 
 
@@ -109,6 +109,8 @@ def parse(words: list[str]) -> None:
 def test_each_command_of_a_shell_block_exists(block: Block, world: Path) -> None:
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     for words in commands(block):
+        if words[0] == "torchrun":
+            words = words[words.index("--") + 1 :]
         if words[0] == "deepcluster":
             parse(words[1:])
         elif words[0] == "make":
@@ -140,6 +142,7 @@ def test_each_flag_exists(document: str) -> None:
                 known |= set(argument.names)
     text = (ROOT / document).read_text(encoding="utf-8")
     text = re.sub(r"<!--.*?-->", "", text)
+    text = re.sub(r"torchrun .*? -- ", "", text)
     text = re.sub(r"^.*(python |pip |make |uv ).*$", "", text, flags=re.MULTILINE)
     named = set(re.findall(r"(?<![\w-])--[a-z][\w.-]*[a-z]", text))
     assert named <= known, named - known

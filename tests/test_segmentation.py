@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 from sklearn.metrics import adjusted_rand_score
 
+from deepcluster import segmentation
 from deepcluster.config import SegmentSettings
 from deepcluster.errors import ConfigError, RunError, SourceError
 from deepcluster.segmentation import _open, _vote, segment, segment_files
@@ -111,3 +112,33 @@ def test_a_file_that_is_no_image_is_found_before_the_work(tmp_path: Path) -> Non
     with pytest.raises(SourceError, match=r"no\.png"):
         segment_files([tmp_path / "no.png"], tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def steps(pixels: np.ndarray, settings: SegmentSettings) -> tuple[np.ndarray, int]:
+    done: list[int] = []
+    labels = segment(pixels, settings, device="cpu", advance=done.append)
+    return labels, sum(done)
+
+
+def test_it_ends_when_labels_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels, _ = regions(0, side=24)
+    settings = SegmentSettings(min_labels=1, iterations=200, continuity=2)
+    labels, taken = steps(pixels, settings)
+    assert taken < 200 and taken % segmentation.STILL == 0
+    monkeypatch.setattr(segmentation, "MOVED", -1)
+    later, all_ = steps(pixels, settings)
+    assert all_ == 200
+    assert adjusted_rand_score(labels.ravel(), later.ravel()) > 0.9
+
+
+def test_a_small_copy_is_learnt_from_and_the_picture_gets_its_labels(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Borders are at its own pixels, and its noise makes no new regions."""
+    monkeypatch.setattr(segmentation, "LEARN", 48)
+    pixels, truth = regions(0, side=96)
+    labels = segment(pixels, SegmentSettings(), device="cpu")
+    found = adjusted_rand_score(truth.ravel(), labels.ravel())
+    coarse = labels[::2, ::2].repeat(2, 0).repeat(2, 1)
+    assert found >= 0.95 and found > adjusted_rand_score(truth.ravel(), coarse.ravel())
+    assert labels[4:20, 60:90].max() == 0  # far from any border

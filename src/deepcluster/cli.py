@@ -175,9 +175,12 @@ def fit(
     images
         The images that --embeddings are of, for the report.
     """
-    from deepcluster import fitting
+    from deepcluster import fitting, processes
     from deepcluster.machine import command_line
+    from deepcluster.training.loop import follow
 
+    if processes.follows():  # the first process says and writes everything
+        return None if dry_run else follow()
     seen: Any = images
     if embeddings is None:
         seen = _one_or_many(source)
@@ -274,25 +277,63 @@ def predict(
 
 
 @app.command
-def embed(run: RunPath, *source: Source, out: Path, device: Device = "auto") -> None:
+def embed(
+    run: RunPath,
+    *source: Source,
+    out: Path,
+    shard: str | None = None,
+    device: Device = "auto",
+) -> None:
     """Write features of images as a .npy array, a row an image.
 
     Parameters
     ----------
     out
         The .npy file; ids and paths go beside it, as .ids.csv. Neither must exist.
+    shard
+        Only the part I/N of the images, such as 3/8 (the third of eight): --out is a Parquet file
+        then, and `deepcluster merge` joins all of them.
     """
     from deepcluster import finished
 
-    opened = RunDir.open(run)
+    opened, images = RunDir.open(run), _one_or_many(source)
+    if shard is not None:
+        part = finished.Shard.parse(shard)
+        with _progress(False) as progress:
+            count = finished.embed_part(opened, images, part, out, device=device, progress=progress)
+        return show(f"{out}: {count} images, part {part}")
     finished.check_embeddings_out(out)
     with _progress(False) as progress:
-        found = finished.predict_source(
-            opened, _one_or_many(source), device=device, progress=progress
-        )
-    for path in finished.write_embeddings(found, out):
-        rows, columns = found.embeddings.shape
-        show(f"{path}: {rows} × {columns} float32" if path.suffix != ".csv" else str(path))
+        found = finished.predict_source(opened, images, device=device, progress=progress)
+    _show_features(finished.write_embeddings(found, out))
+
+
+@app.command
+def merge(*parts: Path, out: Path) -> None:
+    """Join the parts that `deepcluster embed --shard` wrote to what embed writes of all images.
+
+    Parameters
+    ----------
+    parts
+        All parts, in any order.
+    out
+        The .npy file; ids and paths go beside it, as .ids.csv. Neither must exist.
+    """
+    from deepcluster import finished
+
+    finished.check_embeddings_out(out)
+    _show_features(finished.join_parts(parts, out))
+
+
+def _show_features(files: list[Path]) -> None:
+    import numpy as np
+
+    for path in files:
+        if path.suffix == ".npy":
+            rows, columns = np.load(path, mmap_mode="r").shape
+            show(f"{path}: {rows} × {columns} float32")
+        else:
+            show(str(path))
 
 
 @app.command

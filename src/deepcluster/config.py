@@ -331,7 +331,7 @@ class SegmentSettings:
     continuity: float = 15.0
     """Weight of that loss; larger gives fewer and larger regions."""
     side: int = 256
-    """Work on the picture with its longer side at most this, in pixels."""
+    """Give labels to the picture with its longer side at most this, in pixels."""
     seed: int = 0
     """Of the net's first weights."""
 

@@ -15,6 +15,10 @@ class DamagedError(RunError):
     """What is wrong in a file of a run; :func:`deepcluster.files.reading` adds which file it is."""
 
 
+class ProcessError(RuntimeError):
+    """Another process of the same fit has ended, or does not answer."""
+
+
 class SourceError(ValueError):
     """The source, or its labels, cannot be opened; says what could have been meant."""
 

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from deepcluster import processes
 from deepcluster.backbones.start import Weights
 from deepcluster.config import Config, check_settings, flatten, override
 from deepcluster.errors import ConfigError, RunError
@@ -192,7 +193,13 @@ def fit_source(
     asked = config or Config()
     check_settings(asked)
     sitting = Sitting()
+    if processes.follows():
+        raise RunError(
+            "this is not the first process of its launcher: only that one leaves a run, the others "
+            "call deepcluster.training.loop.follow()"
+        )
     with contextlib.ExitStack() as held:
+        held.enter_context(processes.joined())
         undone = held.enter_context(contextlib.ExitStack())  # ends after the lock: see withdraw
         run, rivals = None, None
         if resume:

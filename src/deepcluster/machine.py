@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from deepcluster import processes
 from deepcluster.config import Config
 from deepcluster.version import __version__
 
@@ -36,6 +37,8 @@ def hardware(config: Config) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "cpu": _cpu_name(),
     }
+    if processes.helpers() > 1:
+        facts["processes"] = processes.helpers()
     if config.device.startswith("cuda"):
         facts["gpu"] = torch.cuda.get_device_name(config.device)
     return facts

@@ -21,6 +21,7 @@ from deepcluster.backbones.features import FittedModel
 from deepcluster.clustering.corrections import find_corrections, merge
 from deepcluster.errors import RunError
 from deepcluster.images.content import content_of
+from deepcluster.progress import counted
 from deepcluster.report.labels import NO_CLUSTER, AppliedLabels, change_clusters
 from deepcluster.run import RunDir
 
@@ -112,8 +113,9 @@ class Carried:
             f"{self.common:,} images are in both runs (of {self.here:,} here and {self.there:,} "
             "there)",
             *self.named,
-            f"{applied.renamed} clusters named, {len(applied.merged)} merged, {applied.moved} "
-            f"images moved ({applied.taken_out} of them out of every cluster)",
+            f"{counted(applied.renamed, 'cluster')} named, {len(applied.merged)} merged, "
+            f"{counted(applied.moved, 'image')} moved ({applied.taken_out} of them out of every "
+            "cluster)",
         ]
         if self.unmatched:
             lines += ["without a match:", *(f"  {line}" for line in self.unmatched)]

@@ -7,12 +7,12 @@ from typing import Any
 
 EPOCH_COLUMNS = [
     ("loss", "loss", "{:.3f}"),
-    ("ln_k", "ln k", "{:.2f}"),
-    ("nmi_previous", "NMI prev", "{:.3f}"),
+    ("ln_k", "guessing is", "{:.2f}"),
+    ("nmi_previous", "NMI before", "{:.3f}"),
     ("changed", "moved", "{:.0%}"),
     ("empty", "empty", "{}"),
     ("largest", "largest", "{:.1%}"),
-    ("effective_rank", "rank", "{:.1f}"),
+    ("effective_rank", "directions", "{:.1f}"),
     ("nmi", "NMI", "{:.3f}"),
 ]
 
@@ -45,6 +45,11 @@ class Progress:
             done_before = done
 
         return tell
+
+
+def counted(number: int, what: str) -> str:
+    """A number and a noun."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def epoch_sentence(line: dict[str, Any]) -> str:

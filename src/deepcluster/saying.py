@@ -10,6 +10,7 @@ import numpy as np
 from deepcluster.backbones.start import GIVEN, Weights
 from deepcluster.config import SECTIONS, Config, flatten
 from deepcluster.images.store import ImageStore
+from deepcluster.progress import counted
 from deepcluster.training.conclude import FitResult
 from deepcluster.training.plan import LATE, MOST_EPOCHS, Cost, guess_epochs, resolve
 
@@ -176,11 +177,6 @@ def afterwards(asked: Config, result: FitResult, store: ImageStore, seconds: flo
             f"{span(seconds - training)}; was the machine busy?"
         )
     return sentences
-
-
-def counted(number: int, what: str) -> str:
-    """A number and a noun."""
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def span(seconds: float) -> str:

@@ -28,7 +28,18 @@ def load(monkeypatch: pytest.MonkeyPatch) -> Any:
         return importlib.import_module(name)
 
     yield one
-    for name in ("record", "quality", "kmeans", "tables", "fit", "gpu", "uneven", "published"):
+    for name in (
+        "record",
+        "quality",
+        "kmeans",
+        "tables",
+        "fit",
+        "gpu",
+        "uneven",
+        "published",
+        "processes",
+        "paper_cost",
+    ):
         sys.modules.pop(name, None)
 
 
@@ -129,6 +140,25 @@ def test_unequal_sizes_have_a_row_a_ratio_and_their_median(load: Any) -> None:
     assert "| **median** | 50 to 1 |  | 0.800 | 0.500 |  |" in text
     assert "Mean |ln(chosen / true)|: 0.200." in text
     assert tables.uneven([]) == "Not measured yet."
+
+
+def test_regions_have_a_row_a_way(load: Any) -> None:
+    one = {"pictures": "plain", "method": "SLIC", "miou": [0.5, 0.7], "ari": [0.5, 0.5]}
+    one |= {"regions": [4, 3], "seconds": [1.0, 2.0]}
+    tables = load("tables")
+    text = tables.regions([line(lines=[one], command="python benchmarks/segment.py")])
+    assert "| plain | SLIC | 0.600 ± 0.141 | 0.500 ± 0.000 | 3, 4 | 1.5 |" in text
+    assert "2 pictures of each kind" in text and tables.regions([]) == "Not measured yet."
+
+
+def test_the_cost_of_the_whole_run_is_the_sum_of_its_parts(load: Any) -> None:
+    cost = load("paper_cost")
+    assert min(cost.PCA_ROWS) > cost.FEATURES  # with fewer rows PCA goes another way
+    parts = dict.fromkeys(("decode", "train", "forward", "pca", "pca_once", "iteration"), 0.0)
+    assert cost.whole(parts | {"train": 3.6, "decode": 1.8}, 1000)["epoch_hours"] == 1
+    assert cost.whole(parts | {"pca": 3.6, "pca_once": 3600}, 1000)["epoch_hours"] == 2
+    whole = cost.whole(parts | {"train": 3.6, "forward": 3.6, "decode": 1.8}, 1000)
+    assert whole["hours"] == 200 * 2 + 0.5
 
 
 def test_parts_fall_exponentially(load: Any) -> None:
@@ -253,3 +283,31 @@ def _png(pixels: np.ndarray) -> bytes:
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, format="PNG")
     return file.getvalue()
+
+
+def test_the_messages_of_a_step_are_counted(load: Any) -> None:
+    from deepcluster import processes
+    from deepcluster.config import Config, override
+    from deepcluster.training.plan import resolve
+
+    asked = {"backbone": "convnet_tiny", "clusters": 3, "epochs": 2, "device": "cpu"}
+    config = resolve(override(Config(), asked), n=40, size=16, channels=1)
+    before = processes.world
+    counted = load("processes").traffic(config, 2)
+    assert processes.world is before
+    assert counted["messages"] % 2 == 1  # there and back, and once the gradients
+    assert counted["bytes"] > 4 * 189_936  # weights of the net alone
+
+
+@pytest.mark.slow
+def test_ways_to_start_processes_are_measured(
+    load: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(BENCHMARKS.parent / "src"))
+    small = ["--images", "60", "--size", "16", "--backbone", "convnet_tiny", "--batch", "32"]
+    few = ["--epochs", "2", "--repeats", "1", "--out", str(tmp_path / "out.json")]
+    run_main(load("processes"), monkeypatch, *small, *few)
+    one, two = json.loads((tmp_path / "out.json").read_text())["rows"]
+    assert (one["processes"], one["threads"], one["messages"]) == (1, 2, 0)
+    assert (two["processes"], two["threads"]) == (2, 1)
+    assert min(one["memory"], two["memory"]) > 1e8 and two["messages"] > 0

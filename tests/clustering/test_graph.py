@@ -52,6 +52,16 @@ def test_digits_are_told_apart_better_than_by_k_means(
     assert nmi(truth, labels_of(x, 10).numpy()) > nmi(truth, plain) + 0.08
 
 
+@pytest.mark.parametrize("k", [20, 30, 40])
+def test_groups_at_the_border_leave_the_number_of_clusters(k: int) -> None:
+    places = torch.randn(300, 3, generator=seeded(1), dtype=torch.float64)
+    near = torch.cdist(places, places).argsort(dim=1)[:, :7].numpy()
+    weights = np.zeros((300, 300))
+    weights[np.arange(300)[:, None], near] = 1  # of so few edges many a group keeps a quarter
+    found = graph.linked(weights + weights.T, places, k)
+    assert found is not None and len(np.unique(found)) == k
+
+
 def test_groups_of_near_duplicates_are_put_with_their_like(
     digits: tuple[torch.Tensor, np.ndarray],
 ) -> None:

@@ -21,11 +21,11 @@ from deepcluster.labelling.classifier import (
 from deepcluster.labelling.spread import neighbour_graph
 
 
-def hard(n: int = 600, seed: int = 0) -> tuple[Pool, np.ndarray]:
+def hard(n: int = 600, seed: int = 0, apart: float = 1.4) -> tuple[Pool, np.ndarray]:
     """Images of four classes that overlap."""
     rng = np.random.default_rng(seed)
     y = rng.integers(4, size=n)
-    x = rng.normal(size=(4, 6))[y] * 1.4 + rng.normal(size=(n, 6))
+    x = rng.normal(size=(4, 6))[y] * apart + rng.normal(size=(n, 6))
     x = (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
     return Pool(x, neighbour_graph(x)), y
 
@@ -37,7 +37,7 @@ NAMES = ["a", "b", "c", "d"]
 @pytest.mark.parametrize("seed", [1, 2])
 def test_the_interval_covers_nine_times_in_ten(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(CANDIDATES, "logistic")  # two minutes of it would say no more
-    pool, y = hard(seed=seed)
+    pool, y = hard(seed=seed, apart=1.0)
     covered = []
     for draw in range(200):
         rows = np.random.default_rng(draw).choice(len(y), 40, replace=False)
@@ -93,6 +93,14 @@ def test_a_shift_moves_the_largest_and_leaves_a_distribution() -> None:
     torch.testing.assert_close(moved.sum(1), torch.ones(2, dtype=torch.float64), atol=1e-5, rtol=0)
     assert moved[0, 0].logit() == pytest.approx(p[0, 0].logit() - 1)
     assert moved[0, 1] / moved[0, 2] == pytest.approx(2)
+
+
+def test_a_shift_never_changes_the_class() -> None:
+    p = torch.tensor([[0.2, 0.3, 0.25, 0.25], [0.9, 0.05, 0.05, 0.0]])
+    for shift in (-6.0, 0.0, 6.0):
+        moved = shifted(p, shift)
+        assert moved.argmax(1).tolist() == [1, 0]
+        torch.testing.assert_close(moved.sum(1), torch.ones(2), atol=1e-5, rtol=0)
 
 
 def test_folds_hold_each_label_out_once_and_classes_are_spread() -> None:

@@ -88,7 +88,7 @@ def test_pairs_of_image_and_label_are_right() -> None:
     assert truth[order].float().mean() == pytest.approx(0.5, abs=0.01)
     logits = torch.zeros(200, 2)
     logits[torch.arange(200), method.labels] = 20.0
-    method.logits = lambda images: logits[order]  # type: ignore[method-assign]
+    method._scores = lambda features: logits[order]  # type: ignore[method-assign]
     assert float(method.loss([torch.zeros(200, 1, 4, 4)], order)) < 1e-6
 
 

@@ -240,6 +240,20 @@ def test_what_was_passed_over_is_on_the_first_page(tmp_path: Path, visit: Open) 
     assert "it is no image" in page.inner_text("#skipped")
 
 
+def test_flags_are_not_broken_and_bars_fill_the_chart(tmp_path: Path, visit: Open) -> None:
+    note = "chosen at the end; say --names-from OLD, or --clusters 4."
+    run = make_run(tmp_path / "run", n=30, clusters=3, info={"notes": [note]})
+    write_report(run)
+    page = visit(run)
+    page.evaluate("document.querySelectorAll('details').forEach((all) => { all.open = true; })")
+    flags = page.locator(".remark code.flag")
+    assert flags.all_inner_texts() == ["--names-from", "--clusters"]
+    assert page.locator(".remark").first.inner_text() == note
+    assert flags.first.evaluate("(one) => getComputedStyle(one).whiteSpace") == "nowrap"
+    right = page.locator(".bar-of").last.evaluate("(bar) => bar.getBBox().x + bar.getBBox().width")
+    assert right > 1000  # of 1,100
+
+
 def test_the_first_page_has_no_words_of_the_trade(made: RunDir, visit: Open) -> None:
     page = visit(made)
     said = page.evaluate(

@@ -3,6 +3,7 @@
 from deepcluster.finished.evaluate import evaluate_run
 from deepcluster.finished.export import export_run
 from deepcluster.finished.label import suggest_run, teach_run
+from deepcluster.finished.parts import Shard, embed_part, join_parts
 from deepcluster.finished.predict import (
     Classes,
     Predictions,
@@ -19,11 +20,14 @@ from deepcluster.finished.update import update_run
 __all__ = [
     "Classes",
     "Predictions",
+    "Shard",
     "check_embeddings_out",
     "check_folder",
     "classify",
+    "embed_part",
     "evaluate_run",
     "export_run",
+    "join_parts",
     "predict_source",
     "recluster_run",
     "sort_into",

@@ -64,6 +64,8 @@ def teach_run(run: RunDir, labels_csv: Path) -> TaughtRun:
     helpful = [ids[held[row]] for row in taught.helpful[:20]]
     facts = describe(taught, [*given.notes, *mistakes]) | {"labels": len(given.rows)}
     taught.classifier.save(run, facts | {"drawn": drawn, "helpful": helpful})
+    probabilities = taught.classifier.probabilities(run.read_embeddings())
+    run.write_classes(probabilities.argmax(axis=1), probabilities.max(axis=1))
     run.write_labels(
         [(ids[row], given.names[k]) for row, k in zip(given.rows, given.classes, strict=True)]
     )

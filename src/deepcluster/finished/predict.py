@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -227,15 +228,43 @@ def write_embeddings(found: Predictions, out: Path) -> list[Path]:
     Raises:
         RunError: as :func:`check_embeddings_out`.
     """
-    features, *ids = check_embeddings_out(out)
-    for output in ids:
+    names = zip(found.store.ids, found.store.paths, strict=True)
+    return write_features(out, found.embeddings.shape, ids=names, chunks=[found.embeddings])
+
+
+def write_features(
+    out: Path,
+    shape: tuple[int, ...],
+    *,
+    ids: Iterable[tuple[str, str | None]],
+    chunks: Iterable[np.ndarray],
+) -> list[Path]:
+    """Write features that need not all be in memory.
+
+    Args:
+        out: as for :func:`write_embeddings`.
+        shape: ``(n, d)``.
+        ids: id and path of each image.
+        chunks: its features, float32: some rows at a time, in the same order.
+
+    Returns:
+        The files written.
+
+    Raises:
+        RunError: as :func:`check_embeddings_out`.
+    """
+    features, *beside = check_embeddings_out(out)
+    for output in beside:
         with output.writing() as part, part.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(["id", "path"])
-            writer.writerows(zip(found.store.ids, found.store.paths, strict=True))
+            writer.writerows(ids)
+    header = {"descr": "<f4", "fortran_order": False, "shape": shape}
     with features.writing() as part, part.open("wb") as binary:
-        np.save(binary, found.embeddings, allow_pickle=False)
-    return [output.path for output in (features, *ids)]
+        np.lib.format.write_array_header_1_0(binary, header)
+        for chunk in chunks:
+            binary.write(np.ascontiguousarray(chunk, "<f4").data)
+    return [output.path for output in (features, *beside)]
 
 
 def sort_into(predictions: Predictions, folder: Path, *, how: How = "copy") -> dict[str, int]:

@@ -9,6 +9,7 @@ was listed, pictures are missing, but none comes under another's id.
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import unicodedata
@@ -121,11 +122,17 @@ class Listing:
     def only(self, places: Sequence[int]) -> Listing:
         """The listing of some of the images, in their order."""
         number = {place: i for i, place in enumerate(places)}
+        last = max(places, default=-1)  # what lies behind it need not be read
+
+        def read() -> Iterator[tuple[int, Raw]]:
+            wanted = itertools.takewhile(lambda one: one[0] <= last, self.read())
+            return ((number[place], raw) for place, raw in wanted if place in number)
+
         return Listing(
             self.name,
             [self.ids[i] for i in places],
             [self.paths[i] for i in places],
-            lambda: ((number[place], raw) for place, raw in self.read() if place in number),
+            read,
             self.sample,
             self.labels[list(places)] if self.labels is not None else None,
             self.label_names,

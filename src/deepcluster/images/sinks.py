@@ -109,7 +109,10 @@ class FileSink:
 
 
 def free_memory() -> float:
-    """Bytes this process may still take, minding a container's limit; 4 GB where unknown."""
+    """Bytes this process may still take, minding a container's limit; 4 GB where unknown.
+
+    Where a launcher started several here, each may take its part.
+    """
     free = math.inf
     if (meminfo := Path("/proc/meminfo")).is_file():
         match = re.search(r"MemAvailable:\s+(\d+) kB", meminfo.read_text())
@@ -129,7 +132,8 @@ def free_memory() -> float:
             free = min(free, max(room, 0))
         except (OSError, ValueError):  # no such file; "max": no limit
             continue
-    return free if free < math.inf else 4e9
+    several = int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
+    return (free if free < math.inf else 4e9) / several
 
 
 def free_cores() -> int:

@@ -7,8 +7,9 @@ predictions, and what it will get right is told with an interval.
 The interval. Held-out hits of forty labels say little by themselves, and labels that were chosen
 for being typical say too much. So the classifier's own confidence on *all* images is corrected by
 the hits: the logit of the confidence is shifted by an unknown amount, with a normal prior, whose
-posterior comes from the held-out labels (a hit or a miss at this confidence); the accuracy is the
-mean of the shifted confidences over the images, and its quantiles are the interval.
+posterior comes from the held-out labels (a hit or a miss at this confidence, each counting less
+than 1, as EVIDENCE says); the accuracy is the mean of the shifted confidences over the images, and
+its quantiles are the interval.
 With classes of one label each nothing can be held out, and the interval is the prior's: wide.
 """
 
@@ -32,9 +33,13 @@ TEMPERATURES = np.geomspace(0.05, 20, 121)
 TRUST_TEMPERATURE = 1.0  # standard deviation of log(temperature) before a label is seen
 TRUST_SHIFT = 2.0  # and of the shift
 BETTER = 2.0  # standard errors by which a later candidate must win: to choose is to hope
-QUANTILES = (0.04, 0.96)
-"""Of the posterior. They cover the truth nine times in ten: the posterior knows nothing of the
-candidate and the temperature being chosen by the same labels."""
+EVIDENCE = 0.6
+"""What a held-out label counts for in the posterior of the shift. Ten fits share nine tenths of
+their labels, and candidate and temperature are chosen by the same labels: counted as 1 each they
+say more than they know. Measured on the features of twelve fits of six real sets (20 to 100 labels,
+289 draws): the interval covers .86 of the draws with 0.6 and .80 with 1. At 40 and 100 labels it
+is .88, from .65 to 1 by set; of 20 labels of the digits it expects too little, and covers .55."""
+QUANTILES = (0.05, 0.95)  # of the posterior
 SHIFTS = np.linspace(-6, 6, 481)
 LOOKED_AT = 5  # labelled neighbours that a label is held against
 
@@ -84,9 +89,12 @@ class Classifier:
 
     def probabilities(self, features: np.ndarray) -> np.ndarray:
         """``(n, d)`` features of length 1 -> calibrated probabilities ``(n, classes)``."""
-        rows = torch.from_numpy(np.ascontiguousarray(features, np.float32))
+        starts = range(0, max(len(features), 1), 4096)
         with torch.no_grad():
-            parts = [self.calibrated(self.head(part)) for part in rows.split(4096)]
+            parts = [  # each a copy: the features of a run are a file that is only read
+                self.calibrated(self.head(torch.from_numpy(np.array(features[i : i + 4096], "f"))))
+                for i in starts
+            ]
         found: np.ndarray = torch.cat(parts).numpy()
         return found
 
@@ -158,11 +166,15 @@ class Taught:
 
 
 def shifted(probabilities: Tensor, shift: float) -> Tensor:
-    """Probabilities whose largest has its logit moved by `shift`; the rest share what is left."""
-    top, place = probabilities.max(dim=1, keepdim=True)
+    """Probabilities whose largest has its logit moved by `shift`; the rest share what is left.
+
+    The largest stays so: it falls no further than to where the second would meet it.
+    """
+    (top, second), (place, _) = (t.split(1, dim=1) for t in probabilities.topk(2, dim=1))
     top = top.clamp(1e-6, 1 - 1e-6)
-    moved = (top.logit() + shift).sigmoid()
-    rest = probabilities * (1 - moved) / (1 - top)
+    meet = second / (1 - top + second)
+    moved = (top.logit() + shift).sigmoid().maximum(meet + 1e-6).clamp(max=1 - 1e-6)
+    rest: Tensor = probabilities * (1 - moved) / (1 - top)
     return rest.scatter(1, place, moved)
 
 
@@ -355,7 +367,7 @@ def _shift_weights(confidence: np.ndarray, hit: np.ndarray) -> np.ndarray:
     """Posterior of SHIFTS, given hits and misses at these confidences."""
     log = -0.5 * np.square(SHIFTS / TRUST_SHIFT)
     z = _logit(confidence)[:, None] + SHIFTS  # (m, shifts)
-    log += np.where(hit[:, None], -np.logaddexp(0, -z), -np.logaddexp(0, z)).sum(axis=0)
+    log += EVIDENCE * np.where(hit[:, None], -np.logaddexp(0, -z), -np.logaddexp(0, z)).sum(axis=0)
     weight = np.exp(log - log.max())
     found: np.ndarray = weight / weight.sum()
     return found

@@ -90,8 +90,10 @@ class Method(Protocol):
         """Loss of a batch, a mean over its images.
 
         Args:
-            views: :attr:`views` tensors ``(b, c, size, size)``, normalised.
-            index: which images, ``(b,)`` int64, on the views' device.
+            views: :attr:`views` tensors ``(b, c, size, size)``, normalised; where several
+                processes share a batch, of this one's share of it.
+            index: which images, ``(b,)`` int64, on the views' device; always those of the whole
+                batch: :func:`deepcluster.processes.features_of_all` gives their features.
         """
 
 

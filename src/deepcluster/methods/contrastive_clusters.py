@@ -34,6 +34,7 @@ from deepcluster.clustering.graph import cluster_graph
 from deepcluster.clustering.kmeans import kmeans
 from deepcluster.config import Config
 from deepcluster.methods import Snapshot
+from deepcluster.processes import features_of_all
 
 FIGURE_ROWS = 5000  # images, spread evenly, of which an epoch's figures are, or ten a cluster
 ADAPT_HIDDEN = 512  # width of the projector's hidden layer where weights are adapted, and
@@ -165,7 +166,7 @@ class ContrastiveClusters(nn.Module):
 
     def loss(self, views: list[Tensor], index: Tensor) -> Tensor:
         """The contrast and, once there are labels, the cross-entropy of both views."""
-        features = self.backbone(torch.cat(views))  # (2b, d)
+        features = features_of_all(self.backbone, views, len(index))  # (2b, d)
         z = F.normalize(self.projector(features).float())
         features = F.normalize(features.float())
         self.bank[index] = z.detach().unflatten(0, (2, -1)).sum(0).half()

@@ -31,6 +31,7 @@ from deepcluster.clustering.pca import fit_pca, normalise
 from deepcluster.clustering.pic import power_iteration_clusters
 from deepcluster.config import Config
 from deepcluster.methods import Snapshot
+from deepcluster.processes import features_of_all
 
 HEAD_STD = 0.01  # of the head's first weights, as in the authors' code
 FAISS_SEED = 1234  # faiss's own default, which some ports leave in place at every clustering
@@ -154,13 +155,17 @@ class DeepCluster(nn.Module):
 
     def logits(self, images: Tensor) -> Tensor:
         """Scores of the pseudo-labels, ``(b, c, h, w)`` -> ``(b, k)``."""
+        return self._scores(self.backbone(images))
+
+    def _scores(self, features: Tensor) -> Tensor:
         activation: nn.Module = getattr(self.backbone, "feature_activation", nn.Identity())
-        return self.head(activation(self.backbone(images)))  # type: ignore[no-any-return]
+        return self.head(activation(features))  # type: ignore[no-any-return]
 
     def loss(self, views: list[Tensor], index: Tensor) -> Tensor:
         """Cross-entropy against the pseudo-labels."""
         weight = self.class_weights if self.settings.balance == "weights" else None
-        return F.cross_entropy(self.logits(views[0]).float(), self.labels[index], weight)
+        logits = self._scores(features_of_all(self.backbone, views, len(index)))
+        return F.cross_entropy(logits.float(), self.labels[index], weight)
 
 
 def _exchange(

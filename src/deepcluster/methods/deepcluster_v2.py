@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from deepcluster.clustering.kmeans import kmeans
 from deepcluster.config import Config
 from deepcluster.methods import Snapshot
+from deepcluster.processes import features_of_all
 
 BANKS = 2  # a bank a large view; head h is clustered on bank h mod 2, as in the authors' code
 LLOYD = 10  # iterations of k-means, as in the authors' code
@@ -101,12 +102,11 @@ class DeepClusterV2(nn.Module):
 
     def loss(self, views: list[Tensor], index: Tensor) -> Tensor:
         """Mean over heads and views of the cross-entropy of the bank's labels."""
-        large = torch.cat(views[:BANKS])
-        z = self._project(large).split(len(index))  # BANKS of (b, out)
+        z = self._project(views[:BANKS], len(index))  # BANKS of (b, out)
         for number, embedding in enumerate(z):
             self.bank[number, index] = embedding.detach()
         if len(views) > BANKS:
-            z += self._project(torch.cat(views[BANKS:])).split(len(index))
+            z += self._project(views[BANKS:], len(index))
         targets = self.labels[:, index]  # (heads, b)
         with torch.autocast(z[0].device.type, enabled=False):  # cosines over 0.1 need the digits
             losses = [
@@ -116,5 +116,6 @@ class DeepClusterV2(nn.Module):
             ]
         return torch.stack(losses).mean()
 
-    def _project(self, images: Tensor) -> Tensor:
-        return F.normalize(self.projector(self.backbone(images)).float())
+    def _project(self, views: list[Tensor], n: int) -> tuple[Tensor, ...]:
+        features = features_of_all(self.backbone, views, n)
+        return torch.split(F.normalize(self.projector(features).float()), n)

@@ -28,6 +28,7 @@ import numpy as np
 
 from deepcluster.errors import RunError
 from deepcluster.files import read_table
+from deepcluster.progress import counted
 from deepcluster.run import RunDir
 
 NO_CLUSTER = -1
@@ -50,11 +51,11 @@ class AppliedLabels:
     level: int | None = None  # clusters that there are now, if the file is of another number
 
     def __str__(self) -> str:
-        number = "" if self.level is None else f"{self.level} clusters now, "
+        number = "" if self.level is None else f"{counted(self.level, 'cluster')} now, "
         return (
-            f"{number}{self.renamed} clusters renamed, {len(self.merged)} merged, "
-            f"{self.moved} images moved ({self.taken_out} of them out of every cluster), "
-            f"{self.left_alone} not mentioned"
+            f"{number}{counted(self.renamed, 'cluster')} renamed, {len(self.merged)} merged, "
+            f"{counted(self.moved, 'image')} moved ({self.taken_out} of them out of every "
+            f"cluster), {self.left_alone} not mentioned"
         )
 
 

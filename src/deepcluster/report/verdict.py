@@ -168,14 +168,14 @@ def _of_sizes(
         found.append(
             (
                 "All images are in one cluster.",
-                "Ask for more clusters (--clusters), or train longer (--epochs).",
+                "Ask for more clusters (--clusters), or train longer (--minutes).",
             )
         )
     elif asked is not None and 1 < clusters < asked:
         found.append(
             (
                 f"{asked} clusters were asked for, but only {clusters} have images.",
-                f"Ask for {clusters} clusters, or train longer (--epochs).",
+                f"Ask for {clusters} clusters, or train longer (--minutes).",
             )
         )
     return found
@@ -206,7 +206,7 @@ def _of_training(metrics: Sequence[Mapping[str, Any]], method: str) -> list[tupl
             (
                 f"The net has hardly learned: its loss {loss:.2f} is still that of guessing "
                 f"(ln k = {ln_k:.2f}).",
-                "Train longer (--epochs), or with another learning rate (--train.lr).",
+                "Train longer (--minutes), or with another learning rate (--train.lr).",
             )
         )
     if changed is not None and changed > CHURN and len(metrics) > 2:
@@ -214,7 +214,7 @@ def _of_training(metrics: Sequence[Mapping[str, Any]], method: str) -> list[tupl
             (
                 "The clusters were still churning: the last time they were made anew, "
                 f"{_percent(changed)} of the images went to another one.",
-                "Train longer (--minutes or --epochs), so that the clusters can settle.",
+                "Train longer (--minutes), so that the clusters can settle.",
             )
         )
     return found
@@ -228,7 +228,7 @@ def _against_pixels(fit: Mapping[str, float], pixels: Mapping[str, float]) -> li
         (
             f"Plain k-means on the pixels follows the classes better (NMI {theirs:.2f} against "
             f"{ours:.2f}).",
-            "Train longer (--epochs); for very few images, plain k-means may be the right tool.",
+            "Train longer (--minutes); for very few images, plain k-means may be the right tool.",
         )
     ]
 

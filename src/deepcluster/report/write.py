@@ -32,6 +32,7 @@ from deepcluster.report.pages import (
     write_page,
 )
 from deepcluster.report.separation import find_separation
+from deepcluster.report.taught import read_taught
 from deepcluster.report.unusual import (
     Duplicates,
     find_duplicates,
@@ -51,7 +52,7 @@ NOWHERE = 65535  # place of an image that is not on the map
 SCRIPTS = (
     *("core.js", "levels.js", "changes.js", "charts.js", "grid.js", "plot.js", "members.js"),
     *("slider.js", "overview.js", "curves.js", "clusters.js", "cluster.js", "map.js"),
-    *("image.js", "unusual.js", "start.js"),
+    *("image.js", "unusual.js", "classes.js", "start.js"),
 )
 PARTS = ("index.html", "style.css", "scripts", "data", "thumbnails")
 
@@ -106,8 +107,9 @@ def write_report(run: RunDir, *, progress: Say | None = None) -> Path:
         "clusters": list(covers),
         "items": [members.tolist() for members in covers.values()],
     }
+    summary["taught"], taught = read_taught(run, items["id"].to_pylist())
     write_data(data / "summary.js", "summary", summary)
-    write_data(data / "items.js", "items", _items(items, tree, thumbnails))
+    write_data(data / "items.js", "items", _items(items, tree, thumbnails) | taught)
     write_data(
         data / "neighbours.js",
         "neighbours",

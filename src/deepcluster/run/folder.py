@@ -32,7 +32,7 @@ _OWN = re.compile(
     | updates/\d{8}-\d{6}(-\d+)?\.csv
     | pictures/(curves\.svg | clusters\.png | cluster-\d+\.png)
     | tensorboard/events\.out\.tfevents\.[^/]+
-    | classifier/(classifier\.(safetensors|json) | labels\.csv)
+    | classifier/((classifier|images)\.safetensors | classifier\.json | labels\.csv)
     | labelling/(suggested\.json | to_label(-\d+)?\.csv)
     | (report|report\.part|labelling)/(index\.html | (style|label)\.css | scripts/[a-z-]+\.js
         | data/[a-z-]+\.(js|webp) | thumbnails/\d{4,}\.webp)
@@ -441,6 +441,10 @@ class RunFolder:
     @property
     def _labels(self) -> Path:
         return self.classifier / "labels.csv"
+
+    @property
+    def _classes(self) -> Path:
+        return self.classifier / "images.safetensors"
 
     @property
     def _suggested(self) -> Path:

@@ -397,6 +397,38 @@ class RunDir(RunFolder):
             check(all(finite), "a number in it is not finite")
         return tensors, facts
 
+    def write_classes(self, classes: np.ndarray, probabilities: np.ndarray) -> None:
+        """Write what the classifier says of the run's images.
+
+        Args:
+            classes: ``(n,)``, numbers into its classes.
+            probabilities: ``(n,)`` of those.
+        """
+        from safetensors.numpy import save_file
+
+        self.classifier.mkdir(exist_ok=True)
+        columns = {"class": classes.astype(np.int32), "probability": probabilities.astype("f")}
+        with replacing(self._classes) as part:
+            save_file(columns, part)
+
+    def read_classes(self, count: int) -> tuple[np.ndarray, np.ndarray] | None:
+        """What :meth:`write_classes` wrote, ``(count,)`` each; None where there is no classifier.
+
+        Raises:
+            RunError: it is damaged, or of other images.
+        """
+        from safetensors.numpy import load_file
+
+        if not self._classes.is_file():
+            return None
+        with reading(self._classes):
+            columns = load_file(self._classes)
+            classes, sure = columns["class"], columns["probability"]
+            check(classes.shape == sure.shape == (count,), f"it is not of {count} images")
+            check(bool(((sure >= 0) & (sure <= 1)).all()), "a probability is not from 0 to 1")
+            check(bool((classes >= 0).all()), "there is no class below 0")
+        return classes, sure
+
     def write_labels(self, rows: Iterable[tuple[str, str]]) -> None:
         """Write the (id, label) pairs that the classifier learnt from."""
         self.classifier.mkdir(exist_ok=True)

@@ -96,6 +96,13 @@ def print_run(run: RunDir, as_json: bool) -> None:
         )
     if status == "done":
         _print_changes(run, said)
+        if run.classifier.is_dir():
+            taught = run.read_classifier()[1]
+            show(
+                f"classifier: {taught['method']}, {len(taught['classes'])} classes from "
+                f"{taught['labels']} labels, expected to be right on "
+                f"{taught['expected']['accuracy']:.0%} of images like these"
+            )
     if stopped:
         show(f"to go on: `deepcluster fit … --out {shlex.quote(str(run.path))} --resume`")
         if run.aside.path.exists():

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load, save, save_file
 from torch import Tensor, nn
 
+from deepcluster import processes
 from deepcluster.errors import DamagedError, RunError
 from deepcluster.files import reading, replacing
 from deepcluster.run import RunDir
@@ -23,14 +25,9 @@ def save_checkpoint(
     previous: Tensor | None,
 ) -> None:
     """Write all that :func:`load_newest` needs; keep the last two. safetensors, no pickle."""
-    tensors = {f"method.{name}": value for name, value in method.state_dict().items()}
-    for number, state in optimizer.state_dict()["state"].items():
-        for name, value in state.items():
-            if value is not None:
-                tensors[f"optimizer.{number}.{name}"] = torch.as_tensor(value)
+    tensors = _state(method, optimizer)
     if previous is not None:
         tensors["previous"] = previous
-    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
     run.checkpoints.mkdir(exist_ok=True)
     path = run.checkpoints / f"epoch-{epoch:05d}.safetensors"
     with replacing(path) as part:
@@ -77,6 +74,38 @@ def load_checkpoint(
             raise DamagedError(f"it says it is of epoch {str(epoch)[:20]}")
         if not all(t.isfinite().all() for t in tensors.values() if t.is_floating_point()):
             raise DamagedError("a number in it is not finite")
+    _restore(tensors, method, optimizer, str(path))
+    return epoch, tensors.get("previous")
+
+
+def share_state(epochs: int, method: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    """Put the first process's state into that of all others that train along.
+
+    Returns:
+        the epochs that are done there.
+    """
+    if processes.world() == 1:
+        return epochs
+    held = save(_state(method, optimizer)) if processes.first() else b""
+    held = processes.tell(held)
+    if not processes.first():
+        _restore(load(held), method, optimizer, "what the first process sent")
+    return processes.agree(epochs)
+
+
+def _state(method: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Copies, on the CPU."""
+    tensors = {f"method.{name}": value for name, value in method.state_dict().items()}
+    for number, state in optimizer.state_dict()["state"].items():
+        for name, value in state.items():
+            if value is not None:
+                tensors[f"optimizer.{number}.{name}"] = torch.as_tensor(value)
+    return {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+
+
+def _restore(
+    tensors: Mapping[str, Tensor], method: nn.Module, optimizer: torch.optim.Optimizer, origin: str
+) -> None:
     weights = {k.removeprefix("method."): v for k, v in tensors.items() if k.startswith("method.")}
     adopt = getattr(method, "adopt", None)  # of a method whose number of labels is found as it goes
     if adopt is not None:
@@ -86,7 +115,7 @@ def load_checkpoint(
         differing = sorted(wanted.keys() ^ weights.keys()) or sorted(
             name for name in wanted if wanted[name] != weights[name].shape
         )
-        raise RunError(f"{path} is of another net or method: {differing[0]} is not the same")
+        raise RunError(f"{origin} is of another net or method: {differing[0]} is not the same")
     method.load_state_dict(weights)
     state: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
@@ -94,4 +123,3 @@ def load_checkpoint(
             _, number, key = name.split(".", 2)
             state.setdefault(int(number), {})[key] = value
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
-    return epoch, tensors.get("previous")

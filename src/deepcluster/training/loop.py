@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from deepcluster import metrics
+from deepcluster import metrics, processes
 from deepcluster.backbones.adapt import hold, keep_statistics
 from deepcluster.backbones.build import prepare_backbone
 from deepcluster.backbones.features import extract, kept_features
@@ -28,10 +29,11 @@ from deepcluster.methods import Snapshot, load_method
 from deepcluster.progress import Progress
 from deepcluster.run import RunDir
 from deepcluster.training.chance import DROPOUT, ORDER, VIEWS, mix, seeded
-from deepcluster.training.checkpoints import load_newest, save_checkpoint
+from deepcluster.training.checkpoints import load_newest, save_checkpoint, share_state
 from deepcluster.training.conclude import Begun, Clock, FitResult, conclude, score
 from deepcluster.training.optimizers import build_optimizer
 from deepcluster.training.plan import Pace
+from deepcluster.training.sharing import receive_fit, send_fit
 from deepcluster.training.step import Step
 
 if TYPE_CHECKING:
@@ -68,31 +70,78 @@ def fit(
     """
     progress = progress or Progress()
     clock = Clock()
+    if config.start == "frozen":
+        trained = _frozen(store, config, backbone, clock, progress)
+    else:
+        send_fit(store, config)
+        trained = train(
+            store,
+            config,
+            backbone=backbone,
+            run=run,
+            resume=resume,
+            progress=progress,
+            pace=pace,
+            clock=clock,
+        )
+    return conclude(
+        trained.embeddings,
+        trained.config,
+        trained.begun,
+        clock=clock,
+        progress=progress,
+        store=store,
+        truth=store.labels,
+        history=trained.history,
+    )
+
+
+def follow() -> None:
+    """Train along with the first process of a launcher, until it needs no other any more.
+
+    Raises:
+        ProcessError: it, or another one, has ended before.
+    """
+    with processes.joined():
+        while (fit := receive_fit()) is not None:
+            train(*fit, progress=Progress(), clock=Clock())
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What the loop leaves."""
+
+    embeddings: Tensor  # (n, d), rows of length 1
+    config: Config  # with the epochs that there were in the end
+    begun: Begun
+    history: list[dict[str, Any]] = field(default_factory=list)  # the lines of the epochs
+
+
+@processes.training()
+def train(
+    store: ImageStore,
+    config: Config,
+    *,
+    progress: Progress,
+    clock: Clock,
+    backbone: nn.Module | None = None,
+    run: RunDir | None = None,
+    resume: bool = False,
+    pace: Pace | None = None,
+) -> Trained:
+    """The loop; arguments as of :func:`fit`.
+
+    All processes of a launcher go through it, on the same images; one of them has a run.
+    """
     device = torch.device(config.device)
     dtype = getattr(torch, config.train.precision)
     assert isinstance(config.epochs, int)
     assert isinstance(config.train.batch_size, int)
     assert isinstance(config.train.lr, float)
-    assert isinstance(config.clusters, int)
-
-    def concluded(embeddings: Tensor, history: list[dict[str, Any]]) -> FitResult:
-        return conclude(
-            embeddings,
-            config,  # with the epochs that there were in the end
-            begun,
-            clock=clock,
-            progress=progress,
-            store=store,
-            truth=store.labels,
-            history=history,
-        )
-
     known = backbone is None
     with seeded(config.seed):
         begun = begin(store, config, backbone)
         assert begun.backbone is not None
-        if config.start == "frozen":
-            return concluded(_frozen(store, config, begun, clock, progress), [])
         if config.start == "adapt":
             release = hold(begun.backbone)
         method: Any = load_method(config.method)(config, begun.backbone, len(store))
@@ -102,9 +151,11 @@ def fit(
     step = Step(method, optimizer, config, preprocessing, Batches(store, device), record=known)
 
     def extract_all() -> Tensor:
-        progress.phase("features", len(store))
-        compute = Compute(device, dtype)
-        return extract(method.backbone, store, preprocessing, compute, advance=progress.advance)
+        rows = processes.share(len(store))
+        progress.phase("features", rows.stop - rows.start)
+        compute, advance = Compute(device, dtype), progress.advance
+        found = extract(method.backbone, store, preprocessing, compute, rows=rows, advance=advance)
+        return processes.gather(found, len(store))
 
     first, previous, history = 0, None, []
     if resume and run is not None:
@@ -113,6 +164,7 @@ def fit(
         history = run.read_metrics()
     elif run is not None:
         save_checkpoint(run, 0, method, optimizer, None)
+    first = share_state(first, method, optimizer)
     every = max(config.train.checkpoint_every, math.ceil(config.epochs / MOST_CHECKPOINTS))
     clock.lap("set-up")
 
@@ -123,11 +175,11 @@ def fit(
         watch = Clock()
         method.eval()
         snapshot: Snapshot | None = method.start_epoch(epoch, extract_all, optimizer, generator)
+        processes.equalise(method.state_dict().values())
         watch.lap("cluster")
 
-        with seeded(
-            mix(config.seed, epoch, DROPOUT)
-        ):  # dropout draws from torch's global generator
+        # dropout draws from torch's global generator
+        with seeded(mix(config.seed, epoch, DROPOUT) + processes.rank()):
             method.train()
             if config.start == "adapt":
                 keep_statistics(method.backbone)
@@ -157,13 +209,15 @@ def fit(
             snapshot = None  # its features may be as many as the images
         watch.lap("measure")
         line["seconds"] = {name: round(value, 3) for name, value in watch.seconds.items()}
+        fewer = config.epochs
         if pace is not None:
-            fewer = pace(epoch + 1, config.epochs, sum(watch.seconds.values()))
-            if fewer < config.epochs:
-                config = dataclasses.replace(config, epochs=fewer)
-                method.epochs = line["epochs"] = fewer
-                if run is not None:
-                    run.write_config(config)
+            fewer = pace(epoch + 1, fewer, sum(watch.seconds.values()))
+        fewer = processes.agree(fewer)
+        if fewer < config.epochs:
+            config = dataclasses.replace(config, epochs=fewer)
+            method.epochs = line["epochs"] = fewer
+            if run is not None:
+                run.write_config(config)
         history.append(line)
         if run is not None:
             run.append_metrics(line)
@@ -177,7 +231,7 @@ def fit(
         release()
     embeddings = normalise(extract_all())
     clock.lap("features")
-    return concluded(embeddings, history)
+    return Trained(embeddings, config, begun, history)
 
 
 def begin(store: ImageStore, config: Config, backbone: nn.Module | None) -> Begun:
@@ -202,9 +256,15 @@ def begin(store: ImageStore, config: Config, backbone: nn.Module | None) -> Begu
 
 
 def _frozen(
-    store: ImageStore, config: Config, begun: Begun, clock: Clock, progress: Progress
-) -> Tensor:
+    store: ImageStore,
+    config: Config,
+    backbone: nn.Module | None,
+    clock: Clock,
+    progress: Progress,
+) -> Trained:
     """Features of a net as it came."""
+    with seeded(config.seed):
+        begun = begin(store, config, backbone)
     assert begun.backbone is not None
     assert isinstance(config.train.batch_size, int)
     dtype = getattr(torch, config.train.precision)
@@ -216,7 +276,7 @@ def _frozen(
         begun.backbone, store, begun.preprocessing, compute, advance=progress.advance
     )
     clock.lap("features")
-    return embeddings
+    return Trained(embeddings, config, begun)
 
 
 # -- pieces of the loop -----------------------------------------------------------------------

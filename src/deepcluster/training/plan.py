@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from deepcluster import processes
 from deepcluster.backbones.adapt import hold, keep_statistics
 from deepcluster.backbones.build import auto_backbone
 from deepcluster.backbones.features import find_speed
@@ -720,7 +721,7 @@ def estimate(
     timed = [first if slow else step(batch)]
     while sum(timed) < patience or (len(timed) < 2 and timed[0] < SLOW_STEP):
         timed.append(step(batch))
-    part = batch / (giant * batch_size)
+    part = processes.helpers() * batch / (giant * batch_size)  # of what one process does
     update = statistics.median(updates[-len(timed) :])
     seconds = (statistics.median(timed) - update) / part + update  # a whole step's
     seconds_an_image = STEP_EXTRAS * seconds / batch_size

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from deepcluster import processes
 from deepcluster.backbones.build import prepare_backbone
 from deepcluster.backbones.preprocessing import Batches, Preprocessing
 from deepcluster.config import Config
@@ -78,7 +79,8 @@ class Step:
         """Sum of the losses since :meth:`begin`."""
         self._seed = 0
         self._generator = torch.Generator(self.device)
-        self._record = record and self.device.type == "cuda"
+        alone = processes.world() == 1
+        self._record = record and alone and self.device.type == "cuda"
         self._stream = torch.cuda.Stream(self.device) if self._record else None
         self._recordings: dict[int, _Recording] = {}  # of batches of a size
         self._tried: set[int] = set()  # sizes that have made a step as the method is now
@@ -109,16 +111,20 @@ class Step:
         elif self._record:
             self._try(index)
         else:
-            self._gradients(self.images(index), index.to(self.device))
+            mine = index[processes.share(size)]
+            self._gradients(self.images(mine), index.to(self.device))
+        processes.average_gradients(self.method.parameters())
         self.optimizer.step()
 
     def _gradients(self, images: Tensor, index: Tensor) -> None:
-        """Gradients of the loss, of views of images ``(b, c, s, s)`` uint8."""
+        """Gradients of the loss, of views of this process's images ``(b, c, s, s)`` uint8."""
+        size = len(index)
+        rows = processes.share(size)
         images = self.preprocessing.enlarge(images)
         batch = [
-            self.preprocessing.normalise(view(images, self._generator)).contiguous(
-                memory_format=torch.channels_last
-            )
+            self.preprocessing.normalise(
+                view(images, self._generator, rows=rows, among=size)
+            ).contiguous(memory_format=torch.channels_last)
             for view in self.views
         ]
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):

@@ -132,19 +132,29 @@ class Views:
                 raise ConfigError(f"views.{name} is still auto: pass settings to resolve_views")
             self.values[name] = value
 
-    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
+    def __call__(
+        self,
+        images: Tensor,
+        generator: torch.Generator,
+        *,
+        rows: slice = slice(None),
+        among: int | None = None,
+    ) -> Tensor:
         """One view of each image.
 
         Args:
             images: ``(n, c, H, W)`` uint8, c = 1 or 3, on any device.
             generator: of all random numbers; it may live on another device than the images.
+            rows: which rows of a batch the images are, if they are not all of it; they get the
+                views that they would get there.
+            among: images in that batch.
 
         Returns:
             ``(n, c, size, size)`` float32 in [0, 1], on the images' device.
         """
         n, channels, height, width = images.shape
-        parameters = self.sample(n, channels, height, width, generator)
-        return self.apply(images, {k: v.to(images.device) for k, v in parameters.items()})
+        parameters = self.sample(among or n, channels, height, width, generator)
+        return self.apply(images, {k: v[rows].to(images.device) for k, v in parameters.items()})
 
     def sample(
         self, n: int, channels: int, height: int, width: int, generator: torch.Generator

@@ -114,7 +114,7 @@ deepcluster.charts = (() => {
     const even = total / sorted.length;
     const top = sorted[0].size;
     const width = 1100, height = 180;
-    const step = (width - LEFT - RIGHT) / Math.max(sorted.length, 8);
+    const step = (width - LEFT - RIGHT) / sorted.length;
     const gap = Math.min(6, step * 0.2);
     const y = (size) => TOP + (height - TOP - 8) * (1 - size / top);
     const parts = ticks(0, top, 3).flatMap((value) => [

@@ -5,7 +5,7 @@
   const { NO_CLUSTER, changes, h, count, images, clusterLink, grid, toast } = deepcluster;
 
   const {
-    dot, heading, ordered, typical, nameField, otherNames, mixture, share, mergeInto, near, strip,
+    dot, heading, ordered, typical, nameField, otherNames, mixture, taught, share, mergeInto, near, strip,
   } = deepcluster.members;
 
   const sortKept = { by: "typical" };
@@ -48,6 +48,7 @@
         h("p", { class: "lead" }, out ? "Images that belong in none of the clusters, as a person said. Move them where they belong, or leave them here. " : changes.nameOf(number) ? `Cluster ${number} · ` : "", share(number, texts)),
         otherNames(number) ?? "",
         mixture(rows, 6) ?? "",
+        taught(rows) ?? "",
         parts.length > 1 ? fallsInto(parts, alone) : "",
         out || order.length < 2 ? "" : h(
           "div", { class: "near" },

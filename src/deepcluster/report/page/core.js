@@ -60,7 +60,8 @@ const deepcluster = (() => {
       const restOf = (row) => (items.paths[row] === 0 ? items.ids[row] : items.paths[row]);
       const pathOf = (row) => (restOf(row) === null ? "" : items.prefix + restOf(row));
       table = {
-        ...columns, part: items.part ? unpack(items.part) : null, n: items.ids.length, ids: items.ids, classes: items.classes, rowOf, restOf, pathOf,
+        ...columns, part: items.part ? unpack(items.part) : null,
+        said: items.said ? unpack(items.said) : null, sure: items.sure ? unpack(items.sure) : null, n: items.ids.length, ids: items.ids, classes: items.classes, rowOf, restOf, pathOf,
         rated: columns.confidence.some((value) => !Number.isNaN(value)),
       };
       deepcluster.changes.start();

@@ -22,6 +22,7 @@
         ["Cluster", h("a", { href: clusterLink(number), dir: "auto" }, changes.titleOf(number))],
         ["Put there by", changes.byPerson(row) ? "a person" : "the model"],
         table.label[row] >= 0 ? ["Class", table.classes[table.label[row]]] : null,
+        table.said ? ["Class by the classifier", h("a", { href: `#/classes/${table.said[row]}` }, h("bdi", {}, summary.taught.names[table.said[row]]), Number.isNaN(table.sure[row]) ? " (labelled)" : ` (${percent(table.sure[row])})`)] : null,
         Number.isNaN(confidence) || changes.moved.has(row) ? null : ["Confidence", percent(confidence)],
         Number.isNaN(table.distance[row]) || changes.moved.has(row) ? null : ["Distance to the centre", table.distance[row].toFixed(3)],
         ["Id", table.ids[row]],

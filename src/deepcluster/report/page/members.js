@@ -129,6 +129,21 @@
     );
   }
 
+  /** What the classifier makes of the images, the most frequent classes first. */
+  function taught(rows, most = 6) {
+    const { said } = deepcluster.table;
+    if (!said || !rows.length) return null;
+    const sizes = new Map();
+    for (const row of rows) sizes.set(said[row], (sizes.get(said[row]) ?? 0) + 1);
+    const found = [...sizes].sort((a, b) => b[1] - a[1] || a[0] - b[0]);
+    const texts = deepcluster.shares(found.map(([, size]) => size));
+    return h(
+      "p", { class: "mix-words" }, "By the classifier: ",
+      ...found.slice(0, most).map(([code], i) => h("a", { class: "mix-word", href: `#/classes/${code}` }, h("bdi", {}, deepcluster.summary.taught.names[code]), texts[i])),
+      found.length > most ? `${count(found.length - most)} more` : "",
+    );
+  }
+
   const share = (cluster, texts) => `${images(changes.rowsOf(cluster).length)} · ${texts.get(cluster) ?? "0 %"}`;
 
   async function mergeInto(cluster) {
@@ -157,6 +172,6 @@
   const strip = (rows, size) => h("span", { class: "strip" }, ...rows.map((row) => picture(row, size, { link: false })));
 
   deepcluster.members = {
-    dot, heading, ordered, first, typical, nameField, otherNames, mixture, share, mergeInto, near, strip,
+    dot, heading, ordered, first, typical, nameField, otherNames, mixture, taught, share, mergeInto, near, strip,
   };
 })();

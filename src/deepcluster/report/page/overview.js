@@ -126,12 +126,16 @@
     return list;
   }
 
+  /** A sentence in which flags of the command line stand out and are never broken. */
+  function withFlags(sentence) {
+    return sentence.split(/(--[a-z][\w.-]*\w)/u).map((part) => (part.startsWith("--") ? h("code", { class: "flag" }, part) : part));
+  }
+
   function verdict({ level, sentence, problems }) {
-    const parts = (then) => then.split(/(--[\w.]+)/u).map((part) => (part.startsWith("--") ? h("code", {}, part) : part));
     const alone = problems.length === 1 && sentence.endsWith(problems[0][0]);
     const more = problems.length
       ? h("ul", {}, ...problems.map(([what, then]) => h(
-        "li", {}, alone ? null : h("b", {}, `${what} `), level === "bad" ? "What to try: " : null, ...parts(then),
+        "li", {}, alone ? null : h("b", {}, `${what} `), level === "bad" ? "What to try: " : null, ...withFlags(then),
       )))
       : null;
     const lines = problems.length > 1 && sentence === problems[0][0]
@@ -254,7 +258,7 @@
     return h(
       "section", {}, h("h2", {}, "How it was made"),
       metrics.length ? h("p", {}, h("a", { href: "#/curves" }, "How the training went, epoch by epoch")) : null,
-      ...(info.notes ?? []).map((note) => h("p", { class: "remark", dir: "auto" }, note)),
+      ...(info.notes ?? []).map((note) => h("p", { class: "remark", dir: "auto" }, ...withFlags(note))),
       h(
         "div", { class: "columns" },
         h("div", {}, h("h3", {}, "The fit"), list([

@@ -5,11 +5,12 @@
   const { changes, h, count, images, toast, views, NO_CLUSTER, clusterLink } = deepcluster;
   const main = document.getElementById("main");
   const { summary } = deepcluster;
+  document.getElementById("taught").hidden = !summary.taught;
   let page = null;
 
   const PAGES = {
     "": views.overview, clusters: views.clusters, cluster: views.cluster, map: views.map, image: views.image,
-    unusual: views.unusual, curves: views.curves,
+    unusual: views.unusual, curves: views.curves, classes: views.classes,
   };
 
   function route() {

@@ -1,0 +1,293 @@
+"""Several processes on one fit: how many, which one am I, and what all of them must know.
+
+torchrun starts the same command N times and says so in the environment. The first process does all
+that a single one does; the others do nothing but train along (``training/loop.py``). Each computes
+views and features of its share of every batch; from there on all of them hold the whole batch, so
+that loss, banks and clusters are those of one process. torch.distributed does the talking: gloo
+between CPUs, NCCL between CUDA devices. Without a launcher nothing here does anything.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextvars import ContextVar
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from deepcluster.errors import ConfigError, ProcessError
+
+WAIT = timedelta(hours=2)
+"""So long one process waits for another that lives, such as for the first while it decodes."""
+
+_joined: ContextVar[bool] = ContextVar("joined", default=False)
+_training: ContextVar[bool] = ContextVar("training", default=False)
+
+
+def follows() -> bool:
+    """Whether a launcher started this process, and it is not the first one."""
+    return _launched() and int(os.environ["RANK"]) > 0
+
+
+def _launched() -> bool:
+    known = all(name in os.environ for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"))
+    return known and int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+@contextlib.contextmanager
+def joined() -> Iterator[None]:
+    """Find the other processes of the launcher; when the first one leaves, all may.
+
+    Raises:
+        ProcessError: they cannot be found.
+    """
+    if not _launched():
+        yield
+        return
+    cuda = torch.cuda.is_available()
+    if cuda:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    with _talking():
+        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=WAIT)
+    token = _joined.set(True)
+    try:
+        yield
+        if first():
+            with contextlib.suppress(ProcessError):  # one has ended before: it is done all the same
+                tell(b"")
+    finally:
+        _joined.reset(token)
+        dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def training() -> Iterator[None]:
+    """Within, all processes do the same: they share batches, gradients and features."""
+    token = _training.set(_joined.get())
+    try:
+        yield
+    finally:
+        _training.reset(token)
+
+
+def helpers() -> int:
+    """How many processes will train together; 1 without a launcher."""
+    return dist.get_world_size() if _joined.get() else 1
+
+
+def world() -> int:
+    """How many processes train together now; 1 while the first one works alone."""
+    return dist.get_world_size() if _training.get() else 1
+
+
+def rank() -> int:
+    """Which of the processes this is, from 0."""
+    return dist.get_rank() if _joined.get() else 0
+
+
+def first() -> bool:
+    """Whether this is the process that does what is done once."""
+    return rank() == 0
+
+
+def share(n: int) -> slice:
+    """Which of `n` rows this process works on: a stretch; sizes differ by one at most.
+
+    Raises:
+        ConfigError: there are fewer rows than processes.
+    """
+    count = world()
+    if count == 1:
+        return slice(0, n)
+    if n < count:
+        raise ConfigError(f"{n} images are too few for {count} processes: start fewer of them")
+    return slice(rank() * n // count, (rank() + 1) * n // count)
+
+
+# -- what one says to all -----------------------------------------------------------------------
+
+
+def tell(message: bytes) -> bytes:
+    """What the first process says, in all of them; the others' own `message` does not count."""
+    if helpers() == 1:
+        return message
+    length = torch.tensor([len(message)])
+    _broadcast(length)
+    content = torch.empty(int(length), dtype=torch.uint8)
+    if first() and message:
+        content.copy_(torch.frombuffer(bytearray(message), dtype=torch.uint8))
+    if len(content):
+        _broadcast(content)
+    return content.numpy().tobytes()
+
+
+def agree(value: int) -> int:
+    """The first process's number, in all of them."""
+    if world() == 1:
+        return value
+    number = torch.tensor([value])
+    _broadcast(number)
+    return int(number)
+
+
+def equalise(tensors: Iterable[Tensor]) -> None:
+    """Give all processes the first one's values, in place."""
+    if helpers() == 1:
+        return
+    for tensor in tensors:
+        values = tensor.detach().contiguous()
+        _broadcast(values)
+        tensor.detach().copy_(values)
+
+
+# -- what all say to all ------------------------------------------------------------------------
+
+
+def gather(mine: Tensor, n: int, dim: int = 0) -> Tensor:
+    """The rows of all processes, with gradients.
+
+    The loss is then that of the whole batch in each process, and what flows back into a share is
+    the sum of what all of them want of it: the mean of all gradients is the gradient.
+
+    Args:
+        mine: this process's :func:`share` of `n` rows, along `dim`.
+        n: rows in all.
+        dim: which dimension the rows are.
+    """
+    if world() == 1:
+        return mine
+    gathered: Tensor = _Gather.apply(mine, share(n), n, dim)
+    return gathered
+
+
+class _Gather(torch.autograd.Function):
+    """A sum of what is 0 but for each process's own rows: shares need not be of one size."""
+
+    @staticmethod
+    def forward(ctx: Any, mine: Tensor, rows: slice, n: int, dim: int) -> Tensor:
+        ctx.where = dim, rows.start, rows.stop - rows.start
+        whole = mine.new_zeros(*mine.shape[:dim], n, *mine.shape[dim + 1 :])
+        whole.narrow(*ctx.where).copy_(mine)
+        _add_up(whole)
+        return whole
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        whole = gradients[0].clone(memory_format=torch.contiguous_format)
+        _add_up(whole)
+        return whole.narrow(*ctx.where), None, None, None
+
+
+def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """The mean of all processes' gradients, in place."""
+    if world() == 1:
+        return
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    _add_up(flat)
+    pieces = (flat / world()).split([gradient.numel() for gradient in gradients])
+    for gradient, piece in zip(gradients, pieces, strict=True):
+        gradient.copy_(piece.view_as(gradient))
+
+
+def features_of_all(backbone: nn.Module, views: list[Tensor], n: int) -> Tensor:
+    """Features of the whole batch: each process's net sees its share of the images.
+
+    Args:
+        backbone: ``(b, c, s, s)`` -> ``(b, d)``.
+        views: v tensors ``(b, c, s, s)``, of this process's share of the images.
+        n: images in the batch.
+
+    Returns:
+        ``(v·n, d)``, one view behind the other.
+    """
+    images = torch.cat(views)
+    if world() == 1:
+        features: Tensor = backbone(images)
+        return features
+    with _NormOverAll():
+        features = backbone(images).float()
+    return gather(features.unflatten(0, (len(views), -1)), n, dim=1).flatten(0, 1)
+
+
+class _NormOverAll(TorchFunctionMode):
+    """Batch norm over the images of all processes, whatever module asks for it.
+
+    torch's own SyncBatchNorm knows no CPU and has to be put in the place of modules, of which timm
+    has kinds of its own.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        call = _batch_norm if func is F.batch_norm else func
+        return call(*args, **(kwargs or {}))
+
+
+def _batch_norm(
+    x: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """As torch.nn.functional.batch_norm, of ``(b, c, …)``, with the statistics of all processes."""
+    if not training:
+        return F.batch_norm(x, running_mean, running_var, weight, bias, False, momentum, eps)
+    others = [d for d in range(x.ndim) if d != 1]
+    values = x.float()
+    var, mean = torch.var_mean(values, others, correction=0)
+    count = torch.full_like(mean, x.numel() / x.shape[1])
+    counts, means, variances = gather(torch.stack([count, mean, var])[None], world()).unbind(1)
+    total = counts.sum(0)  # (c,), as all below
+    mean = (counts * means).sum(0) / total
+    var = (counts * (variances + (means - mean) ** 2)).sum(0) / total
+    if running_mean is not None and running_var is not None:
+        with torch.no_grad():
+            running_mean.lerp_(mean, momentum)
+            running_var.lerp_(var * total / (total - 1), momentum)
+    scale = torch.rsqrt(var + eps)
+    scale = scale if weight is None else scale * weight
+    shift = -mean * scale
+    shift = shift if bias is None else shift + bias
+    shape = (1, -1, *[1] * (x.ndim - 2))
+    return torch.addcmul(shift.view(shape), values, scale.view(shape)).to(x.dtype)
+
+
+# -- torch.distributed --------------------------------------------------------------------------
+
+
+def _broadcast(tensor: Tensor) -> None:
+    with _talking():
+        dist.broadcast(tensor, 0)
+
+
+def _add_up(tensor: Tensor) -> None:
+    with _talking():
+        dist.all_reduce(tensor)
+
+
+@contextlib.contextmanager
+def _talking() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        reason = str(error).partition("\n")[0].partition(". ")[0]
+        raise ProcessError(
+            "another process of this fit has ended or does not answer; what it said tells why. "
+            f"Start all of them again, with --resume once epochs were done ({reason})"
+        ) from error

@@ -1,0 +1,11 @@
+from deepcluster.progress import counted, epoch_sentence
+
+
+def test_an_epoch_in_words_that_can_be_known() -> None:
+    line = {"epoch": 0, "loss": 2.1, "ln_k": 2.3026, "nmi_previous": 0.5, "effective_rank": 12.34}
+    said = epoch_sentence({**line, "nmi": None})
+    assert said == "epoch   1  loss 2.100  guessing is 2.30  NMI before 0.500  directions 12.3"
+
+
+def test_one_is_no_plural() -> None:
+    assert [counted(n, "image") for n in (0, 1, 2)] == ["0 images", "1 image", "2 images"]
