@@ -21,7 +21,8 @@ def versions() -> dict[str, str]:
     return {
         "deepcluster": __version__,
         "python": platform.python_version(),
-        **{name: version(name) for name in ("torch", "torchvision", "timm")},
+        "torch": torch.__version__,  # with the kind of GPU it was built for
+        **{name: version(name) for name in ("torchvision", "timm")},
         "sklearn": version("scikit-learn"),
         "numpy": version("numpy"),
     }

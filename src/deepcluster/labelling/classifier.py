@@ -36,7 +36,7 @@ BETTER = 2.0  # standard errors by which a later candidate must win: to choose i
 EVIDENCE = 0.6
 """What a held-out label counts for in the posterior of the shift. Ten fits share nine tenths of
 their labels, and candidate and temperature are chosen by the same labels: counted as 1 each they
-say more than they know. Measured on the features of twelve fits of six real sets (20 to 100 labels,
+say more than they know. Measured on the features of eleven fits of six real sets (20 to 100 labels,
 289 draws): the interval covers .86 of the draws with 0.6 and .80 with 1. At 40 and 100 labels it
 is .88, from .65 to 1 by set; of 20 labels of the digits it expects too little, and covers .55."""
 QUANTILES = (0.05, 0.95)  # of the posterior
