@@ -89,7 +89,7 @@ def measure(run: RunDir, commit: str) -> dict[str, Any]:
 
 
 def file_name(kind: str, line: dict[str, Any]) -> str:
-    """A name that tells runs of other images, minutes, threads, arithmetic or seeds apart."""
+    """A name that tells runs of other images, minutes, threads, arithmetic, seeds or versions."""
     given = f"{line['epochs']}epochs" if line["minutes"] is None else f"{line['minutes']:g}min"
     parts = (
         line["set"],
@@ -98,6 +98,7 @@ def file_name(kind: str, line: dict[str, Any]) -> str:
         f"{line['threads']}threads",
         line["precision"],
         line["seed"],
+        line["commit"],
     )
     return "-".join(map(str, (kind, *parts))) + ".json"
 
