@@ -322,7 +322,9 @@ def merge(*parts: Path, out: Path) -> None:
     from deepcluster import finished
 
     finished.check_embeddings_out(out)
-    _show_features(finished.join_parts(parts, out))
+    with _progress(False) as progress:
+        files = finished.join_parts(parts, out, progress=progress)
+    _show_features(files)
 
 
 def _show_features(files: list[Path]) -> None:
@@ -459,7 +461,8 @@ def teach(run: RunPath, labels: Path, *, as_json: AsJson = False) -> None:
     show(*(found.notes + found.mistakes or ["no label looks like a mistake"]))
     show(
         f"labels that would help most: {', '.join(found.helpful[:5])} … "
-        f"(deepcluster suggest {shlex.quote(str(run))})"
+        f"(deepcluster suggest {shlex.quote(str(run))})",
+        f"to look at the classes: deepcluster report {shlex.quote(str(run))}",
     )
 
 

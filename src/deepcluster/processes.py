@@ -24,8 +24,9 @@ from torch.overrides import TorchFunctionMode
 
 from deepcluster.errors import ConfigError, ProcessError
 
-WAIT = timedelta(hours=2)
-"""So long one process waits for another that lives, such as for the first while it decodes."""
+WAIT = timedelta(days=7)
+"""So long one process waits for another that lives, such as for the first while it decodes or makes
+the report. One that has ended is noticed by its closed connection."""
 
 _joined: ContextVar[bool] = ContextVar("joined", default=False)
 _training: ContextVar[bool] = ContextVar("training", default=False)
@@ -52,8 +53,9 @@ def joined() -> Iterator[None]:
         yield
         return
     cuda = torch.cuda.is_available()
-    if cuda:
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    place = int(os.environ.get("LOCAL_RANK", "0"))
+    if place < torch.cuda.device_count():  # a fit on the processor may have more processes
+        torch.cuda.set_device(place)
     with _talking():
         dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=WAIT)
     token = _joined.set(True)

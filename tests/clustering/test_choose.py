@@ -55,6 +55,7 @@ def test_gap_is_the_roc_area_within_clusters() -> None:
     expected = 2 * np.average(areas, weights=np.bincount(cluster)) - 1
     assert gap(cluster, beside, away) == pytest.approx(expected)
     assert gap(cluster, cluster[:, None], away) == 1  # nothing lies between
+    assert gap(cluster, beside, np.ones(400)) == pytest.approx(0)  # ties count half
     assert gap(cluster, (cluster[:, None] + 1) % 3, away) == 0  # everything does
 
 

@@ -82,6 +82,16 @@ def test_labels_that_nobody_suggested_count_as_drawn(run: RunDir, tmp_path: Path
     assert run.read_classifier()[1]["drawn"] is True
 
 
+def test_labels_that_are_forgotten_are_told(run: RunDir, tmp_path: Path) -> None:
+    lines = taught(run, tmp_path).read_text().splitlines(keepends=True)
+    fewer = tmp_path / "fewer.csv"
+    fewer.write_text("".join(lines[:-3]))
+    assert any(
+        note.startswith("3 labels of the classifier before") for note in teach_run(run, fewer).notes
+    )
+    assert not any("forgotten" in note for note in teach_run(run, fewer).notes)
+
+
 def test_a_failed_teach_leaves_the_classifier(run: RunDir, tmp_path: Path) -> None:
     taught(run, tmp_path)
     before = {p.name: p.read_bytes() for p in run.classifier.iterdir()}

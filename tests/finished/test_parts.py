@@ -219,3 +219,29 @@ def test_what_lies_behind_a_part_is_not_read() -> None:
     )
     assert [name for name, _ in listing.only(range(2, 4)).pictures()] == ["2", "3"]
     assert read == [0, 1, 2, 3, 4]
+
+
+def test_a_bit_that_fell_over_is_found_and_nothing_is_left(own: list[Path], tmp_path: Path) -> None:
+    whole = bytearray(own[1].read_bytes())
+    rows = pq.ParquetFile(own[1]).read()["embedding"].combine_chunks().flatten().to_numpy()
+    place = bytes(whole).index(rows[:4].tobytes())
+    whole[place + 2] ^= 0x40
+    own[1].write_bytes(whole)
+    with pytest.raises(RunError, match=f"{own[1].name} is damaged"):
+        join_parts(own, tmp_path / "joined.npy")
+    assert not list(tmp_path.glob("joined*"))
+
+
+def test_a_part_is_not_called_npy(finished: RunDir, folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"name it .*one\.parquet"):
+        embed_part(finished, folder, Shard(1, 3), tmp_path / "one.npy", device="cpu")
+
+
+def test_a_part_that_lacks_images_is_told(
+    parts: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_app(["merge", *map(str, parts), "--out", str(tmp_path / "joined.npy")])
+    said = capsys.readouterr().err
+    assert said.count("of its") == 1 and "of its 21 images" in said.replace(
+        "20 images", "21 images"
+    )

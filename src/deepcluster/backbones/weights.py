@@ -110,7 +110,7 @@ def load_timm(folder: str | Path) -> nn.Module:
             "does not know: upgrade timm and deepcluster"
         )
     model = create(config["architecture"], num_classes=0, **config.get("model_args", {}))
-    model.pretrained_cfg = config["pretrained_cfg"]  # timm reads it
+    model.pretrained_cfg = model.default_cfg = config["pretrained_cfg"]  # timm reads it
     model.load_state_dict(safetensors.torch.load_file(folder / "model.safetensors"))
     channels, size, _ = config["pretrained_cfg"]["input_size"]
     return prepare_backbone(model, channels=channels, size=size).eval()

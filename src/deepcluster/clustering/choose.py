@@ -134,8 +134,11 @@ def gap(cluster: np.ndarray, beside: np.ndarray, away: np.ndarray) -> float:
     between = (beside != cluster[:, None]).any(1)
     size = np.bincount(cluster)
     order = np.lexsort((away, cluster))
+    place = np.arange(1, len(cluster) + 1) - (np.cumsum(size) - size)[cluster[order]]
+    steps = (np.diff(cluster[order]) != 0) | (np.diff(away[order]) != 0)
+    tie = np.append(0, np.cumsum(steps))  # equal rows share the mean of their places
     rank = np.empty(len(cluster))
-    rank[order] = np.arange(1, len(cluster) + 1) - (np.cumsum(size) - size)[cluster[order]]
+    rank[order] = (np.bincount(tie, place) / np.bincount(tie))[tie]
     outer = np.bincount(cluster, between)
     pairs = outer * (size - outer)
     won = np.bincount(cluster, between * rank) - outer * (outer + 1) / 2

@@ -56,6 +56,12 @@ def teach_run(run: RunDir, labels_csv: Path) -> TaughtRun:
     pool, held = make_pool(run.read_embeddings(), given.rows)
     rows = np.searchsorted(held, given.rows)
     taught = teach(pool, rows, given.classes, given.names, groups=given.groups, drawn=drawn)
+    known = {ids[row] for row in given.rows}
+    if gone := [name for name in run.read_labels() if name not in known]:
+        given.notes.append(
+            f"{len(gone)} labels of the classifier before are not in {labels_csv} and are "
+            f"forgotten, such as that of {gone[0]}: to keep them, put all labels into one file"
+        )
     mistakes = [
         f"{ids[given.rows[i]]} is labelled {given.names[given.classes[i]]!r} among images of "
         "another class: look again"
@@ -63,8 +69,8 @@ def teach_run(run: RunDir, labels_csv: Path) -> TaughtRun:
     ]
     helpful = [ids[held[row]] for row in taught.helpful[:20]]
     facts = describe(taught, [*given.notes, *mistakes]) | {"labels": len(given.rows)}
-    taught.classifier.save(run, facts | {"drawn": drawn, "helpful": helpful})
     probabilities = taught.classifier.probabilities(run.read_embeddings())
+    taught.classifier.save(run, facts | {"drawn": drawn, "helpful": helpful})
     run.write_classes(probabilities.argmax(axis=1), probabilities.max(axis=1))
     run.write_labels(
         [(ids[row], given.names[k]) for row, k in zip(given.rows, given.classes, strict=True)]

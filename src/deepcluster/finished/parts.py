@@ -86,6 +86,8 @@ def embed_part(
         RunError: `out` exists, or the run is one of vectors.
         ConfigError: there are more parts than images.
     """
+    if out.suffix == ".npy":
+        raise ConfigError(f"{out}: a part is a Parquet file, name it {out.with_suffix('.parquet')}")
     output = Output(out)
     net = run.model / "model.safetensors"
     if not net.is_file():
@@ -100,7 +102,7 @@ def embed_part(
     header = {
         "run": _hash_file(net, run.model / "config.json"),
         "listing": hash_listing(listing),
-        "images": len(listing),
+        "images": len(places),
         "shard": shard.number,
         "shards": shard.count,
     }
@@ -115,16 +117,17 @@ def embed_part(
     table = table.append_column("embedding", rows)
     table = table.replace_schema_metadata({HEADER: json.dumps(header).encode()})
     with output.writing() as part:
-        pq.write_table(table, part, use_dictionary=False)
+        pq.write_table(table, part, use_dictionary=False, write_page_checksum=True)
     return len(ids)
 
 
-def join_parts(parts: Sequence[Path], out: Path) -> list[Path]:
+def join_parts(parts: Sequence[Path], out: Path, *, progress: Progress | None = None) -> list[Path]:
     """Join parts to what ``embed`` writes of the whole source, in the order of its listing.
 
     Args:
         parts: all of them, in any order.
         out: the .npy file; ids and paths go beside it, as .ids.csv. Neither must exist.
+        progress: is told of parts that lack images.
 
     Returns:
         The files written.
@@ -159,6 +162,15 @@ def join_parts(parts: Sequence[Path], out: Path) -> list[Path]:
         )
     ordered = [by_number[number] for number in sorted(by_number)]
     shapes = [_shape(path) for path in ordered]
+    widths = sorted({width for _, width in shapes})
+    if len(widths) > 1:
+        raise RunError(f"the parts hold features of {widths[0]} and {widths[1]} numbers")
+    for path, (rows, _) in zip(ordered, shapes, strict=True):
+        if rows < (listed := headers[path]["images"]):
+            (progress or Progress()).note(
+                f"{path} has {rows} of its {listed} images: the others could not be used when it "
+                "was made; if they can be now, make it anew"
+            )
     if not sum(rows for rows, _ in shapes):
         raise NoImagesError(f"no usable image in any of the {len(ordered)} parts")
     return write_features(
@@ -195,14 +207,13 @@ def _hash_file(*paths: Path) -> str:
 def _read_header(path: Path) -> dict[str, Any]:
     try:
         header = json.loads((pq.read_schema(path).metadata or {})[HEADER])
-        assert isinstance(header, dict)
+        return {name: header[name] for name in ("images", "shard", *_SAME)}
     except OSError as error:
         raise RunError(f"{path} cannot be read: {error.strerror or error}") from error
-    except (KeyError, ValueError) as error:  # pyarrow's errors of damaged files are ValueErrors
+    except (KeyError, TypeError, ValueError) as error:  # pyarrow's of damaged files are ValueErrors
         raise RunError(
             f"{path} is no part, or damaged: give the files that `deepcluster embed --shard` wrote"
         ) from error
-    return header
 
 
 def _shape(path: Path) -> tuple[int, int]:
@@ -212,8 +223,11 @@ def _shape(path: Path) -> tuple[int, int]:
 
 def _batches(paths: Sequence[Path], columns: list[str]) -> Iterator[pa.RecordBatch]:
     for path in paths:
-        with pq.ParquetFile(path) as file:
-            yield from file.iter_batches(ROWS, columns=columns)
+        try:
+            with pq.ParquetFile(path, page_checksum_verification=True) as file:
+                yield from file.iter_batches(ROWS, columns=columns)
+        except (OSError, ValueError) as error:
+            raise RunError(f"{path} is damaged ({error}): make it anew") from error
 
 
 def _names(paths: Sequence[Path]) -> Iterator[tuple[str, str | None]]:

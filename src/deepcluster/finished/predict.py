@@ -254,16 +254,17 @@ def write_features(
         RunError: as :func:`check_embeddings_out`.
     """
     features, *beside = check_embeddings_out(out)
-    for output in beside:
-        with output.writing() as part, part.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(["id", "path"])
-            writer.writerows(ids)
     header = {"descr": "<f4", "fortran_order": False, "shape": shape}
-    with features.writing() as part, part.open("wb") as binary:
-        np.lib.format.write_array_header_1_0(binary, header)
-        for chunk in chunks:
-            binary.write(np.ascontiguousarray(chunk, "<f4").data)
+    with features.writing() as part:
+        with part.open("wb") as binary:
+            np.lib.format.write_array_header_1_0(binary, header)
+            for chunk in chunks:
+                binary.write(np.ascontiguousarray(chunk, "<f4").data)
+        for output in beside:  # within: neither file without the other
+            with output.writing() as names, names.open("w", newline="", encoding="utf-8") as file:
+                writer = csv.writer(file)
+                writer.writerow(["id", "path"])
+                writer.writerows(ids)
     return [output.path for output in (features, *beside)]
 
 

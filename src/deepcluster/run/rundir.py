@@ -371,6 +371,7 @@ class RunDir(RunFolder):
         from safetensors.numpy import save_file
 
         self.classifier.mkdir(exist_ok=True)
+        self._classes.unlink(missing_ok=True)  # of the classifier before
         with replacing(self.classifier / "classifier.safetensors") as part:
             save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, part)
         write_json(self.classifier / "classifier.json", facts)

@@ -96,7 +96,7 @@ def print_run(run: RunDir, as_json: bool) -> None:
         )
     if status == "done":
         _print_changes(run, said)
-        if run.classifier.is_dir():
+        if (run.classifier / "classifier.json").is_file():
             taught = run.read_classifier()[1]
             show(
                 f"classifier: {taught['method']}, {len(taught['classes'])} classes from "
