@@ -211,6 +211,19 @@ def better(weights: np.ndarray, k: int) -> tuple[np.ndarray, bool]:
     return cuts[int(np.argmax(worths))], worths[1] > worths[0]
 
 
+def test_what_an_edge_tells_is_the_information_of_its_ends() -> None:
+    rng = np.random.default_rng(0)
+    ends = rng.integers(0, 4, 3000)
+    others = np.where(rng.random(3000) < 0.7, ends, rng.integers(0, 4, 3000))
+    weights = np.zeros((4, 4))
+    np.add.at(weights, (ends, others), 1)
+    np.add.at(weights, (others, ends), 1)
+    both = np.concatenate([ends, others]), np.concatenate([others, ends])
+    told, entropy = graph.told_by_edges(graph.between_clusters(weights, np.arange(4)))
+    assert told / entropy == pytest.approx(nmi(*both))
+    assert graph.told_by_edges(graph.between_clusters(weights, np.zeros(4, int))) == (0, 0)
+
+
 def test_an_island_is_not_worth_a_class_that_touches_another() -> None:
     between = np.diag([160.0] * 6 + [16.0])
     between[4, 5] = between[5, 4] = 3.2  # two classes touch
