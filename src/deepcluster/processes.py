@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from deepcluster.errors import ConfigError, ProcessError
+from deepcluster.progress import counted
 
 WAIT = timedelta(days=7)
 """So long one process waits for another that lives, such as for the first while it decodes or makes
@@ -109,7 +110,9 @@ def share(n: int) -> slice:
     if count == 1:
         return slice(0, n)
     if n < count:
-        raise ConfigError(f"{n} images are too few for {count} processes: start fewer of them")
+        raise ConfigError(
+            f"{counted(n, 'image')}, too few for {count} processes: start fewer of them"
+        )
     return slice(rank() * n // count, (rank() + 1) * n // count)
 
 
