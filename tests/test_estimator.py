@@ -74,7 +74,7 @@ def test_images_that_are_left_out_are_told(tmp_path: Path) -> None:
 def test_one_row_out_for_each_image_in(fitted: DeepCluster, tmp_path: Path) -> None:
     shapes = make_shapes()
     bad = [*shapes[:3], np.zeros((0, 0), np.uint8), shapes[3], str(tmp_path / "gone.png")]
-    with pytest.warns(UserWarning, match="2 images were left out.* NaN, their clusters -1"):
+    with pytest.warns(UserWarning, match="2 images left out.* NaN, their clusters -1"):
         labels = fitted.predict(bad)
     kept = [0, 1, 2, 4]
     assert labels.dtype == np.int64 and labels[[3, 5]].tolist() == [-1, -1]
