@@ -79,8 +79,8 @@ class Product(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """``(b, d)`` of length 1 -> logits ``(b, classes)``."""
-        both = [head(features).log_softmax(dim=1) for head in (self.memory, self.linear)]
-        return both[0] + both[1]
+        spread: Tensor = self.memory(features).log_softmax(dim=1)
+        return spread + self.linear(features).log_softmax(dim=1)
 
 
 Head = Linear | Memory | Product
