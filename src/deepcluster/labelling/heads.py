@@ -79,8 +79,9 @@ class Product(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """``(b, d)`` of length 1 -> logits ``(b, classes)``."""
-        spread: Tensor = self.memory(features).log_softmax(dim=1)
-        return spread + self.linear(features).log_softmax(dim=1)
+        spread = self.memory(features).log_softmax(dim=1)
+        both: Tensor = spread + self.linear(features).log_softmax(dim=1)
+        return both
 
 
 Head = Linear | Memory | Product
