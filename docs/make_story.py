@@ -59,12 +59,7 @@ def labelling(page: Any) -> None:
     page.goto((RUN / "labelling/index.html").resolve().as_uri())
     with (RUN / "labelling/to_label.csv").open(newline="") as file:
         asked = [row["id"] for row in csv.DictReader(file)]
-    known: set[str] = set()
-    for id_ in asked:
-        name = str(load_digits().target[int(id_[:4])])
-        if name in known:
-            break
-        known.add(name)
+    for name in dict.fromkeys(str(load_digits().target[int(id_[:4])]) for id_ in asked[:3]):
         page.fill("#new-class", name)
         page.keyboard.press("Enter")
     page.locator("main").focus()
