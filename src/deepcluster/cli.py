@@ -177,10 +177,9 @@ def fit(
     """
     from deepcluster import fitting, processes
     from deepcluster.machine import command_line
-    from deepcluster.training.loop import follow
 
-    if processes.follows():  # the first process says and writes everything
-        return None if dry_run else follow()
+    if processes.follows():
+        return None if dry_run else _follow()
     seen: Any = images
     if embeddings is None:
         seen = _one_or_many(source)
@@ -244,8 +243,10 @@ def predict(
     risk
         Share of wrong ones that you bear among the images that are not unsure.
     """
-    from deepcluster import finished
+    from deepcluster import finished, processes
 
+    if processes.follows():
+        return _follow()
     if how is not None and into is None:
         raise ConfigError(f"--how {how} needs --into: the folder to put the images in")
     opened = RunDir.open(run)
@@ -254,7 +255,7 @@ def predict(
         finished.check_folder(into)
     if classes:
         opened.read_classifier()  # before any work
-    with _progress(as_json) as progress:
+    with processes.joined(), _progress(as_json) as progress:
         found: Any = finished.predict_source(
             opened, _one_or_many(source), device=device, progress=progress
         )
@@ -294,16 +295,18 @@ def embed(
         Only the part I/N of the images, such as 3/8 (the third of eight): --out is a Parquet file
         then, and `deepcluster merge` joins all of them.
     """
-    from deepcluster import finished
+    from deepcluster import finished, processes
 
+    if processes.follows():
+        return _follow()
     opened, images = RunDir.open(run), _one_or_many(source)
     if shard is not None:
         part = finished.Shard.parse(shard)
-        with _progress(False) as progress:
+        with processes.joined(), _progress(False) as progress:
             count = finished.embed_part(opened, images, part, out, device=device, progress=progress)
         return show(f"{out}: {count} images, part {part}")
     finished.check_embeddings_out(out)
-    with _progress(False) as progress:
+    with processes.joined(), _progress(False) as progress:
         found = finished.predict_source(opened, images, device=device, progress=progress)
     _show_features(finished.write_embeddings(found, out))
 
@@ -355,9 +358,11 @@ def evaluate(
     labels
         "folders" or a CSV file with columns path,label; without a source, of the run's own images.
     """
-    from deepcluster import finished
+    from deepcluster import finished, processes
 
-    with _progress(as_json) as progress:
+    if processes.follows():
+        return _follow()
+    with processes.joined(), _progress(as_json) as progress:
         scores = finished.evaluate_run(
             RunDir.open(run),
             _one_or_many(source) if source else None,
@@ -610,6 +615,13 @@ def _one_or_many(source: tuple[str, ...]) -> str | list[str]:
     if not source:
         raise ConfigError("which images? Give a folder, files, or a name such as digits")
     return source[0] if len(source) == 1 else list(source)
+
+
+def _follow() -> None:
+    """What a process does that is not the launcher's first, which says and writes everything."""
+    from deepcluster.training.loop import follow
+
+    follow()
 
 
 @contextmanager

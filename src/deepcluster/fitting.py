@@ -59,6 +59,7 @@ from deepcluster.training.plan import (
     take_weights,
     usual_minutes,
 )
+from deepcluster.training.sharing import stored
 
 
 class Logged(Progress):
@@ -320,7 +321,7 @@ def _look(
     opened = (rivals or [asked])[0] if gone_on else _as_opened(listing, asked, weights)
     store = open_images(
         listing,
-        data=opened.data,
+        data=stored(opened.data),
         size=opened.size,
         progress=progress.callback("decoding"),
     )
@@ -330,10 +331,12 @@ def _look(
         asked = opened
     spent = time.perf_counter() - sitting.clock
     limit = usual_minutes(given, len(store))
+    several = processes.helpers()
+    mapped = several == 1 and isinstance(store.pixels, np.memmap)
     facts: dict[str, Any] = {
         "n": len(store),
         "channels": store.channels,
-        "store_bytes": 0 if isinstance(store.pixels, np.memmap) else store.pixels.nbytes,
+        "store_bytes": 0 if mapped else store.pixels.nbytes // several,
         "spent": spent,
         "limit": limit,
     }

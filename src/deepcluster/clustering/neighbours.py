@@ -13,6 +13,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from deepcluster import processes
+from deepcluster.processes import Spread
+
 GROUP = 16  # scores that one maximum stands for, in knn
 BLOCK = 2**25  # scores at a time
 CACHED = 2**22  # on a CPU, where they are read again at once
@@ -22,12 +25,12 @@ CHECKED = 256  # rows whose neighbours are also found exactly, to measure the re
 
 
 def knn(
-    x: Tensor, k: int, *, queries: Tensor | None = None, chunk: int | None = None
+    x: Tensor | Spread, k: int, *, queries: Tensor | None = None, chunk: int | None = None
 ) -> tuple[Tensor, Tensor]:
     """The k nearest rows of each row, exactly, itself left out; nearest first.
 
     Args:
-        x: ``(n, d)``, on any device.
+        x: ``(n, d)``, on any device; where several processes have a part of the rows, all look.
         k: neighbours, below n.
         queries: ``(q,)`` indices of the rows that ask; None for all.
         chunk: rows that ask at a time; None chooses.
@@ -38,27 +41,59 @@ def knn(
     Raises:
         ValueError: `x` is no matrix or holds NaN or infinity; k is below 1 or not below n.
     """
-    x = as_matrix(x)
-    n = len(x)
+    spread = x if isinstance(x, Spread) else Spread(x, len(x))
+    x, n = as_matrix(spread.mine), len(spread)
     if not 1 <= k < n:
         raise ValueError(f"k = {k} neighbours of n = {n} rows: k must be from 1 to n - 1")
     queries = torch.arange(n, device=x.device) if queries is None else queries.to(x.device)
+    middle = x.mean(0)  # less which numbers are smaller, and their rounding errors
+    if len(x) == n:
+        return _knn(x - middle, k, queries, None, chunk)
+    asking = spread.take(queries) - middle
+    places = torch.where(spread.locate(queries)[0], queries - spread.rows.start, -1)
+    few = min(k, len(x))
+    indices, distances = _knn(x - middle, few, places, asking, chunk)
+    distances[indices == places[:, None]] = torch.inf
+    indices = torch.nn.functional.pad(indices + spread.rows.start, (0, k - few))
+    distances = torch.nn.functional.pad(distances, (0, k - few), value=torch.inf)
+    every = processes.world()
+    indices = processes.gather(indices[None], every).transpose(0, 1).flatten(1)  # (q, every k)
+    distances = processes.gather(distances[None], every).transpose(0, 1).flatten(1)
+    distances, order = distances.sort(dim=1, stable=True)
+    return indices.gather(1, order[:, :k]), distances[:, :k]
+
+
+def _knn(
+    centred: Tensor, k: int, queries: Tensor, asked: Tensor | None, chunk: int | None
+) -> tuple[Tensor, Tensor]:
+    """The k nearest of the rows `centred` ``(n, d)``, as :func:`knn`.
+
+    Args:
+        centred: the rows.
+        k: below n.
+        queries: ``(q,)``, the rows that ask, by their places among these; -1 for others.
+        asked: ``(q, d)``, what these are; None: all are among the rows.
+        chunk: that ask at a time; None chooses.
+    """
+    n = len(centred)
     chunk = chunk or max(1, BLOCK // n)
-    centred = x - x.mean(0)  # smaller numbers, smaller rounding errors
     # A row's k best scores lie in the k groups with the best maxima: one cheap pass over all n
     # and a sort of few, where topk would sort them all. Groups are columns of the padded row.
     columns = -(-n // GROUP)
-    table = torch.zeros(x.shape[1], columns * GROUP, device=x.device)
+    device = centred.device
+    table = torch.zeros(centred.shape[1], columns * GROUP, device=device)
     table[:, :n] = centred.T
-    half = torch.full((columns * GROUP,), torch.inf, device=x.device)
+    half = torch.full((columns * GROUP,), torch.inf, device=device)
     half[:n] = 0.5 * centred.square().sum(1)
-    steps = columns * torch.arange(GROUP, device=x.device)
-    room = torch.empty(min(chunk, len(queries)), columns * GROUP, device=x.device)
+    steps = columns * torch.arange(GROUP, device=device)
+    room = torch.empty(min(chunk, len(queries)), columns * GROUP, device=device)
     indices, distances = [], []
-    for asking in queries.split(chunk):
-        rows = centred[asking]  # (b, d)
+    for start in range(0, len(queries), chunk):
+        asking = queries[start : start + chunk]
+        rows = centred[asking] if asked is None else asked[start : start + chunk]  # (b, d)
         scores = torch.mm(rows, table, out=room[: len(asking)]).sub_(half)
-        scores.scatter_(1, asking[:, None], -torch.inf)
+        here = (asking >= 0).nonzero()[:, 0]
+        scores[here, asking[here]] = -torch.inf
         if columns > k:
             best = scores.view(len(asking), GROUP, columns).amax(1).topk(k, dim=1).indices
             found = (best[:, :, None] + steps).flatten(1)  # (b, k GROUP)
