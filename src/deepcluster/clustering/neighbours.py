@@ -51,9 +51,9 @@ def knn(
         return _knn(x - middle, k, queries, None, chunk)
     asking = spread.take(queries) - middle
     places = torch.where(spread.locate(queries)[0], queries - spread.rows.start, -1)
-    few = min(k, len(x))
+    few = min(k, len(x))  # of which a row that asks may be one
     indices, distances = _knn(x - middle, few, places, asking, chunk)
-    distances[indices == places[:, None]] = torch.inf
+    distances[(indices == places[:, None]) | (indices >= len(x))] = torch.inf
     indices = torch.nn.functional.pad(indices + spread.rows.start, (0, k - few))
     distances = torch.nn.functional.pad(distances, (0, k - few), value=torch.inf)
     every = processes.world()
@@ -70,7 +70,7 @@ def _knn(
 
     Args:
         centred: the rows.
-        k: below n.
+        k: below n; or n itself, where a place from n on says that there was no other row.
         queries: ``(q,)``, the rows that ask, by their places among these; -1 for others.
         asked: ``(q, d)``, what these are; None: all are among the rows.
         chunk: that ask at a time; None chooses.
@@ -100,7 +100,8 @@ def _knn(
             found = found.gather(1, scores.gather(1, found).topk(k, dim=1).indices)
         else:
             found = scores.topk(k, dim=1).indices
-        distance = (rows[:, None, :] - centred[found]).norm(dim=2)
+        near = centred[found] if asked is None else centred[found.clamp(max=n - 1)]
+        distance = (rows[:, None, :] - near).norm(dim=2)
         distance, order = distance.sort(dim=1, stable=True)
         indices.append(found.gather(1, order))
         distances.append(distance)
