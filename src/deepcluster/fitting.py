@@ -29,7 +29,7 @@ from deepcluster.images.listing import Listing
 from deepcluster.images.sources import list_source
 from deepcluster.images.store import ImageStore, open_images, scan_images
 from deepcluster.images.vectors import Vectors, pair, read_vectors
-from deepcluster.machine import hardware, versions
+from deepcluster.machine import hardware, launcher, versions
 from deepcluster.naming import Remembered, carry_names
 from deepcluster.progress import Progress, epoch_sentence
 from deepcluster.report import write_report
@@ -520,7 +520,8 @@ def _write_other(
 def _say_how_to_go_on(run: RunDir, source: Any, log: Logged, *, stopped: bool) -> None:
     """After a fit that was stopped or failed: what is kept, and what to type."""
     if stopped:
-        again = shlex.join(["deepcluster", "fit", *_words(source), "--out", str(run.path)])
+        words = ["deepcluster", "fit", *_words(source), "--out", str(run.path)]
+        again = shlex.join([*launcher(), *words])
         log.note(f"stopped and saved. To go on: {again} --resume")
     else:
         with run.log.open("a", encoding="utf-8") as file:

@@ -228,7 +228,9 @@ def epochs() -> None:
     pace: Any = Hurried() if processes.first() else None
     trained = train(images, config, progress=Progress(), clock=Clock(), pace=pace)
     assert trained.config.epochs == len(trained.history) == 2
-    theirs = trained.embeddings if processes.first() else torch.empty(N, trained.embeddings.shape[1])
+    theirs = (
+        trained.embeddings if processes.first() else torch.empty(N, trained.embeddings.shape[1])
+    )
     processes.equalise([theirs])
     assert theirs.shape[0] == N
     assert torch.equal(theirs if processes.first() else theirs[rows], trained.embeddings)
