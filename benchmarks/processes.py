@@ -113,6 +113,12 @@ def noise(images: int, size: int) -> np.ndarray:
 
 def traffic(config: Config, several: int) -> dict[str, int]:
     """Messages and their bytes in one step of one of several processes."""
+    sizes = messages(config, several)
+    return {"messages": len(sizes), "bytes": sum(sizes)}
+
+
+def messages(config: Config, several: int) -> list[int]:
+    """The bytes of each message in one step of one of several processes."""
     assert isinstance(config.size, int) and isinstance(config.train.batch_size, int)
     batch, side = config.train.batch_size, round(config.size * config.data.margin)
     pixels = np.zeros((batch, side, side, 1 if config.data.channels == "grey" else 3), np.uint8)
@@ -138,7 +144,7 @@ def traffic(config: Config, several: int) -> dict[str, int]:
         step(torch.arange(batch))
     finally:
         processes.world, processes.rank, processes._add_up, processes.exchange = before
-    return {"messages": len(sizes), "bytes": sum(sizes)}
+    return sizes
 
 
 def main() -> None:
