@@ -46,10 +46,13 @@ class Method(Protocol):
         views: random views of each image that :meth:`loss` takes.
         small_views: small crops beside them (multi-crop), behind them in the list.
         epochs: of the fit, for those that go by it; the loop lowers it where time is short.
+        refilled: names in `state_dict` that every epoch's steps write anew, for all images: a
+            checkpoint has them only before an epoch that reads them first.
     """
 
     views: int
     small_views: int
+    refilled: tuple[str, ...]
 
     def __init__(self, config: Config, backbone: nn.Module, n: int) -> None:
         """Set up.
@@ -75,6 +78,12 @@ class Method(Protocol):
                 costs a forward pass each time it is called.
             optimizer: of :meth:`groups`, to drop the state of what is drawn anew.
             generator: on the CPU, seeded by the fit's seed and the epoch.
+        """
+
+    def reads(self, epoch: int) -> bool:
+        """Whether :meth:`start_epoch` of this epoch, from 0, reads what is `refilled`.
+
+        A fit has no epoch ``epochs``; its last checkpoint is of that one.
         """
 
     def order(self, generator: torch.Generator) -> Tensor:

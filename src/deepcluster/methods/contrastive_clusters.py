@@ -36,7 +36,7 @@ from deepcluster.config import Config
 from deepcluster.methods import Snapshot
 from deepcluster.processes import features_of_all
 
-FIGURE_ROWS = 5000  # images, spread evenly, of which an epoch's figures are, or ten a cluster
+FIGURE_ROWS = 2000  # images, spread evenly, of which an epoch's figures are, or ten a cluster
 ADAPT_HIDDEN = 512  # width of the projector's hidden layer where weights are adapted, and
 ADAPT_HEAD_LR = 1e-3  # the least learning rate of what is new then
 MOST_CUTS = 20  # about, in a fit: a cut takes as long as many steps on a GPU
@@ -47,6 +47,7 @@ class ContrastiveClusters(nn.Module):
 
     views = 2
     small_views = 0
+    refilled = ("bank",)
 
     def __init__(self, config: Config, backbone: nn.Module, n: int) -> None:
         super().__init__()
@@ -67,8 +68,8 @@ class ContrastiveClusters(nn.Module):
             nn.Linear(hidden, out),
         )
         self.head = nn.Linear(d, self.k, bias=False)
-        # Banks are rewritten every epoch and lie in every checkpoint: in half precision, and of the
-        # features only those of some images. The last row is for all others.
+        # Banks are rewritten every epoch: in half precision, and of the features only those of
+        # some images. The last row is for all others.
         several = min(n, max(FIGURE_ROWS, 10 * self.k))
         rows = torch.arange(several) * n // several
         slots = torch.full((n,), len(rows))
@@ -82,7 +83,8 @@ class ContrastiveClusters(nn.Module):
         self.register_buffer("feature_bank", torch.zeros(len(rows) + 1, d, dtype=torch.float16))
         self.register_buffer("rows", rows, persistent=False)
         self.register_buffer("slots", slots, persistent=False)
-        self.register_buffer("labels", torch.zeros(n, dtype=torch.int32))
+        few = self.k <= torch.iinfo(torch.uint8).max + 1
+        self.register_buffer("labels", torch.zeros(n, dtype=torch.uint8 if few else torch.int32))
         self.centers: Tensor
         self.register_buffer("centers", torch.zeros(self.k, d))
         self.labelling = False
@@ -98,6 +100,13 @@ class ContrastiveClusters(nn.Module):
     def every(self) -> int:
         """Epochs between two cuts."""
         return max(self.settings.recluster_every, math.ceil((self.epochs - self.first) / MOST_CUTS))
+
+    def reads(self, epoch: int) -> bool:
+        """Whether the graph is cut at the start of an epoch, which takes the whole bank."""
+        if not max(self.first, 1) <= epoch < self.epochs:
+            return False
+        fresh = not bool(self.labels.any())  # not epoch == first: the epochs may become fewer
+        return fresh or (epoch - self.first) % self.every == 0
 
     def start_epoch(
         self,
@@ -120,8 +129,9 @@ class ContrastiveClusters(nn.Module):
                 self.feature_bank[:-1] = features[self.rows.to(features.device)].half()
                 self._relabel(features, generator, fresh=True)
             return None
-        fresh = not bool(self.labels.any())  # not epoch == first: the epochs may become fewer
-        if self.labelling and (fresh or (epoch - self.first) % self.every == 0):
+        # a checkpoint of a fit whose epochs became fewer in this very epoch may lack the bank
+        if self.reads(epoch) and bool(self.bank.any()):
+            fresh = not bool(self.labels.any())
             self._relabel(F.normalize(self.bank.float()), generator, fresh=fresh)
         features = F.normalize(self.feature_bank[:-1].float())
         result = kmeans(

@@ -42,6 +42,7 @@ class DeepCluster(nn.Module):
 
     views = 1
     small_views = 0
+    refilled = ()
 
     def __init__(self, config: Config, backbone: nn.Module, n: int) -> None:
         super().__init__()
@@ -78,6 +79,10 @@ class DeepCluster(nn.Module):
         with torch.no_grad():
             self.head.weight.copy_(weight)
             self.head.bias.zero_()
+
+    def reads(self, epoch: int) -> bool:
+        """There is nothing that it could read."""
+        return False
 
     def start_epoch(
         self,

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import load, save, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from deepcluster import processes
 from deepcluster.errors import DamagedError, RunError
@@ -20,12 +21,12 @@ from deepcluster.run import RunDir
 def save_checkpoint(
     run: RunDir,
     epoch: int,
-    method: nn.Module,
+    method: Any,
     optimizer: torch.optim.Optimizer,
     previous: Tensor | None,
 ) -> None:
     """Write all that :func:`load_newest` needs; keep the last two. safetensors, no pickle."""
-    tensors = _state(method, optimizer)
+    tensors = _state(epoch, method, optimizer)
     if previous is not None:
         tensors["previous"] = previous
     run.checkpoints.mkdir(exist_ok=True)
@@ -37,7 +38,7 @@ def save_checkpoint(
 
 
 def load_newest(
-    run: RunDir, method: nn.Module, optimizer: torch.optim.Optimizer
+    run: RunDir, method: Any, optimizer: torch.optim.Optimizer
 ) -> tuple[int, Tensor | None]:
     """Put the state of the newest checkpoint that is whole into `method` and `optimizer`.
 
@@ -56,7 +57,7 @@ def load_newest(
 
 
 def load_checkpoint(
-    path: Path, method: nn.Module, optimizer: torch.optim.Optimizer
+    path: Path, method: Any, optimizer: torch.optim.Optimizer
 ) -> tuple[int, Tensor | None]:
     """Put a checkpoint's state into `method` and `optimizer`.
 
@@ -78,7 +79,7 @@ def load_checkpoint(
     return epoch, tensors.get("previous")
 
 
-def share_state(epochs: int, method: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+def share_state(epochs: int, method: Any, optimizer: torch.optim.Optimizer) -> int:
     """Put the first process's state into that of all others that train along.
 
     Returns:
@@ -86,16 +87,19 @@ def share_state(epochs: int, method: nn.Module, optimizer: torch.optim.Optimizer
     """
     if processes.world() == 1:
         return epochs
-    held = save(_state(method, optimizer)) if processes.first() else b""
+    held = save(_state(epochs, method, optimizer)) if processes.first() else b""
     held = processes.tell(held)
     if not processes.first():
         _restore(load(held), method, optimizer, "what the first process sent")
     return processes.agree(epochs)
 
 
-def _state(method: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Copies, on the CPU."""
-    tensors = {f"method.{name}": value for name, value in method.state_dict().items()}
+def _state(epoch: int, method: Any, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Copies, on the CPU, of what is needed from the start of `epoch` on."""
+    spared = () if method.reads(epoch) else method.refilled
+    tensors = {
+        f"method.{name}": value for name, value in method.state_dict().items() if name not in spared
+    }
     for number, state in optimizer.state_dict()["state"].items():
         for name, value in state.items():
             if value is not None:
@@ -104,13 +108,15 @@ def _state(method: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Ten
 
 
 def _restore(
-    tensors: Mapping[str, Tensor], method: nn.Module, optimizer: torch.optim.Optimizer, origin: str
+    tensors: Mapping[str, Tensor], method: Any, optimizer: torch.optim.Optimizer, origin: str
 ) -> None:
     weights = {k.removeprefix("method."): v for k, v in tensors.items() if k.startswith("method.")}
     adopt = getattr(method, "adopt", None)  # of a method whose number of labels is found as it goes
     if adopt is not None:
         adopt(weights, optimizer)
-    wanted = {name: value.shape for name, value in method.state_dict().items()}
+    own = method.state_dict()
+    weights = {name: own[name] for name in method.refilled if name in own} | weights
+    wanted = {name: value.shape for name, value in own.items()}
     if wanted != {name: value.shape for name, value in weights.items()}:
         differing = sorted(wanted.keys() ^ weights.keys()) or sorted(
             name for name in wanted if wanted[name] != weights[name].shape

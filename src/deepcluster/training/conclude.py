@@ -5,6 +5,7 @@ Labels, where there are any, are read by :func:`score` alone.
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -52,7 +53,7 @@ class FitResult:
     history: list[dict[str, Any]]  # the lines of metrics.jsonl
     clusters: int  # their number
     choice: dict[int, float]  # score of each number that was looked at, if it was chosen
-    scores: dict[str, dict[str, float]]  # of "fit" and of "pixels"
+    scores: dict[str, dict[str, float]]  # of "fit" and, once compared, of "pixels"
     timings: dict[str, float]  # seconds a phase
 
 
@@ -93,7 +94,6 @@ def fit_vectors(
     rows: np.ndarray,
     config: Config,
     *,
-    store: ImageStore | None = None,
     truth: np.ndarray | None = None,
     progress: Progress | None = None,
 ) -> FitResult:
@@ -102,7 +102,6 @@ def fit_vectors(
     Args:
         rows: ``(n, d)`` float32; their lengths do not count.
         config: settings, as :func:`deepcluster.training.plan.schedule_given` gives them.
-        store: the images they are of, if there are any.
         truth: ``(n,)`` labels, for measuring only.
         progress: told what happens.
     """
@@ -113,7 +112,6 @@ def fit_vectors(
         begun,
         clock=Clock(),
         progress=progress or Progress(),
-        store=store,
         truth=truth,
     )
 
@@ -125,7 +123,6 @@ def conclude(
     *,
     clock: Clock,
     progress: Progress,
-    store: ImageStore | None = None,
     truth: np.ndarray | None = None,
     history: list[dict[str, Any]] | None = None,
 ) -> FitResult:
@@ -137,7 +134,6 @@ def conclude(
         begun: the net they are of.
         clock: goes on.
         progress: told what happens.
-        store: the images, if there are any.
         truth: ``(n,)`` labels, for measuring only.
         history: the lines of the epochs.
     """
@@ -173,12 +169,6 @@ def conclude(
     clock.lap("map")
     scores = {"fit": fit_scores(embeddings.numpy(), labels.numpy(), truth, seed=config.seed)}
     clock.lap("measure")
-    if store is not None and truth is not None:
-        progress.phase("k-means on the pixels, to compare", 1)
-        rows, found = pixel_clusters(store, clusters, generator)
-        scores["pixels"] = score(found, truth[rows])
-        progress.advance(1)
-        clock.lap("compare")
     return FitResult(
         config=config,
         model=model,
@@ -250,6 +240,27 @@ def final_clusters(
         return pca, prototypes, None, choice
     tree = tree_of(x, prototypes, neighbours=final.neighbours, generator=generator)
     return pca, prototypes, tree, choice
+
+
+def compare_with_pixels(store: ImageStore, result: FitResult, progress: Progress) -> FitResult:
+    """The result with the scores of the yardstick beside its own; as it is without labels.
+
+    Args:
+        store: the images.
+        result: of a fit of them.
+        progress: told what happens.
+    """
+    if store.labels is None or not len(store.pixels):
+        return result
+    progress.phase("k-means on the pixels, to compare", 1)
+    clock = Clock()
+    generator = torch.Generator().manual_seed(result.config.seed)
+    rows, found = pixel_clusters(store, result.clusters, generator)
+    scores = {**result.scores, "pixels": score(found, store.labels[rows])}
+    progress.advance(1)
+    clock.lap("compare")
+    timings = result.timings | {"compare": round(clock.seconds["compare"], 3)}
+    return dataclasses.replace(result, scores=scores, timings=timings)
 
 
 def pixel_clusters(

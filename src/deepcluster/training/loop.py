@@ -90,7 +90,6 @@ def fit(
         trained.begun,
         clock=clock,
         progress=progress,
-        store=store,
         truth=store.labels,
         history=trained.history,
     )
@@ -306,7 +305,7 @@ def describe(
         "changed": None,
         **metrics.occupancy(labels, snapshot.clusters),
         "effective_rank": metrics.effective_rank(
-            snapshot.features[:: -(-len(labels) // RANK_ROWS)].numpy()
+            snapshot.features[:: -(-len(labels) // RANK_ROWS)].float().numpy()
         ),
     }
     if previous is not None:
