@@ -32,6 +32,7 @@ from torch import Tensor, nn
 
 from deepcluster.clustering.graph import cluster_graph
 from deepcluster.clustering.kmeans import kmeans
+from deepcluster.clustering.pca import normalise_
 from deepcluster.config import Config
 from deepcluster.methods import Snapshot
 from deepcluster.processes import features_of_all
@@ -132,7 +133,7 @@ class ContrastiveClusters(nn.Module):
         # a checkpoint of a fit whose epochs became fewer in this very epoch may lack the bank
         if self.reads(epoch) and bool(self.bank.any()):
             fresh = not bool(self.labels.any())
-            self._relabel(F.normalize(self.bank.float()), generator, fresh=fresh)
+            self._relabel(normalise_(self.bank.float()), generator, fresh=fresh)
         features = F.normalize(self.feature_bank[:-1].float())
         result = kmeans(
             features,

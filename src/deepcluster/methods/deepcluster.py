@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deepcluster.clustering.kmeans import kmeans
-from deepcluster.clustering.pca import fit_pca, normalise
+from deepcluster.clustering.pca import fit_pca, normalise_
 from deepcluster.clustering.pic import power_iteration_clusters
 from deepcluster.config import Config
 from deepcluster.methods import Snapshot
@@ -103,7 +103,7 @@ class DeepCluster(nn.Module):
             rounding = torch.finfo(torch.bfloat16 if half else torch.float32).eps
             pca = fit_pca(features, kept, whiten=settings.whiten, rounding=rounding)
             features = pca.apply(features)
-        features = normalise(features)
+        features = normalise_(features)
         if settings.pseudo_labels == "pic":
             groups = power_iteration_clusters(features)
             found, k = groups.labels, groups.clusters

@@ -20,7 +20,7 @@ from deepcluster.backbones.preprocessing import Preprocessing, to_device
 from deepcluster.clustering.choose import choose_clusters
 from deepcluster.clustering.graph import cluster_tree, tree_of
 from deepcluster.clustering.kmeans import kmeans
-from deepcluster.clustering.pca import PCA, fit_pca, normalise
+from deepcluster.clustering.pca import PCA, fit_pca, normalise, normalise_
 from deepcluster.clustering.plane import layout
 from deepcluster.clustering.prototypes import Prototypes
 from deepcluster.clustering.tree import Tree
@@ -224,7 +224,7 @@ def final_clusters(
     half = config.train.precision == "bfloat16"
     rounding = torch.finfo(torch.bfloat16 if half else torch.float32).eps
     pca = fit_pca(embeddings, kept, whiten=final.whiten, rounding=rounding) if kept else None
-    x = embeddings if pca is None else normalise(pca.apply(embeddings))
+    x = embeddings if pca is None else normalise_(pca.apply(embeddings))
     device = config.device if config.device.startswith("cuda") else "cpu"  # MPS has no float64
     x = x.to(device)
     k, choice = config.clusters, {}

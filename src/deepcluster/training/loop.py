@@ -22,7 +22,7 @@ from deepcluster.backbones.build import prepare_backbone
 from deepcluster.backbones.features import extract, kept_features
 from deepcluster.backbones.preprocessing import Batches, Preprocessing
 from deepcluster.backbones.start import build_net, find_weights
-from deepcluster.clustering.pca import normalise
+from deepcluster.clustering.pca import normalise_
 from deepcluster.config import Config
 from deepcluster.device import Compute
 from deepcluster.methods import Snapshot, load_method
@@ -228,7 +228,7 @@ def train(
     method.eval()
     if config.start == "adapt":
         release()
-    embeddings = normalise(extract_all())
+    embeddings = normalise_(extract_all())
     clock.lap("features")
     return Trained(embeddings, config, begun, history)
 
