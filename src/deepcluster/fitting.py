@@ -46,7 +46,7 @@ from deepcluster.saying import (
 from deepcluster.show.pictures import write_pictures
 from deepcluster.show.tensorboard import TensorBoard
 from deepcluster.training.best import Best, fit_best
-from deepcluster.training.conclude import FitResult, fit_vectors
+from deepcluster.training.conclude import FitResult, compare_with_pixels, fit_vectors
 from deepcluster.training.plan import (
     Cost,
     Pace,
@@ -253,7 +253,7 @@ def fit_source(
         run.remove_unfinished()
         board = TensorBoard(progress, run.tensorboard) if tensorboard else None
         logged = Logged(board or progress, run.log)
-        _train(
+        result = _train(
             run,
             work,
             info,
@@ -264,7 +264,7 @@ def fit_source(
             remembered=remembered,
             log=logged,
         )
-        return _complete(run, report=report, progress=logged, board=board)
+        return _complete(run, report=report, progress=logged, board=board, done=(work, result))
 
 
 # -- the steps of a fit -----------------------------------------------------------------------
@@ -437,7 +437,7 @@ def _train(
     source: Any,
     remembered: Remembered | None,
     log: Logged,
-) -> None:
+) -> FitResult:
     """Fit, and write the result; whatever happens, run.json says how it ended."""
     pace = None
     if work.asked.minutes != "auto" and not resume:
@@ -485,14 +485,13 @@ def _train(
             "unwritten": ["pictures", *(["report"] if report else [])],
         }
     )
+    return result
 
 
 def _fit(run: RunDir, work: Work, *, resume: bool, log: Logged, pace: Pace | None) -> Best:
     """Train, or take what is given, and cluster."""
     if work.rows is not None:
-        store = work.store if work.seen else None
-        truth = work.store.labels
-        found = fit_vectors(work.rows, work.resolved, store=store, truth=truth, progress=log)
+        found = fit_vectors(work.rows, work.resolved, truth=work.store.labels, progress=log)
         return Best(found, [])
     return fit_best(
         work.store,
@@ -534,9 +533,17 @@ def _say_how_to_go_on(run: RunDir, source: Any, log: Logged, *, stopped: bool) -
 
 
 def _complete(
-    run: RunDir, *, report: bool, progress: Progress, board: TensorBoard | None = None
+    run: RunDir,
+    *,
+    report: bool,
+    progress: Progress,
+    board: TensorBoard | None = None,
+    done: tuple[Work, FitResult] | None = None,
 ) -> RunDir:
-    """Write what a finished run still lacks: the pictures, the report."""
+    """Write what a finished run still lacks: the pictures, the report.
+
+    What is `done` just now is compared first, where there are labels.
+    """
     info = run.read_info()
     lacking = set(info.pop("unwritten", []))
     lacking |= set() if run.pictures.is_dir() else {"pictures"}
@@ -544,6 +551,10 @@ def _complete(
     if not lacking and board is None:
         progress.note(f"{run.path} has ended already: nothing to do")
     try:
+        if done is not None and done[0].seen:
+            result = compare_with_pixels(done[0].store, done[1], progress)
+            info |= {"scores": result.scores, "timings": result.timings}
+            run.write_info({**info, "unwritten": sorted(lacking)})
         if "pictures" in lacking:
             write_pictures(run)
         if board is not None:

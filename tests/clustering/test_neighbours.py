@@ -31,6 +31,16 @@ def test_neighbours_of_a_few_rows_are_those_among_all() -> None:
     assert knn(x, 5, queries=some)[0].equal(knn(x, 5)[0][some])
 
 
+@pytest.mark.parametrize("tile", [16, 96, 320])
+def test_rows_are_compared_tile_by_tile(tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(331, 6, generator=seeded())  # the last tile has fewer rows than neighbours
+    whole, apart = knn(x, 15)
+    monkeypatch.setattr(neighbours, "TILE", tile)
+    indices, distances = knn(x, 15)
+    assert indices.equal(whole)
+    torch.testing.assert_close(distances, apart)
+
+
 def test_a_row_is_not_its_own_neighbour_even_among_duplicates() -> None:
     indices, distances = knn(torch.ones(50, 3), 10)
     assert (indices != torch.arange(50)[:, None]).all()

@@ -201,7 +201,7 @@ def steps(method: str) -> None:
         step.begin(0)
         step(torch.randperm(N, generator=torch.Generator().manual_seed(0)))
         after = learner.state_dict()  # type: ignore[attr-defined]
-        for name, dim in learner.spread.items():
+        for name, dim in learner.refilled.items():
             for state in (before, after):
                 state[name] = processes.gather(state[name], N, dim)
         changes = [(after[name] - before[name]).float() for name in after]

@@ -21,7 +21,7 @@ from deepcluster.backbones.preprocessing import Preprocessing, to_device
 from deepcluster.backbones.start import GIVEN, weights_key
 from deepcluster.backbones.weights import load_timm, load_weights, save_timm
 from deepcluster.clustering.corrections import Corrections
-from deepcluster.clustering.pca import PCA, normalise
+from deepcluster.clustering.pca import PCA, normalise_
 from deepcluster.clustering.prototypes import Prototypes
 from deepcluster.device import Compute
 from deepcluster.errors import DamagedError, RunError
@@ -180,7 +180,7 @@ def kept_features(
         file.touch()
         advance(len(store))
         return torch.from_numpy(np.load(file, allow_pickle=False))
-    features = normalise(extract(backbone, store, preprocessing, compute, advance=advance))
+    features = normalise_(extract(backbone, store, preprocessing, compute, advance=advance))
     folder.mkdir(parents=True, exist_ok=True)
     part = folder / f"{file.stem}-{os.getpid()}.part"
     with part.open("wb") as opened:
@@ -239,11 +239,11 @@ class FittedModel:
             raise RunError("this run was made of vectors, it has no net: give vectors, not images")
         self.backbone.to(compute.device)
         found = extract(self.backbone, store, self.preprocessing, compute, advance=advance)
-        return normalise(found)
+        return normalise_(found)
 
     def reduce(self, embeddings: Tensor) -> Tensor:
         """What the clusters are found in: the embeddings, after PCA if there is one."""
-        return embeddings if self.pca is None else normalise(self.pca.apply(embeddings))
+        return embeddings if self.pca is None else normalise_(self.pca.apply(embeddings))
 
     def assign(self, embeddings: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Clusters of embeddings.

@@ -116,6 +116,12 @@ def normalise(x: Tensor) -> Tensor:
     return F.normalize(x.float(), dim=1)
 
 
+@torch.no_grad()
+def normalise_(x: Tensor) -> Tensor:
+    """As :func:`normalise`, of float32 in the place of what was given."""
+    return F.normalize(x, dim=1, out=x)
+
+
 def _blocks(x: Tensor) -> Iterator[tuple[int, int]]:
     size = max(BLOCK // x.shape[1], 1)
     for a in range(0, len(x), size):

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     import torch
     from torch import Tensor, nn
@@ -48,14 +48,16 @@ class Method(Protocol):
         small_views: small crops beside them (multi-crop), behind them in the list.
         epochs: of the fit, for those that go by it; the loop lowers it where time is short.
         n: images in the fit.
-        spread: buffers that have a row an image, and which of their dimensions that is: where
-            several processes train, each holds those of its :func:`deepcluster.processes.share`.
+        refilled: buffers with a row an image that every epoch's steps write anew, and which of
+            their dimensions the rows are: where several processes train, each holds those of its
+            :func:`deepcluster.processes.share`, and a checkpoint has them only before an epoch that
+            reads them first.
     """
 
     views: int
     small_views: int
     n: int
-    spread: dict[str, int]
+    refilled: Mapping[str, int]
 
     def __init__(self, config: Config, backbone: nn.Module, n: int) -> None:
         """Set up.
@@ -82,6 +84,12 @@ class Method(Protocol):
                 time it is called.
             optimizer: of :meth:`groups`, to drop the state of what is drawn anew.
             generator: on the CPU, seeded by the fit's seed and the epoch.
+        """
+
+    def reads(self, epoch: int) -> bool:
+        """Whether :meth:`start_epoch` of this epoch, from 0, reads what is `refilled`.
+
+        A fit has no epoch ``epochs``; its last checkpoint is of that one.
         """
 
     def order(self, generator: torch.Generator) -> Tensor:

@@ -32,11 +32,12 @@ from torch import Tensor, nn
 
 from deepcluster.clustering.graph import cluster_graph
 from deepcluster.clustering.kmeans import kmeans
+from deepcluster.clustering.pca import normalise_
 from deepcluster.config import Config
 from deepcluster.methods import Snapshot
 from deepcluster.processes import Spread, features_of_all, share
 
-FIGURE_ROWS = 5000  # images, spread evenly, of which an epoch's figures are, or ten a cluster
+FIGURE_ROWS = 2000  # images, spread evenly, of which an epoch's figures are, or ten a cluster
 ADAPT_HIDDEN = 512  # width of the projector's hidden layer where weights are adapted, and
 ADAPT_HEAD_LR = 1e-3  # the least learning rate of what is new then
 MOST_CUTS = 20  # about, in a fit: a cut takes as long as many steps on a GPU
@@ -47,7 +48,7 @@ class ContrastiveClusters(nn.Module):
 
     views = 2
     small_views = 0
-    spread = {"bank": 0}  # noqa: RUF012 (never written to)
+    refilled = {"bank": 0}  # noqa: RUF012 (never written to)
 
     def __init__(self, config: Config, backbone: nn.Module, n: int) -> None:
         super().__init__()
@@ -68,8 +69,8 @@ class ContrastiveClusters(nn.Module):
             nn.Linear(hidden, out),
         )
         self.head = nn.Linear(d, self.k, bias=False)
-        # Banks are rewritten every epoch and lie in every checkpoint: in half precision, and of the
-        # features only those of some images. The last row is for all others.
+        # Banks are rewritten every epoch: in half precision, and of the features only those of
+        # some images. The last row is for all others.
         several = min(n, max(FIGURE_ROWS, 10 * self.k))
         rows, held = torch.arange(several) * n // several, share(n)
         self.bank: Tensor
@@ -80,7 +81,8 @@ class ContrastiveClusters(nn.Module):
         self.register_buffer("bank", bank)
         self.register_buffer("feature_bank", torch.zeros(several + 1, d, dtype=torch.float16))
         self.register_buffer("rows", rows, persistent=False)
-        self.register_buffer("labels", torch.zeros(n, dtype=torch.int32))
+        few = self.k <= torch.iinfo(torch.uint8).max + 1
+        self.register_buffer("labels", torch.zeros(n, dtype=torch.uint8 if few else torch.int32))
         self.centers: Tensor
         self.register_buffer("centers", torch.zeros(self.k, d))
         self.labelling = False
@@ -96,6 +98,13 @@ class ContrastiveClusters(nn.Module):
     def every(self) -> int:
         """Epochs between two cuts."""
         return max(self.settings.recluster_every, math.ceil((self.epochs - self.first) / MOST_CUTS))
+
+    def reads(self, epoch: int) -> bool:
+        """Whether the graph is cut at the start of an epoch, which takes the whole bank."""
+        if not max(self.first, 1) <= epoch < self.epochs:
+            return False
+        fresh = not bool(self.labels.any())  # not epoch == first: the epochs may become fewer
+        return fresh or (epoch - self.first) % self.every == 0
 
     def start_epoch(
         self,
@@ -118,9 +127,10 @@ class ContrastiveClusters(nn.Module):
                 self.feature_bank[:-1] = whole.take(self.rows).half()
                 self._relabel(whole, generator, fresh=True)
             return None
-        fresh = not bool(self.labels.any())  # not epoch == first: the epochs may become fewer
-        if self.labelling and (fresh or (epoch - self.first) % self.every == 0):
-            bank = Spread(F.normalize(self.bank.float()), self.n)
+        # a checkpoint of a fit whose epochs became fewer in this very epoch may lack the bank
+        if self.reads(epoch) and bool(self.bank.any()):
+            fresh = not bool(self.labels.any())
+            bank = Spread(normalise_(self.bank.float()), self.n)
             self._relabel(bank, generator, fresh=fresh)
         features = F.normalize(self.feature_bank[:-1].float())
         result = kmeans(

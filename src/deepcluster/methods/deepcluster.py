@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deepcluster.clustering.kmeans import kmeans
-from deepcluster.clustering.pca import fit_pca, normalise
+from deepcluster.clustering.pca import fit_pca, normalise_
 from deepcluster.clustering.pic import power_iteration_clusters
 from deepcluster.config import Config
 from deepcluster.methods import Snapshot
@@ -42,7 +42,7 @@ class DeepCluster(nn.Module):
 
     views = 1
     small_views = 0
-    spread: dict[str, int] = {}  # noqa: RUF012 (never written to)
+    refilled: Mapping[str, int] = {}
 
     def __init__(self, config: Config, backbone: nn.Module, n: int) -> None:
         super().__init__()
@@ -80,6 +80,10 @@ class DeepCluster(nn.Module):
             self.head.weight.copy_(weight)
             self.head.bias.zero_()
 
+    def reads(self, epoch: int) -> bool:
+        """There is nothing that it could read."""
+        return False
+
     def start_epoch(
         self,
         epoch: int,
@@ -100,7 +104,7 @@ class DeepCluster(nn.Module):
             whole = Spread(features, self.n)
             pca = fit_pca(whole, kept, whiten=settings.whiten, rounding=rounding)
             features = pca.apply(features)
-        spread = Spread(normalise(features), self.n)
+        spread = Spread(normalise_(features), self.n)
         if settings.pseudo_labels == "pic":
             found, k = self._pic(spread)
         else:

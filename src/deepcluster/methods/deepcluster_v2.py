@@ -10,7 +10,7 @@ Where this differs from public code, and why:
 - The bank is first filled by a pass over all images, so the first epoch has labels to train on
   (one re-implementation ignores every image of its first epoch).
 - All images keep a label, whatever the batches leave out.
-- Banks, centroids and labels are buffers: a fit that resumes has them.
+- Banks, centroids and labels are buffers: a fit that resumes has them. Banks are float16.
 - Empty clusters are filled by the k-means engine (the authors keep the old centroid).
 """
 
@@ -36,13 +36,15 @@ class DeepClusterV2(nn.Module):
     """The contract is :class:`deepcluster.methods.Method`."""
 
     views = BANKS
-    spread = {"bank": 1}  # noqa: RUF012 (never written to)
+    refilled = {"bank": 1}  # noqa: RUF012 (never written to)
 
     def __init__(self, config: Config, backbone: nn.Module, n: int) -> None:
         super().__init__()
         self.settings = config.deepcluster_v2
         assert self.settings.prototypes != "auto"
         self.k, self.n = min(self.settings.prototypes, n), n
+        assert isinstance(config.epochs, int)
+        self.epochs = config.epochs
         self.small_views = self.settings.small_views
         self.backbone = backbone
         d, out = int(backbone.num_features), self.settings.dimensions  # type: ignore[arg-type]
@@ -58,9 +60,14 @@ class DeepClusterV2(nn.Module):
         self.centroids: Tensor
         self.labels: Tensor
         held = share(n)
-        self.register_buffer("bank", torch.zeros(BANKS, held.stop - held.start, out))
+        bank = torch.zeros(BANKS, held.stop - held.start, out, dtype=torch.float16)
+        self.register_buffer("bank", bank)
         self.register_buffer("centroids", torch.zeros(heads, self.k, out))
-        self.register_buffer("labels", torch.zeros(heads, n, dtype=torch.int64))
+        self.register_buffer("labels", torch.zeros(heads, n, dtype=torch.int32))
+
+    def reads(self, epoch: int) -> bool:
+        """Every epoch does but the first, which begins with a pass over the images."""
+        return 0 < epoch < self.epochs
 
     @torch.no_grad()
     def start_epoch(
@@ -107,10 +114,10 @@ class DeepClusterV2(nn.Module):
         """Mean over heads and views of the cross-entropy of the bank's labels."""
         z = self._project(views[:BANKS], len(index))  # BANKS of (b, out)
         for number, embedding in enumerate(z):
-            Spread(self.bank[number], self.n).put(index, embedding.detach())
+            Spread(self.bank[number], self.n).put(index, embedding.detach().half())
         if len(views) > BANKS:
             z += self._project(views[BANKS:], len(index))
-        targets = self.labels[:, index]  # (heads, b)
+        targets = self.labels[:, index].long()  # (heads, b)
         with torch.autocast(z[0].device.type, enabled=False):  # cosines over 0.1 need the digits
             losses = [
                 F.cross_entropy(embedding @ centroids.T / self.settings.temperature, target)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from safetensors.torch import load, save, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from deepcluster import processes
 from deepcluster.errors import DamagedError, RunError
@@ -35,8 +35,9 @@ def save_checkpoint(
         previous: the clusters of the last epoch.
     """
     banks = {
-        f"method.{name}": processes.collect(_copy(method.get_buffer(name)), method.n, dim)
-        for name, dim in method.spread.items()
+        _key(name): processes.collect(_copy(method.get_buffer(name)), method.n, dim)
+        for name, dim in method.refilled.items()
+        if method.reads(epoch)
     }
     if run is None:
         return
@@ -88,7 +89,7 @@ def load_checkpoint(
     with reading(path):
         with safe_open(path, framework="pt") as file:
             epoch = json.loads(file.metadata()["epoch"])
-            banks = {f"method.{name}": dim for name, dim in method.spread.items()}
+            banks = {_key(name): dim for name, dim in method.refilled.items()}
             names = [*file.keys()]
             tensors = {name: file.get_tensor(name) for name in names if name not in banks}
             for name in banks.keys() & {*names}:
@@ -136,19 +137,22 @@ def share_state(
         return epochs
     epochs = processes.agree(epochs)
     held = processes.tell(save(_state(method, optimizer)) if processes.first() else b"")
-    banks = {f"method.{name}": _copy(method.get_buffer(name)) for name in method.spread}
-    if epochs and processes.first():
+    if not processes.first():
+        _restore(load(held), method, optimizer, "what the first process sent")
+    for name, dim in method.refilled.items() if epochs and method.reads(epochs) else ():
+        bank = method.get_buffer(name)
+        if not processes.first():
+            bank.copy_(processes.receive(_copy(bank), 0))
+            continue
         assert run is not None
         with safe_open(_path(run, epochs), framework="pt") as file:
-            for name, dim in method.spread.items():
-                for other, rows in enumerate(processes.shares(method.n)[1:], start=1):
-                    processes.send(_rows(file, f"method.{name}", dim, rows), other)
-    elif epochs:
-        for bank in banks.values():
-            processes.receive(bank, 0)
-    if not processes.first():
-        _restore(load(held) | banks, method, optimizer, "what the first process sent")
+            for other, rows in enumerate(processes.shares(method.n)[1:], start=1):
+                processes.send(_rows(file, _key(name), dim, rows), other)
     return epochs
+
+
+def _key(name: str) -> str:
+    return f"method.{name}"
 
 
 def _copy(tensor: Tensor) -> Tensor:
@@ -158,7 +162,7 @@ def _copy(tensor: Tensor) -> Tensor:
 def _state(method: Any, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Copies of all but the banks, on the CPU."""
     kept = method.state_dict().items()
-    tensors = {f"method.{name}": value for name, value in kept if name not in method.spread}
+    tensors = {_key(name): value for name, value in kept if name not in method.refilled}
     for number, state in optimizer.state_dict()["state"].items():
         for name, value in state.items():
             if value is not None:
@@ -167,13 +171,15 @@ def _state(method: Any, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def _restore(
-    tensors: Mapping[str, Tensor], method: nn.Module, optimizer: torch.optim.Optimizer, origin: str
+    tensors: Mapping[str, Tensor], method: Any, optimizer: torch.optim.Optimizer, origin: str
 ) -> None:
     weights = {k.removeprefix("method."): v for k, v in tensors.items() if k.startswith("method.")}
     adopt = getattr(method, "adopt", None)  # of a method whose number of labels is found as it goes
     if adopt is not None:
         adopt(weights, optimizer)
-    wanted = {name: value.shape for name, value in method.state_dict().items()}
+    own = method.state_dict()
+    weights = {name: own[name] for name in method.refilled if name in own} | weights
+    wanted = {name: value.shape for name, value in own.items()}
     if wanted != {name: value.shape for name, value in weights.items()}:
         differing = sorted(wanted.keys() ^ weights.keys()) or sorted(
             name for name in wanted if wanted[name] != weights[name].shape

@@ -24,7 +24,7 @@ from deepcluster.backbones.features import extract, kept_features
 from deepcluster.backbones.preprocessing import Batches, Preprocessing
 from deepcluster.backbones.start import build_net, find_weights
 from deepcluster.backbones.weights import save_timm
-from deepcluster.clustering.pca import normalise
+from deepcluster.clustering.pca import normalise_
 from deepcluster.config import Config
 from deepcluster.device import Compute
 from deepcluster.methods import Snapshot, load_method
@@ -91,7 +91,6 @@ def fit(
         trained.begun,
         clock=clock,
         progress=progress,
-        store=store,
         truth=store.labels,
         history=trained.history,
     )
@@ -175,7 +174,7 @@ def train(
         watch = Clock()
         method.eval()
         snapshot: Snapshot | None = method.start_epoch(epoch, extract_mine, optimizer, generator)
-        processes.equalise(v for k, v in method.state_dict().items() if k not in method.spread)
+        processes.equalise(v for k, v in method.state_dict().items() if k not in method.refilled)
         watch.lap("cluster")
 
         # dropout draws from torch's global generator
@@ -229,7 +228,7 @@ def train(
     method.eval()
     if config.start == "adapt":
         release()
-    embeddings = processes.collect(normalise(extract_mine()), images.n)
+    embeddings = processes.collect(normalise_(extract_mine()), images.n)
     clock.lap("features")
     return Trained(embeddings, config, begun, history)
 
@@ -319,7 +318,9 @@ def describe(
         "nmi_previous": None,
         "changed": None,
         **metrics.occupancy(labels, snapshot.clusters),
-        "effective_rank": metrics.effective_rank(snapshot.features.take(some).cpu().numpy()),
+        "effective_rank": metrics.effective_rank(
+            snapshot.features.take(some).float().cpu().numpy()
+        ),
     }
     if previous is not None:
         before = previous.numpy()
