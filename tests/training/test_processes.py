@@ -209,7 +209,7 @@ def test_one_waits_for_another_that_is_slow(source: Path, alone: RunDir, tmp_pat
     started = begin([words, ["-c", PATCHED, *words[2:]]], WHAT="waits", AT="10")
     assert started[0].stderr is not None and started[1].stdin is not None
     for line in started[0].stderr:
-        if "epoch 2" in line:
+        if line.split()[:2] == ["epoch", "2"]:
             break
     assert started[0].poll() is None
     started[1].stdin.write("go on\n")
