@@ -48,7 +48,7 @@ def dies(self, index):
 def interrupted(self, index):
     done.append(index)
     if len(done) == int(os.environ["AT"]):
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)
     step(self, index)
 
 def waits(self, index):
@@ -267,9 +267,8 @@ def test_features_of_a_net_as_it_came_are_shared(
     source: Path, alone: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The others get the net and their images; what is kept for the next fit is the same."""
-    words = [str(source), "--start", "frozen", "--weights", str(alone.path / "model"),
-             "--backbone", "convnet_tiny", "--clusters", "3", "--train.precision", "float32",
-             "--device", "cpu"]  # fmt: skip
+    words = [str(source), "--start", "frozen", "--backbone", f"local-dir:{alone.path / 'model'}",
+             "--clusters", "3", "--train.precision", "float32", "--device", "cpu"]  # fmt: skip
     monkeypatch.setenv("DEEPCLUSTER_CACHE", str(tmp_path / "one"))
     assert run_app(["fit", *words, "--out", str(tmp_path / "a")]) == 0
     command = ["-m", "deepcluster", "fit", *words, "--out", str(tmp_path / "b")]
