@@ -11,7 +11,8 @@ would start it; the ways take turns, and the median of the repeats counts. Secon
 of an epoch (the first, which builds kernels, is left out where there are others) and of the whole
 fit. Messages and bytes of a step are counted by one process that only believes it has company.
 Writes benchmarks/results/processes.json, with --memory processes-memory.json: the peak of each
-process in two epochs with a cut between them, and of the same with a thousand images.
+process in two epochs of a few steps with a cut of all images between them, and with the features of
+all at the end; and of the same with a thousand images.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from deepcluster.backbones.start import build_net
 from deepcluster.config import Config, DataSettings, override
 from deepcluster.images.store import ImageStore, open_images
 from deepcluster.methods import load_method
+from deepcluster.methods.contrastive_clusters import ContrastiveClusters
 from deepcluster.progress import Progress
 from deepcluster.run import RunDir
 from deepcluster.training.conclude import Clock
@@ -46,6 +48,9 @@ from deepcluster.training.optimizers import build_optimizer
 from deepcluster.training.plan import resolve
 from deepcluster.training.sharing import help_with, send_fit, stored
 from deepcluster.training.step import Step
+
+
+STEPS = 10  # of an epoch whose memory is measured
 
 
 def start(words: list[str], several: int, threads: int) -> list[str]:
@@ -74,7 +79,14 @@ def start(words: list[str], several: int, threads: int) -> list[str]:
 
 
 def probe(source: Path, options: argparse.Namespace) -> None:
-    """One of several processes: two epochs and a cut between them; says its peak in bytes."""
+    """One of several processes: a few steps, a cut, features; says its peak in bytes."""
+    order = ContrastiveClusters.order
+
+    def few(method: ContrastiveClusters, generator: torch.Generator) -> torch.Tensor:
+        method.bank.normal_()  # as after an epoch of all images
+        return order(method, generator)[: STEPS * options.batch]
+
+    ContrastiveClusters.order = few  # type: ignore[method-assign]
     with processes.joined():
         if processes.first():
             store = open_images(source, data=stored(DataSettings()), size=options.size)
