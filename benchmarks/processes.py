@@ -49,7 +49,6 @@ from deepcluster.training.plan import resolve
 from deepcluster.training.sharing import help_with, send_fit, stored
 from deepcluster.training.step import Step
 
-
 STEPS = 10  # of an epoch whose memory is measured
 
 
