@@ -45,6 +45,7 @@ Metric = Literal["l2", "cosine"]
 FAR = 2.0**40  # from here on, or below 1 / FAR, values are scaled before they are squared
 MIDDLE = 1024  # rows whose median all are shifted by
 SUMMED = 2048  # rows at most whose sum is float32
+CACHED = 2**18  # numbers that stay in a core's cache
 RARE = 50  # once so small a part of the rows changes its cluster, the others are left alone
 WIDTH = 16  # on a CPU, products with a multiple of so many columns take half the time of 10
 ONE_BY_ONE = 256  # k-means++ draws this many centres one at a time, later ones in blocks
@@ -287,7 +288,8 @@ class _Rows:
         # On a CPU a thread's part of a block should stay in its cache. Blocks are of whole SUMMED,
         # so that the sums are the same with any number of threads.
         cpu = self.device.type == "cpu"
-        most = SUMMED * min(torch.get_num_threads(), 4) if cpu else 2**20
+        blocks = min(max(CACHED // (SUMMED * self.d), 1), 4) * min(torch.get_num_threads(), 4)
+        most = SUMMED * blocks if cpu else 2**20
         scores = 2**22 if cpu else 2**26
         self.chunk_size = chunk_size or min(max(scores // max(k, self.d), 256), most)
         self.chunk_size = min(self.chunk_size, self.n)
@@ -524,17 +526,22 @@ def _measure(rows: _Rows, centers: Tensor) -> tuple[Tensor, Tensor]:
     """Labels ``(n,)`` and distances ``(n,)`` to placed centres."""
     labels = torch.empty(rows.n, dtype=torch.int64, device=rows.device)
     distances = torch.empty(rows.n, device=rows.device, dtype=rows.dtype)
+    room = centers.new_empty(rows.chunk_size, rows.d)
     for where, x, nearest in _nearest(rows, centers):
         labels[where] = nearest
-        distances[where] = _distance(x, centers[nearest], rows.metric)
+        own = torch.index_select(centers, 0, nearest, out=room[: len(x)])
+        distances[where] = _distance(x, own, rows.metric)
     return labels, distances if rows.scale == 1 else distances * rows.scale
 
 
 def _distance(x: Tensor, own: Tensor, metric: Metric) -> Tensor:
-    """Distance of each row to its own centre, ``(n,)``; the difference itself cancels nothing."""
+    """Distance of each row to its own centre, ``(n,)``; the difference itself cancels nothing.
+
+    `own` is overwritten: a new tensor for each block would cost more than the arithmetic.
+    """
     if metric == "cosine":
         return (1 - (x * own).sum(1)).clamp_(min=0)
-    away: Tensor = torch.linalg.vector_norm(x - own, dim=1)
+    away: Tensor = torch.linalg.vector_norm(own.sub_(x), dim=1)
     return away
 
 
