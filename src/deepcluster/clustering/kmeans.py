@@ -556,7 +556,7 @@ def _product(x: Tensor, centers: Tensor, offsets: Tensor, out: Tensor | None = N
 
 
 def _padded(centers: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
-    """On a CPU, few centres filled up to a multiple of WIDTH by ones that are nearest to nothing."""
+    """On a CPU, few centres filled up to a multiple of WIDTH by ones nearest to nothing."""
     missing = -len(centers) % WIDTH
     if centers.device.type != "cpu" or len(centers) > 8 * WIDTH:
         return centers, offsets
