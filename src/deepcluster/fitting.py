@@ -59,7 +59,7 @@ from deepcluster.training.plan import (
     take_weights,
     usual_minutes,
 )
-from deepcluster.training.sharing import stored
+from deepcluster.training.sharing import refuse_one_gpu, stored
 
 
 class Logged(Progress):
@@ -201,6 +201,7 @@ def fit_source(
         )
     with contextlib.ExitStack() as held:
         held.enter_context(processes.joined())
+        refuse_one_gpu(asked.device)
         undone = held.enter_context(contextlib.ExitStack())  # ends after the lock: see withdraw
         run, rivals = None, None
         if resume:

@@ -300,6 +300,23 @@ def test_the_messages_of_a_step_are_counted(load: Any) -> None:
     assert counted["bytes"] > 4 * 189_936  # weights of the net alone
 
 
+def test_processes_have_a_row_each(load: Any) -> None:
+    tables = load("tables")
+    facts = line(images=2000, size=28, batch=256, epochs=3, repeats=3)
+    rows = [{"processes": 1, "threads": 2, "epoch": 2.0, "fit": 9.0, "messages": 0, "bytes": 0},
+            {"processes": 2, "threads": 1, "epoch": 2.5, "fit": 10.0, "messages": 20,
+             "bytes": 4_800_000}]  # fmt: skip
+    found = tables.processes([{**facts, "rows": rows}])
+    assert "| 1 × 2 | 2.00 | 1.00 | 9.0 | 0 | 0.0 MB |" in found
+    assert "| 2 × 1 | 2.50 | 0.80 | 10.0 | 20 | 4.8 MB |" in found
+    rows = [{"processes": 1, "peak": [600_000_000], "base": [400_000_000]},
+            {"processes": 2, "peak": [520_000_000, 500_000_000],
+             "base": [400_000_000, 390_000_000]}]  # fmt: skip
+    found = tables.memory([{**facts, "rows": rows}])
+    assert "| 1 | 600 | – | 200 | – |" in found
+    assert "| 2 | 520 | 500 | 120 | 110 |" in found
+
+
 @pytest.mark.slow
 def test_ways_to_start_processes_are_measured(
     load: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path

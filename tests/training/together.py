@@ -22,7 +22,7 @@ from deepcluster.clustering.pca import fit_pca
 from deepcluster.config import Config, override
 from deepcluster.errors import ConfigError
 from deepcluster.images.store import open_images
-from deepcluster.methods import load_method
+from deepcluster.methods import deepcluster, load_method
 from deepcluster.processes import Spread
 from deepcluster.progress import Progress
 from deepcluster.training.conclude import Clock
@@ -236,6 +236,23 @@ def epochs() -> None:
     assert torch.equal(theirs if processes.first() else theirs[rows], trained.embeddings)
 
 
+def found_labels() -> None:
+    """Where the number of labels is found as it goes, the first process finds it for all."""
+    if not processes.first():
+        deepcluster.power_iteration_clusters = None  # type: ignore[assignment]
+    store = open_images(np.random.default_rng(0).integers(256, size=(N, 16, 16), dtype=np.uint8))
+    asked = {"method": "deepcluster", "deepcluster.pseudo_labels": "pic", "epochs": 2}
+    asked |= {"backbone": "convnet_tiny", "device": "cpu", "clusters": 3}
+    config = resolve(override(Config(), asked), n=N, size=16, channels=1)
+    with processes.training():
+        mine = store.only(np.arange(N)[processes.share(N)])
+    images = Images(mine, N, Preprocessing.measure(store))
+    trained = train(images, config, progress=Progress(), clock=Clock())
+    told = [line["clusters"] for line in trained.history]
+    with processes.training():
+        assert [processes.agree(number) for number in told] == told
+
+
 if __name__ == "__main__":
     with processes.joined():
         rows_and_gradients()
@@ -245,5 +262,6 @@ if __name__ == "__main__":
         for method in sys.argv[1:]:
             steps(method)
         epochs()
+        found_labels()
         if not processes.first():
             assert processes.tell(b"") == b""  # the first one leaves

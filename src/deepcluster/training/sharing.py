@@ -74,7 +74,7 @@ def send_fit(store: ImageStore, config: Config) -> Images:
     images = Images.whole(store)
     if processes.helpers() == 1:
         return images
-    _refuse_one_gpu(config.device)
+    refuse_one_gpu(config.device)
     settings = flatten(dataclasses.asdict(config))
     _tell("fit", config=settings, measured=dataclasses.asdict(images.measured))
     return dataclasses.replace(images, mine=_send_images(store))
@@ -105,7 +105,7 @@ def features_of_all(
     files = None if save is None or processes.helpers() == 1 else _net_files(save)
     if files is None or len(store) < processes.helpers():
         return extract(net, store, preprocessing, compute, advance=advance)
-    _refuse_one_gpu(str(compute.device))
+    refuse_one_gpu(str(compute.device))
     how = {"device": compute.device.type, "dtype": str(compute.dtype).removeprefix("torch.")}
     _tell("features", **how, batch_size=compute.batch_size)
     for content in files:
@@ -150,8 +150,13 @@ def _tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _refuse_one_gpu(device: str) -> None:
-    if device.startswith("cuda:"):
+def refuse_one_gpu(device: str) -> None:
+    """Refuse to put several processes on one GPU.
+
+    Raises:
+        ConfigError: it is so.
+    """
+    if device.startswith("cuda:") and processes.helpers() > 1:
         raise ConfigError(
             f"device {device!r} is one GPU for {processes.helpers()} processes: say --device cuda, "
             "and each takes the one of its number"
