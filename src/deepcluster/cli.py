@@ -486,6 +486,33 @@ def info(run: RunPath, *, as_json: AsJson = False) -> None:
 
 
 @app.command
+def cache(
+    *,
+    clear: Annotated[
+        bool, Parameter(help="Remove decoded images and features; downloads stay.", negative="")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Say what is kept in the cache folder.
+
+    Decoded images and features of frozen nets, so that the next fit of the same files takes
+    seconds, and data sets that were downloaded. DEEPCLUSTER_CACHE names another folder.
+    """
+    from deepcluster.images import kept
+
+    freed = kept.clear() if clear else 0
+    found = kept.holdings()
+    if as_json:
+        rows = [{**dataclasses.asdict(one), "folder": str(one.folder)} for one in found]
+        print_json({"freed": freed, "kept": rows})
+        return
+    if clear:
+        show(f"freed {freed / 1e6:.1f} MB")
+    for one in found:
+        show(f"{one.kind}: {one.files:,} files, {one.bytes / 1e6:.1f} MB in {one.folder}")
+
+
+@app.command
 def report(run: RunPath) -> None:
     """Write the report of a run again: pages to look at, name and mend the clusters."""
     opened = RunDir.open(run)

@@ -324,6 +324,7 @@ def _look(
         listing,
         data=stored(opened.data),
         size=opened.size,
+        keep=True,
         progress=progress.callback("decoding"),
     )
     opened = dataclasses.replace(opened, data=dataclasses.replace(opened.data, range=store.range))
@@ -362,7 +363,9 @@ def _take(
     """Vectors in the place of a net, with their images if there are any, and the plan."""
     asked, store = as_given(asked), None
     if isinstance(images, Listing):
-        store = open_images(images, data=asked.data, progress=progress.callback("decoding"))
+        store = open_images(
+            images, data=asked.data, keep=True, progress=progress.callback("decoding")
+        )
     rows, store = pair(vectors, store)
     resolved, cost = schedule_given(asked, n=len(rows))
     spent = time.perf_counter() - sitting.clock

@@ -20,6 +20,7 @@ GROUP = 16  # scores that one maximum stands for, in knn
 BLOCK = 2**25  # scores at a time
 TILE = 2**16  # rows that are compared with at a time: those alone are copied
 CACHED = 2**22  # on a CPU, where they are read again at once
+NEAR = 256  # rows whose distances to their neighbours are worked out at a time
 EXACT_UP_TO = 30_000  # rows whose neighbours are all found exactly, in nearest_rows
 PROBES = 20  # cells that a row is compared with, beyond
 CHECKED = 256  # rows whose neighbours are also found exactly, to measure the recall
@@ -90,14 +91,15 @@ def _knn(
         tile = _Tile(x[start : start + TILE] - middle, start, min(chunk, len(queries)))
         found = [tile.best(rows_of(i), asking, k) for i, asking in enumerate(chunks)]
         best = [_better(*both, k) for both in zip(best, found, strict=True)] if start else found
-    indices, distances = [], []
-    for number, (_, places) in enumerate(best):
-        near = x[places] if asked is None else x[places.clamp(max=n - 1)]
-        distance = (rows_of(number)[:, None, :] - (near - middle)).norm(dim=2)
-        distance, order = distance.sort(dim=1, stable=True)
-        indices.append(places.gather(1, order))
-        distances.append(distance)
-    return torch.cat(indices), torch.cat(distances)
+    indices = torch.cat([places for _, places in best])
+    distances = x.new_empty(indices.shape)
+    for a in range(0, len(queries), NEAR):
+        some = slice(a, a + NEAR)
+        asking = (x[queries[some]] if asked is None else asked[some]) - middle
+        near = x[indices[some] if asked is None else indices[some].clamp(max=n - 1)] - middle
+        distances[some], order = (asking[:, None, :] - near).norm(dim=2).sort(dim=1, stable=True)
+        indices[some] = indices[some].gather(1, order)
+    return indices, distances
 
 
 class _Tile:
@@ -226,9 +228,14 @@ def as_matrix(x: Tensor) -> Tensor:
 def score_blocks(
     x: Tensor, centers: Tensor, middle: Tensor | float = 0.0
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Blocks of rows less `middle`, and their scores: half (square less squared distance)."""
+    """Blocks of rows less `middle`, and their scores: half (square less squared distance).
+
+    The scores lie where those of the block before lay: whoever wants them longer copies them.
+    """
     half = 0.5 * centers.square().sum(1)
     scores = CACHED if x.device.type == "cpu" else BLOCK
-    for rows in x.split(min(max(scores // len(centers), 256), 8192)):
+    block = min(max(scores // len(centers), 256), 8192, max(len(x), 1))
+    room = centers.new_empty(block, len(centers))
+    for rows in x.split(block):
         rows = rows.detach().float() - middle
-        yield rows, rows @ centers.T - half
+        yield rows, torch.mm(rows, centers.T, out=room[: len(rows)]).sub_(half)
