@@ -162,7 +162,7 @@ def main() -> None:
     """Measure, print and write the rows."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--of", nargs="+", default=["1x2", "2x1"], help="processes x threads")
-    parser.add_argument("--images", type=int, default=20_000)
+    parser.add_argument("--images", type=int, default=10_000)
     parser.add_argument("--size", type=int, default=28)
     parser.add_argument("--backbone", default="convnet_small")
     parser.add_argument("--batch", type=int, default=256)
