@@ -5,7 +5,9 @@ The first one computes the same alone, on the whole batch.
 
 import dataclasses
 import sys
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +27,8 @@ from deepcluster.images.store import open_images
 from deepcluster.methods import deepcluster, load_method
 from deepcluster.processes import Spread
 from deepcluster.progress import Progress
+from deepcluster.run import RunDir
+from deepcluster.training.checkpoints import load_newest, save_checkpoint, share_state
 from deepcluster.training.conclude import Clock
 from deepcluster.training.loop import train
 from deepcluster.training.optimizers import build_optimizer
@@ -253,6 +257,37 @@ def found_labels() -> None:
         assert [processes.agree(number) for number in told] == told
 
 
+def checkpoints() -> None:
+    """A bank is written whole by the first process, and each number of processes reads its rows."""
+    asked = {"epochs": 4, "contrastive_clusters.label_from": 0.25, "clusters": 3}
+    asked |= {"backbone": "convnet_tiny", "device": "cpu"}
+    config = resolve(override(Config(), asked), n=N, size=16, channels=1)
+    bank = torch.arange(float(N))[:, None].half()
+
+    def learner() -> tuple[Any, torch.optim.Optimizer]:
+        backbone = build_backbone(config.backbone, channels=1, size=16)
+        method: Any = load_method(config.method)(config, backbone, N)
+        return method, build_optimizer(method.groups(), config.train)
+
+    with tempfile.TemporaryDirectory() as folder:
+        run = RunDir(Path(folder)) if processes.first() else None
+        with processes.training():
+            method, optimizer = learner()
+            assert method.reads(1)
+            method.bank.copy_(bank[processes.share(N)].expand_as(method.bank))
+            save_checkpoint(run, 1, method, optimizer, None)
+            another, optimizer = learner()
+            done = 0 if run is None else load_newest(run, another, optimizer)[0]
+            assert share_state(run, done, another, optimizer) == 1
+            for name, value in another.state_dict().items():
+                assert torch.equal(value, method.state_dict()[name]) or not processes.first(), name
+            assert torch.equal(another.bank, method.bank)
+        if run is not None:
+            alone, optimizer = learner()
+            assert load_newest(run, alone, optimizer)[0] == 1
+            assert torch.equal(alone.bank, bank.expand_as(alone.bank))
+
+
 if __name__ == "__main__":
     with processes.joined():
         rows_and_gradients()
@@ -263,5 +298,6 @@ if __name__ == "__main__":
             steps(method)
         epochs()
         found_labels()
+        checkpoints()
         if not processes.first():
             assert processes.tell(b"") == b""  # the first one leaves
