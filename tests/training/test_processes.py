@@ -33,33 +33,32 @@ FIT = [
 """At a slow rate: at the usual one even roundings, as of other threads, grow to more than 1e-3."""
 PATCHED = """
 import errno, os, signal, sys
-from deepcluster import __main__
+from deepcluster import __main__, processes
 from deepcluster.training import checkpoints
 from deepcluster.training.step import Step
 
 step, save, done = Step.__call__, checkpoints.save_file, []
 
-def dies(self, index):
-    done.append(index)
-    if len(done) == int(os.environ["AT"]):
-        os.kill(os.getpid(), signal.SIGKILL)
-    step(self, index)
+def at(thing):
+    done.append(thing)
+    return len(done) == int(os.environ["AT"])
 
-def interrupted(self, index):
-    done.append(index)
-    if len(done) == int(os.environ["AT"]):
-        os.kill(os.getpid(), signal.SIGTERM)
-    step(self, index)
+def dies():
+    os.kill(os.getpid(), signal.SIGKILL)
 
-def waits(self, index):
-    done.append(index)
-    if len(done) == int(os.environ["AT"]):
-        sys.stdin.readline()
+def interrupted():
+    os.kill(os.getpid(), signal.SIGTERM)
+
+def waits():
+    sys.stdin.readline()
+
+def stepped(self, index):
+    if processes.world() > 1 and at(index):  # the first process makes steps before, to plan
+        what()
     step(self, index)
 
 def full(tensors, path, metadata):
-    done.append(path)
-    if len(done) == int(os.environ["AT"]):
+    if at(path):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
     save(tensors, path, metadata)
 
@@ -67,7 +66,7 @@ what = globals()[os.environ["WHAT"]]
 if what is full:
     checkpoints.save_file = full
 else:
-    Step.__call__ = what
+    Step.__call__ = stepped
 __main__.main()
 """
 """A process to which something happens; an epoch of 97 images has four steps."""
