@@ -130,8 +130,17 @@ def test_classes_of_one_label_each_give_a_wide_interval() -> None:
     rows = np.array([int(np.flatnonzero(y == k)[0]) for k in range(4)])
     found = teach(pool, rows, y[rows], NAMES, drawn=False)
     assert found.expected.checked == 0 and found.scores == {}
-    assert found.classifier.method == next(iter(CANDIDATES))
+    assert found.classifier.method == "spreading"
     assert found.expected.high - found.expected.low > 0.3
+
+
+@pytest.mark.parametrize(("labels", "method"), [(99, "spreading"), (100, "product")])
+def test_what_is_taken_unless_another_wins(labels: int, method: str) -> None:
+    pool, y = hard(apart=6.0)
+    rows = np.random.default_rng(0).permutation(len(y))[:labels]
+    found = teach(pool, rows, y[rows], NAMES)
+    assert min(found.scores.values()) > 0.95  # none can win
+    assert found.classifier.method == method
 
 
 def test_images_of_one_act_are_held_out_together() -> None:

@@ -132,4 +132,4 @@ CANDIDATES: dict[str, Fit] = {
     "logistic": fit_logistic,
     "prototypes": fit_prototypes,
 }
-"""The one that comes first is taken where the labels cannot tell them apart."""
+"""Ways to a head, by their names."""

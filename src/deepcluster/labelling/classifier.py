@@ -35,7 +35,8 @@ TEMPERATURES = np.geomspace(0.05, 20, 121)
 TRUST_TEMPERATURE = 1.0  # standard deviation of log(temperature) before a label is seen
 TRUST_SHIFT = 2.0  # and of the shift
 TRUST_SLOPE = 0.5  # and of log(slope)
-BETTER = 2.0  # standard errors by which a later candidate must win: to choose is to hope
+MANY = 100  # labels given one by one, from which on the product is taken, below spreading, unless
+BETTER = 2.0  # by so many standard errors another one wins: to choose is to hope
 EVIDENCE_DRAWN, EVIDENCE_CHOSEN = 0.6, 0.4
 """What a held-out label counts for in the posterior of slope and shift, where labels came by chance
 and where they were chosen. Ten fits share nine tenths of their labels, and candidate and
@@ -246,7 +247,7 @@ def teach(
                 held_out[name][out] = logits_of(head, pool.features[rows[out]])
     known = labels[checked]
     hits = {name: held_out[name][checked].argmax(1) == known for name in CANDIDATES}
-    method = _choose(hits)
+    method = _choose(hits, "product" if len(first) >= MANY else "spreading")
     temperature = _temperature(held_out[method][checked], known)
     head = CANDIDATES[method](pool, rows, labels, classes)
     logits = logits_of(head, pool.features)
@@ -336,17 +337,17 @@ def find_mistakes(features: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return np.array(found, np.int64)
 
 
-def _choose(hits: dict[str, np.ndarray]) -> str:
-    """The first candidate, unless another is better by more than chance would have it.
+def _choose(hits: dict[str, np.ndarray], first: str) -> str:
+    """The `first` candidate, unless another is better by more than chance would have it.
 
     Args:
         hits: whether each held-out label was met, ``(m,)``, by candidate.
+        first: one of them.
     """
-    first, *others = hits
     best, most = first, 0.0
     if len(hits[first]) < 2:
         return first
-    for name in others:
+    for name in hits:
         gain = hits[name].astype(float) - hits[first]
         if gain.mean() > max(BETTER * gain.std() / np.sqrt(len(gain)), most):
             best, most = name, float(gain.mean())
