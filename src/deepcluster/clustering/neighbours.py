@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 GROUP = 16  # scores that one maximum stands for, in knn
 BLOCK = 2**25  # scores at a time
@@ -48,16 +49,23 @@ def knn(
     # A row's k best scores lie in the k groups with the best maxima: one cheap pass over all n
     # and a sort of few, where topk would sort them all. Groups are columns of the padded row.
     columns = -(-n // GROUP)
-    table = torch.zeros(x.shape[1], columns * GROUP, device=x.device)
-    table[:, :n] = centred.T
+    # On a CPU the halves of the squares are one more feature, which spares a pass over all scores;
+    # a GPU wants an even number of them.
+    d, more = x.shape[1], x.device.type == "cpu"
+    table = torch.zeros(d + more, columns * GROUP, device=x.device)
+    table[:d, :n] = centred.T
     half = torch.full((columns * GROUP,), torch.inf, device=x.device)
     half[:n] = 0.5 * centred.square().sum(1)
+    table[d:] = half
     steps = columns * torch.arange(GROUP, device=x.device)
     room = torch.empty(min(chunk, len(queries)), columns * GROUP, device=x.device)
     indices, distances = [], []
     for asking in queries.split(chunk):
         rows = centred[asking]  # (b, d)
-        scores = torch.mm(rows, table, out=room[: len(asking)]).sub_(half)
+        wide = F.pad(rows, (0, int(more)), value=-1)
+        scores = torch.mm(wide, table, out=room[: len(asking)])
+        if not more:
+            scores -= half
         scores.scatter_(1, asking[:, None], -torch.inf)
         if columns > k:
             best = scores.view(len(asking), GROUP, columns).amax(1).topk(k, dim=1).indices
