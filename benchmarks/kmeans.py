@@ -10,8 +10,9 @@ means: deepcluster is slower. deepcluster, scikit-learn and faiss have the same 
 others draw their own. Who is not installed is left out. Two kinds of rows: Gaussian noise, nothing
 an engine could skip, five iterations; and 50 groups, each on a plane of few directions, until no
 row changes (deepcluster and scikit-learn, which can stop there). ``--cpu-time`` counts the
-processor's time in place of the clock's, for a machine that others use, too. With OPENBLAS_CORETYPE=SkylakeX
-NumPy, faiss and SuperKMeans multiply with AVX-512 where they would not choose it.
+processor's time in place of the clock's, for a machine that others use, too. With
+OPENBLAS_CORETYPE=SkylakeX NumPy, faiss and SuperKMeans multiply with AVX-512 where they would not
+choose it.
 """
 
 from __future__ import annotations

@@ -128,6 +128,25 @@ def test_overwrite_deletes_nothing_before_it_can_fit(finished: RunDir, tmp_path:
         assert RunDir.open(copy.path).read_info()["status"] == "done"
 
 
+def test_the_result_is_written_before_the_pixels_are_clustered(
+    folder: Path, tmp_path: Path
+) -> None:
+    from conftest import TINY
+
+    class Stop(Progress):
+        def phase(self, name: str, total: int) -> None:
+            if "pixels" in name:
+                raise KeyboardInterrupt
+
+    config, out = override(Config(), TINY), tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        fit_source(folder, config, out=out, labels="folders", report=True, progress=Stop())
+    info = RunDir.open(out).read_info()  # it is a finished run
+    assert set(info["scores"]) == {"fit"} and not (out / "report").exists()
+    run = fit_source(folder, config, out=out, resume=True)
+    assert (run.report / "index.html").is_file() and run.pictures.is_dir()
+
+
 def test_resume_remembers_where_the_labels_are(folder: Path, tmp_path: Path) -> None:
     from conftest import TINY
 

@@ -177,10 +177,9 @@ def fit(
     """
     from deepcluster import fitting, processes
     from deepcluster.machine import command_line
-    from deepcluster.training.loop import follow
 
-    if processes.follows():  # the first process says and writes everything
-        return None if dry_run else follow()
+    if processes.follows():
+        return None if dry_run else _follow()
     seen: Any = images
     if embeddings is None:
         seen = _one_or_many(source)
@@ -244,8 +243,10 @@ def predict(
     risk
         Share of wrong ones that you bear among the images that are not unsure.
     """
-    from deepcluster import finished
+    from deepcluster import finished, processes
 
+    if processes.follows():
+        return _follow()
     if how is not None and into is None:
         raise ConfigError(f"--how {how} needs --into: the folder to put the images in")
     opened = RunDir.open(run)
@@ -254,7 +255,7 @@ def predict(
         finished.check_folder(into)
     if classes:
         opened.read_classifier()  # before any work
-    with _progress(as_json) as progress:
+    with processes.joined(), _progress(as_json) as progress:
         found: Any = finished.predict_source(
             opened, _one_or_many(source), device=device, progress=progress
         )
@@ -294,16 +295,18 @@ def embed(
         Only the part I/N of the images, such as 3/8 (the third of eight): --out is a Parquet file
         then, and `deepcluster merge` joins all of them.
     """
-    from deepcluster import finished
+    from deepcluster import finished, processes
 
+    if processes.follows():
+        return _follow()
     opened, images = RunDir.open(run), _one_or_many(source)
     if shard is not None:
         part = finished.Shard.parse(shard)
-        with _progress(False) as progress:
+        with processes.joined(), _progress(False) as progress:
             count = finished.embed_part(opened, images, part, out, device=device, progress=progress)
         return show(f"{out}: {count} images, part {part}")
     finished.check_embeddings_out(out)
-    with _progress(False) as progress:
+    with processes.joined(), _progress(False) as progress:
         found = finished.predict_source(opened, images, device=device, progress=progress)
     _show_features(finished.write_embeddings(found, out))
 
@@ -355,9 +358,11 @@ def evaluate(
     labels
         "folders" or a CSV file with columns path,label; without a source, of the run's own images.
     """
-    from deepcluster import finished
+    from deepcluster import finished, processes
 
-    with _progress(as_json) as progress:
+    if processes.follows():
+        return _follow()
+    with processes.joined(), _progress(as_json) as progress:
         scores = finished.evaluate_run(
             RunDir.open(run),
             _one_or_many(source) if source else None,
@@ -478,6 +483,33 @@ def info(run: RunPath, *, as_json: AsJson = False) -> None:
             f"epochs {config.epochs}, seed {config.seed}, on {config.device}"
         )
     print_run(opened, as_json)
+
+
+@app.command
+def cache(
+    *,
+    clear: Annotated[
+        bool, Parameter(help="Remove decoded images and features; downloads stay.", negative="")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Say what is kept in the cache folder.
+
+    Decoded images and features of frozen nets, so that the next fit of the same files takes
+    seconds, and data sets that were downloaded. DEEPCLUSTER_CACHE names another folder.
+    """
+    from deepcluster.images import kept
+
+    freed = kept.clear() if clear else 0
+    found = kept.holdings()
+    if as_json:
+        rows = [{**dataclasses.asdict(one), "folder": str(one.folder)} for one in found]
+        print_json({"freed": freed, "kept": rows})
+        return
+    if clear:
+        show(f"freed {freed / 1e6:.1f} MB")
+    for one in found:
+        show(f"{one.kind}: {one.files:,} files, {one.bytes / 1e6:.1f} MB in {one.folder}")
 
 
 @app.command
@@ -610,6 +642,13 @@ def _one_or_many(source: tuple[str, ...]) -> str | list[str]:
     if not source:
         raise ConfigError("which images? Give a folder, files, or a name such as digits")
     return source[0] if len(source) == 1 else list(source)
+
+
+def _follow() -> None:
+    """What a process does that is not the launcher's first, which says and writes everything."""
+    from deepcluster.training.loop import follow
+
+    follow()
 
 
 @contextmanager

@@ -29,7 +29,7 @@ from deepcluster.images.listing import Listing
 from deepcluster.images.sources import list_source
 from deepcluster.images.store import ImageStore, open_images, scan_images
 from deepcluster.images.vectors import Vectors, pair, read_vectors
-from deepcluster.machine import hardware, versions
+from deepcluster.machine import hardware, launcher, versions
 from deepcluster.naming import Remembered, carry_names
 from deepcluster.progress import Progress, epoch_sentence
 from deepcluster.report import write_report
@@ -46,7 +46,7 @@ from deepcluster.saying import (
 from deepcluster.show.pictures import write_pictures
 from deepcluster.show.tensorboard import TensorBoard
 from deepcluster.training.best import Best, fit_best
-from deepcluster.training.conclude import FitResult, fit_vectors
+from deepcluster.training.conclude import FitResult, compare_with_pixels, fit_vectors
 from deepcluster.training.plan import (
     Cost,
     Pace,
@@ -59,6 +59,7 @@ from deepcluster.training.plan import (
     take_weights,
     usual_minutes,
 )
+from deepcluster.training.sharing import refuse_one_gpu, stored
 
 
 class Logged(Progress):
@@ -200,6 +201,7 @@ def fit_source(
         )
     with contextlib.ExitStack() as held:
         held.enter_context(processes.joined())
+        refuse_one_gpu(asked.device)
         undone = held.enter_context(contextlib.ExitStack())  # ends after the lock: see withdraw
         run, rivals = None, None
         if resume:
@@ -252,7 +254,7 @@ def fit_source(
         run.remove_unfinished()
         board = TensorBoard(progress, run.tensorboard) if tensorboard else None
         logged = Logged(board or progress, run.log)
-        _train(
+        result = _train(
             run,
             work,
             info,
@@ -263,7 +265,7 @@ def fit_source(
             remembered=remembered,
             log=logged,
         )
-        return _complete(run, report=report, progress=logged, board=board)
+        return _complete(run, report=report, progress=logged, board=board, done=(work, result))
 
 
 # -- the steps of a fit -----------------------------------------------------------------------
@@ -320,8 +322,9 @@ def _look(
     opened = (rivals or [asked])[0] if gone_on else _as_opened(listing, asked, weights)
     store = open_images(
         listing,
-        data=opened.data,
+        data=stored(opened.data),
         size=opened.size,
+        keep=True,
         progress=progress.callback("decoding"),
     )
     opened = dataclasses.replace(opened, data=dataclasses.replace(opened.data, range=store.range))
@@ -330,10 +333,12 @@ def _look(
         asked = opened
     spent = time.perf_counter() - sitting.clock
     limit = usual_minutes(given, len(store))
+    several = processes.helpers()
+    mapped = several == 1 and isinstance(store.pixels, np.memmap)
     facts: dict[str, Any] = {
         "n": len(store),
         "channels": store.channels,
-        "store_bytes": 0 if isinstance(store.pixels, np.memmap) else store.pixels.nbytes,
+        "store_bytes": 0 if mapped else store.pixels.nbytes // several,
         "spent": spent,
         "limit": limit,
     }
@@ -358,7 +363,9 @@ def _take(
     """Vectors in the place of a net, with their images if there are any, and the plan."""
     asked, store = as_given(asked), None
     if isinstance(images, Listing):
-        store = open_images(images, data=asked.data, progress=progress.callback("decoding"))
+        store = open_images(
+            images, data=asked.data, keep=True, progress=progress.callback("decoding")
+        )
     rows, store = pair(vectors, store)
     resolved, cost = schedule_given(asked, n=len(rows))
     spent = time.perf_counter() - sitting.clock
@@ -434,7 +441,7 @@ def _train(
     source: Any,
     remembered: Remembered | None,
     log: Logged,
-) -> None:
+) -> FitResult:
     """Fit, and write the result; whatever happens, run.json says how it ended."""
     pace = None
     if work.asked.minutes != "auto" and not resume:
@@ -482,14 +489,13 @@ def _train(
             "unwritten": ["pictures", *(["report"] if report else [])],
         }
     )
+    return result
 
 
 def _fit(run: RunDir, work: Work, *, resume: bool, log: Logged, pace: Pace | None) -> Best:
     """Train, or take what is given, and cluster."""
     if work.rows is not None:
-        store = work.store if work.seen else None
-        truth = work.store.labels
-        found = fit_vectors(work.rows, work.resolved, store=store, truth=truth, progress=log)
+        found = fit_vectors(work.rows, work.resolved, truth=work.store.labels, progress=log)
         return Best(found, [])
     return fit_best(
         work.store,
@@ -517,7 +523,8 @@ def _write_other(
 def _say_how_to_go_on(run: RunDir, source: Any, log: Logged, *, stopped: bool) -> None:
     """After a fit that was stopped or failed: what is kept, and what to type."""
     if stopped:
-        again = shlex.join(["deepcluster", "fit", *_words(source), "--out", str(run.path)])
+        words = ["deepcluster", "fit", *_words(source), "--out", str(run.path)]
+        again = shlex.join([*launcher(), *words])
         log.note(f"stopped and saved. To go on: {again} --resume")
     else:
         with run.log.open("a", encoding="utf-8") as file:
@@ -530,9 +537,17 @@ def _say_how_to_go_on(run: RunDir, source: Any, log: Logged, *, stopped: bool) -
 
 
 def _complete(
-    run: RunDir, *, report: bool, progress: Progress, board: TensorBoard | None = None
+    run: RunDir,
+    *,
+    report: bool,
+    progress: Progress,
+    board: TensorBoard | None = None,
+    done: tuple[Work, FitResult] | None = None,
 ) -> RunDir:
-    """Write what a finished run still lacks: the pictures, the report."""
+    """Write what a finished run still lacks: the pictures, the report.
+
+    What is `done` just now is compared first, where there are labels.
+    """
     info = run.read_info()
     lacking = set(info.pop("unwritten", []))
     lacking |= set() if run.pictures.is_dir() else {"pictures"}
@@ -540,6 +555,10 @@ def _complete(
     if not lacking and board is None:
         progress.note(f"{run.path} has ended already: nothing to do")
     try:
+        if done is not None and done[0].seen:
+            result = compare_with_pixels(done[0].store, done[1], progress)
+            info |= {"scores": result.scores, "timings": result.timings}
+            run.write_info({**info, "unwritten": sorted(lacking)})
         if "pictures" in lacking:
             write_pictures(run)
         if board is not None:

@@ -179,7 +179,9 @@ def modularity(embeddings: np.ndarray, clusters: np.ndarray, rng: np.random.Gene
     rows = np.flatnonzero(clusters >= 0)
     if len(rows) <= GRAPH_NEIGHBOURS:
         raise TooFewError(f"modularity needs more than {GRAPH_NEIGHBOURS} images with a cluster")
-    x, own = np.asarray(embeddings[rows]), clusters[rows]
+    x, own = embeddings, clusters
+    if len(rows) < len(x):
+        x, own = np.asarray(x[rows]), own[rows]
     asked = np.arange(len(rows))
     if len(rows) > MODULARITY_ROWS:
         asked = np.sort(rng.choice(len(rows), MODULARITY_ROWS, replace=False))

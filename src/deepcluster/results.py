@@ -16,7 +16,7 @@ from deepcluster.naming import load_model
 from deepcluster.progress import Progress
 from deepcluster.run import NEIGHBOURS, Neighbours, RunDir
 from deepcluster.saying import left_out
-from deepcluster.training.conclude import FitResult
+from deepcluster.training.conclude import FitResult, compare_with_pixels
 
 SMALL_TILE, LARGE_TILE, FEW_IMAGES = 64, 96, 20_000  # sides of the thumbnails, in pixels
 
@@ -78,6 +78,8 @@ def write_finished(
     for line in result.history:
         run.append_metrics(line)
     write_result(run, store, result, Progress())
+    if result.model.backbone is not None:  # vectors may have blanks for images
+        result = compare_with_pixels(store, result, Progress())
     classes = len(store.label_names) if store.labels is not None else 0
     run.write_info(
         {

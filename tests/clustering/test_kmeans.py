@@ -251,8 +251,8 @@ def test_rows_that_are_left_alone_change_nothing(d, k, monkeypatch):
     taken = []
     monkeypatch.setattr(
         engine._Rows,
-        "take",
-        lambda rows, i, take=engine._Rows.take: taken.append(len(i)) or take(rows, i),
+        "here",
+        lambda rows, i, here=engine._Rows.here: taken.append(len(i)) or here(rows, i),
     )
 
     def run(rare):

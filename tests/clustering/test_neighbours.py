@@ -6,7 +6,7 @@ import torch
 from sklearn.neighbors import NearestNeighbors
 
 from deepcluster.clustering import neighbours
-from deepcluster.clustering.neighbours import knn
+from deepcluster.clustering.neighbours import knn, score_blocks
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -29,6 +29,22 @@ def test_neighbours_of_a_few_rows_are_those_among_all() -> None:
     x = torch.randn(300, 4, generator=seeded())
     some = torch.tensor([7, 3, 299])
     assert knn(x, 5, queries=some)[0].equal(knn(x, 5)[0][some])
+
+
+@pytest.mark.parametrize("tile", [16, 96, 320])
+def test_rows_are_compared_tile_by_tile(tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(331, 6, generator=seeded())  # the last tile has fewer rows than neighbours
+    whole, apart = knn(x, 15)
+    monkeypatch.setattr(neighbours, "TILE", tile)
+    indices, distances = knn(x, 15)
+    assert indices.equal(whole)
+    torch.testing.assert_close(distances, apart)
+
+
+def test_scores_of_all_blocks_lie_in_one_place() -> None:
+    """Each in a place of its own, between results that stay, left holes of 20 MB each."""
+    blocks = score_blocks(torch.randn(9000, 4), torch.randn(3, 4))
+    assert len({scores.data_ptr() for _, scores in blocks}) == 1
 
 
 def test_a_row_is_not_its_own_neighbour_even_among_duplicates() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import weakref
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from pictures import encoded, picture, reasons, save
 from PIL import Image
 
 from deepcluster.errors import SourceError
-from deepcluster.images.store import ImageStore, open_images
+from deepcluster.images.store import ImageStore, list_source, open_images
 
 
 def shows(store: ImageStore, seeds: list[int], side: int = 16) -> None:
@@ -255,3 +256,22 @@ def test_a_shape_that_the_file_does_not_hold(tmp_path: Path) -> None:
 def test_reasons_name_files(tmp_path: Path) -> None:
     store = open_images([save(tmp_path / "a.png"), tmp_path / "b.png"])
     assert reasons(store) == {"b.png": "there is no such file"}
+
+
+@pytest.mark.parametrize("shape", [(5, 6, 6), (5, 6, 6, 3), (5, 3, 6, 6)])
+def test_a_file_is_mapped_piece_by_piece(
+    shape: tuple[int, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was read leaves memory: a store of a large file needs no more than the store."""
+    stack = np.random.default_rng(0).integers(256, size=shape, dtype=np.uint8)
+    np.save(tmp_path / "x.npy", stack)
+    expected = open_images(stack, size=6).pixels
+    monkeypatch.setattr("deepcluster.images.arrays.PIECE", 2)
+    assert np.array_equal(open_images(tmp_path / "x.npy", size=6).pixels, expected)
+    listing, maps = list_source(tmp_path / "x.npy"), []
+    for _, image in listing.read():
+        while isinstance(image.base, np.ndarray):
+            image = image.base
+        maps.append(weakref.ref(image))
+        del image
+    assert len(maps) == 5 and not any(one() for one in maps)

@@ -210,6 +210,23 @@ def test_large_jpegs_keep_their_look(tmp_path: Path, side: int) -> None:
     assert difference.mean() < 2.5 and difference.max() <= 14
 
 
+def test_a_jpeg_is_halved_by_its_decoder_down_to_the_side(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path / "a.jpg", picture(0, 224))
+    widths = []
+    resize = Image.Image.resize
+
+    def seen(image: Image.Image, *args: Any, **how: Any) -> Image.Image:
+        widths.append(image.width)
+        return resize(image, *args, **how)
+
+    monkeypatch.setattr(Image.Image, "resize", seen)
+    for side in (120, 96, 50):
+        open_images(tmp_path, size=side)
+    assert widths == [224, 112, 56]
+
+
 def test_no_format_of_pillow_hands_a_file_to_another_program(tmp_path: Path) -> None:
     (tmp_path / "a.eps").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n")
     save(tmp_path / "b.png")

@@ -11,6 +11,8 @@ from deepcluster.config import Config, override
 from deepcluster.images.store import open_images
 from deepcluster.methods import contrastive_clusters
 from deepcluster.methods.contrastive_clusters import ContrastiveClusters, match_labels, nt_xent
+from deepcluster.progress import Progress
+from deepcluster.training.conclude import compare_with_pixels
 from deepcluster.training.loop import fit
 from deepcluster.training.plan import resolve
 
@@ -112,13 +114,6 @@ def test_figures_are_of_some_images_spread_evenly(monkeypatch: pytest.MonkeyPatc
     assert len(snapshot.labels) == len(snapshot.features) == 30
 
 
-def test_a_checkpoint_grows_little_with_the_images() -> None:
-    def bytes_of(n: int) -> int:
-        return sum(value.nbytes for value in build(n).state_dict().values())
-
-    assert bytes_of(200_000) - bytes_of(100_000) <= 100_000 * (64 * 2 + 4)
-
-
 def test_cuts_are_few_however_many_the_epochs() -> None:
     for epochs, every in [(10, 3), (100, 3), (200, 6), (1000, 30)]:
         method = build(30)
@@ -130,7 +125,8 @@ def digits_nmi(seed: int, **settings: object) -> tuple[float, float]:
     store = open_images("digits")
     config = override(Config(), {"clusters": 10, "seed": seed, "device": "cpu", **settings})
     result = fit(store, resolve(config, n=len(store), size=store.size, channels=store.channels))
-    return result.scores["fit"]["nmi"], result.scores["pixels"]["nmi"]
+    scores = compare_with_pixels(store, result, Progress()).scores
+    return scores["fit"]["nmi"], scores["pixels"]["nmi"]
 
 
 def test_digits_beat_k_means_on_the_pixels() -> None:

@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 import torch
 
+from deepcluster.backbones.start import build_net
 from deepcluster.config import Config, override
 from deepcluster.errors import RunError
 from deepcluster.images.store import ImageStore
-from deepcluster.methods import METHODS
+from deepcluster.methods import METHODS, load_method
 from deepcluster.progress import Progress
 from deepcluster.run import RunDir
 from deepcluster.training import conclude
-from deepcluster.training.checkpoints import load_checkpoint
+from deepcluster.training.checkpoints import load_checkpoint, save_checkpoint
 from deepcluster.training.conclude import FitResult
 from deepcluster.training.loop import fit, schedule
 from deepcluster.training.optimizers import build_optimizer
@@ -52,6 +53,8 @@ def test_labels_do_not_matter(method: str, tiny: Config, shapes: ImageStore) -> 
     assert bits(without) == bits(with_labels) == bits(shuffled)
     assert "nmi" in with_labels.scores["fit"]
     assert set(without.scores) == {"fit"}
+    shapes.labels = None
+    assert conclude.compare_with_pixels(shapes, without, Progress()) is without
     assert set(without.scores["fit"]) == {"modularity"}  # needs no labels
 
 
@@ -100,9 +103,54 @@ def test_a_checkpoint_that_misses_something_is_refused(
     fit(shapes, config, run=run)
     kept = sorted(path.name for path in run.checkpoints.iterdir())
     assert kept == ["epoch-00001.safetensors", "epoch-00002.safetensors"]
-    net = torch.nn.Linear(2, 2)
+    other, optimizer = method_of(override(tiny, {"contrastive_clusters.dimensions": 32}), 96)
     with pytest.raises(RunError, match="another net or method"):
-        load_checkpoint(run.checkpoints / kept[0], net, torch.optim.SGD(net.parameters(), lr=1))
+        load_checkpoint(run.checkpoints / kept[0], other, optimizer)
+
+
+def method_of(config: Config, n: int) -> tuple[Any, torch.optim.Optimizer]:
+    """A method before its first step, for `n` grey images of 16 pixels."""
+    config = resolve(config, n=n, size=16, channels=1)
+    method: Any = load_method(config.method)(config, build_net(config, 1), n)
+    return method, build_optimizer(method.groups(), config.train)
+
+
+def test_a_checkpoint_grows_by_128_bytes_an_image_at_most(tmp_path: Path) -> None:
+    n, epochs = 100_000, 8
+    config = override(Config(), {"backbone": "convnet_tiny", "epochs": epochs, "device": "cpu"})
+    method, optimizer = method_of(config, n)
+    for parameter in method.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    net = sum(parameter.nbytes for parameter in method.parameters())
+    method.bank += 1
+    method.labels += 1
+    previous = torch.zeros(len(method.rows), dtype=torch.int64)
+    sizes = []
+    for epoch in range(epochs + 1):
+        save_checkpoint(RunDir(tmp_path), epoch, method, optimizer, previous)
+        path = tmp_path / "checkpoints" / f"epoch-{epoch:05d}.safetensors"
+        sizes.append(path.stat().st_size)
+    assert max(sizes) <= 3 * net + 64 * 2 * n
+    cuts = [epoch for epoch in range(epochs + 1) if method.reads(epoch)]
+    assert cuts == [3, 6]
+    assert max(size for epoch, size in enumerate(sizes) if epoch not in cuts) <= 3 * net
+
+
+def test_a_cut_waits_for_the_bank_that_a_checkpoint_lacks(tmp_path: Path) -> None:
+    config = override(Config(), {"epochs": 8, "device": "cpu", "backbone": "convnet_tiny"})
+    method, optimizer = method_of(config, 50)
+    method.bank.normal_()
+    save_checkpoint(RunDir(tmp_path), 2, method, optimizer, None)
+    resumed, optimizer = method_of(config, 50)
+    resumed.epochs = 4  # fewer, said by the very epoch after that checkpoint: the first cut is now
+    load_checkpoint(tmp_path / "checkpoints" / "epoch-00002.safetensors", resumed, optimizer)
+    assert resumed.reads(2)
+    resumed.start_epoch(2, lambda: None, optimizer, torch.Generator())
+    assert not resumed.labels.any()
+    resumed.bank.normal_()
+    resumed.start_epoch(3, lambda: None, optimizer, torch.Generator())
+    assert resumed.labels.any()
 
 
 def test_every_line_has_its_figures(tiny: Config, shapes: ImageStore) -> None:

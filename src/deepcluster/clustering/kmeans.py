@@ -40,6 +40,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from deepcluster import processes
+from deepcluster.processes import Spread
+
 Metric = Literal["l2", "cosine"]
 
 FAR = 2.0**40  # from here on, or below 1 / FAR, values are scaled before they are squared
@@ -73,7 +76,7 @@ class KMeansResult:
 
 @torch.no_grad()
 def kmeans(
-    x: Tensor | np.ndarray,
+    x: Tensor | np.ndarray | Spread,
     k: int,
     *,
     metric: Metric = "l2",
@@ -89,7 +92,9 @@ def kmeans(
     """Cluster the rows of `x` into `k` clusters.
 
     Args:
-        x: ``(n, d)``, any float or integer type; a tensor, an array or a memory-mapped array.
+        x: ``(n, d)``, any float or integer type; a tensor, an array or a memory-mapped array; where
+            several processes have a part of the rows, all of them cluster and come to the same
+            centres, each with the labels and distances of its rows.
         k: number of clusters, at most n.
         metric: ``"l2"``, or ``"cosine"`` for spherical k-means: rows and centres of unit length.
         init: ``"k-means++"`` (see :func:`_plus_plus`), ``"random"`` for k different rows, or
@@ -123,8 +128,9 @@ def kmeans(
     >>> round(found.inertia, 6)
     0.01
     """
-    x = _matrix(x)
-    n, d = x.shape
+    spread = x if isinstance(x, Spread) and len(x.mine) < len(x) else None
+    mine: Any = _matrix(x.mine if isinstance(x, Spread) else x)
+    n, d = mine.shape if spread is None else (len(spread), mine.shape[1])
     if k < 1:
         raise ValueError(f"k = {k} clusters: k must be at least 1")
     if k > n:
@@ -145,11 +151,15 @@ def kmeans(
         if given.shape != (k, d):
             raise ValueError(f"init has shape {tuple(given.shape)}, expected (k, d) = ({k}, {d})")
 
-    fitted = x
+    fitted = mine
     if max_points_per_centre and n > k * max_points_per_centre:
         chosen = torch.randperm(n, generator=generator)[: k * max_points_per_centre].sort().values
-        fitted = x[chosen.to(x.device) if isinstance(x, Tensor) else chosen.numpy()]
-    rows = _Rows(fitted, metric, k, chunk_size, device)
+        if spread is not None:  # the same rows in each process
+            fitted = spread.take(chosen)
+        else:
+            fitted = mine[chosen.to(mine.device) if isinstance(mine, Tensor) else chosen.numpy()]
+    part = spread if fitted is mine else None
+    rows = _Rows(fitted, metric, k, chunk_size, device, spread=part)
     stop = tol * rows.variance() if tol else 0.0
     best: tuple[Tensor, int, int] | None = None
     least = math.inf
@@ -157,24 +167,24 @@ def kmeans(
         if given is not None:
             start = rows.place(given)
         elif init == "random":
-            start = rows.take(torch.randperm(rows.n, generator=generator)[:k])
+            start = rows.take(torch.randperm(rows.total, generator=generator)[:k])
         else:
             start = _plus_plus(rows, k, generator)
         found = _lloyd(rows, start, max_iter, stop)
         # With one start there is nothing to compare.
-        inertia = 0.0 if n_init == 1 else inertia_of(_measure(rows, found[0])[1], metric)
+        inertia = 0.0 if n_init == 1 else _inertia(_measure(rows, found[0])[1], metric, part)
         if best is None or inertia < least:
             best, least = found, inertia
     assert best is not None
     centers, n_iter, n_repaired = best
     centers, shift = rows.unplace(centers), rows.shift
-    if fitted is x:
+    if fitted is mine:
         labels, distances = _measure(rows, rows.place(centers))
     else:
         labels, distances = assign(
-            x, centers, metric=metric, chunk_size=chunk_size, device=device, shift=shift
+            mine, centers, metric=metric, chunk_size=chunk_size, device=device, shift=shift
         )
-    inertia = inertia_of(distances, metric)
+    inertia = _inertia(distances, metric, spread)
     return KMeansResult(centers, labels, distances, inertia, n_iter, n_repaired, shift)
 
 
@@ -259,11 +269,20 @@ def inertia_of(distances: Tensor, metric: Metric) -> float:
     return total.item()
 
 
+def _inertia(distances: Tensor, metric: Metric, spread: Spread | None) -> float:
+    """As :func:`inertia_of`, of all rows where each process has the distances of a part."""
+    total = torch.tensor(inertia_of(distances, metric), dtype=torch.float64)
+    if spread is not None:
+        spread.add_up(total)
+    return total.item()
+
+
 class _Rows:
     """The rows of a matrix as the engine wants them: on the device, a block at a time.
 
     For L2 they are shifted by a median (any shift will do; near most rows least digits are lost)
-    and scaled if their squares could be too large or small; for cosine they have unit length.
+    and scaled if their squares could be too large or small; for cosine they have unit length. Where
+    several processes have a part of the rows each, blocks are of its own and indices are of all.
     """
 
     def __init__(
@@ -275,6 +294,7 @@ class _Rows:
         device: torch.device | str | None,
         shift: Tensor | None = None,  # (d,) float64; None takes the median of some rows
         copy: bool = True,  # rows in memory: prepared once, for many passes
+        spread: Spread | None = None,  # x is this process's part of
     ) -> None:
         if metric not in ("l2", "cosine"):
             raise ValueError(f"metric = {metric!r}: give 'l2' or 'cosine'")
@@ -282,6 +302,7 @@ class _Rows:
             raise ValueError(f"chunk_size = {chunk_size} must be at least 1, or None")
         self.x, self.metric = x, metric
         self.n, self.d = int(x.shape[0]), int(x.shape[1])
+        self.spread, self.total = spread, self.n if spread is None else len(spread)
         if device is None:
             device = x.device if isinstance(x, Tensor) else "cpu"
         self.device = torch.device(device)
@@ -326,7 +347,11 @@ class _Rows:
             torch.maximum(most, block.amax(0), out=most)  # NaN stays
             torch.minimum(least, block.amin(0), out=least)
         most, least = most.cpu().double(), least.cpu().double()
-        if not (self.n * torch.maximum(most.abs(), least.abs())).isfinite().all():
+        if self.spread is not None:
+            mine = torch.stack([most, -least])[None]
+            most, least = processes.gather(mine, processes.world()).amax(0)
+            least = -least
+        if not (self.total * torch.maximum(most.abs(), least.abs())).isfinite().all():
             self.explain_nan()
         if self.metric == "l2":
             self.shift = self._middle() if shift is None else shift
@@ -334,12 +359,8 @@ class _Rows:
 
     def _middle(self) -> Tensor:
         """Median of some rows, ``(d,)`` float64: one row far away draws a mean, but not this."""
-        some = np.linspace(0, self.n - 1, min(self.n, MIDDLE)).astype(np.int64)
-        rows = (
-            self.x[torch.from_numpy(some).to(self.x.device)]
-            if isinstance(self.x, Tensor)
-            else (self.x[some])
-        )
+        some = np.linspace(0, self.total - 1, min(self.total, MIDDLE)).astype(np.int64)
+        rows = self._pick(torch.from_numpy(some), self.spread)
         columns = np.ascontiguousarray(self._to_float(rows).cpu().numpy().T)
         middle = (columns.shape[1] - 1) // 2
         return torch.from_numpy(np.partition(columns, middle)[:, middle]).double()
@@ -412,11 +433,58 @@ class _Rows:
             yield slice(a, b)
 
     def take(self, indices: Tensor) -> Tensor:
-        """The rows with these indices, ``(len(indices), d)``."""
+        """The rows with these indices among all, ``(len(indices), d)``."""
+        if self.spread is None:
+            return self.here(indices)
+        return self._prepare(self._to_float(self._pick(indices, self.spread)))
+
+    def here(self, indices: Tensor) -> Tensor:
+        """The rows with these indices among those of this process, ``(len(indices), d)``."""
         if self.kept is not None:
             return self.kept[indices.to(self.device)]
-        picked = indices.to(self.x.device) if isinstance(self.x, Tensor) else indices.cpu().numpy()
-        return self._prepare(self._to_float(self.x[picked]))
+        return self._prepare(self._to_float(self._pick(indices, None)))
+
+    def _pick(self, indices: Tensor, spread: Spread | None) -> Any:
+        """Rows as they came: of all, or of this process."""
+        if spread is not None:
+            return spread.take(indices)
+        if isinstance(self.x, Tensor):
+            return self.x[indices.to(self.x.device)]
+        return self.x[indices.cpu().numpy()]
+
+    def add_up(self, *tensors: Tensor) -> None:
+        """Sums over the rows of this process become those over all rows, in place."""
+        if self.spread is not None:
+            self.spread.add_up(*tensors)
+
+    def gather(self, values: Tensor) -> Tensor:
+        """A value for each of this process's rows -> a value for each of all rows."""
+        return values if self.spread is None else self.spread.gather(values)
+
+    def draw(self, weights: Tensor, shares: Tensor) -> Tensor:
+        """Rows at shares of the sum of all weights, sorted and each once; none if the sum is 0.
+
+        Args:
+            weights: ``(n,)`` float64 on the CPU, of this process's rows.
+            shares: ``(m,)`` float64 in [0, 1).
+        """
+        weights = weights.cumsum(0)
+        sums, own, start = weights[-1:], 0, 0
+        if self.spread is not None:
+            sums = processes.gather(sums, processes.world())
+            own, start = processes.rank(), self.spread.rows.start
+        ends = sums.cumsum(0)
+        if ends[-1] <= 0:
+            return torch.empty(0, dtype=torch.int64)
+        targets = shares * ends[-1]
+        owner = torch.searchsorted(ends, targets, right=True).clamp_(max=len(ends) - 1)
+        mine = owner == own
+        within = targets[mine] - (ends[own] - sums[own])
+        picked = torch.zeros(len(targets), dtype=torch.int64)
+        found = torch.searchsorted(weights, within, right=True)
+        picked[mine] = found.clamp_(max=self.n - 1) + start
+        self.add_up(picked)
+        return torch.from_numpy(np.unique(picked.numpy()))
 
     def place(self, centers: Any) -> Tensor:
         """Centres ``(k, d)``, given in the space of `x`, shifted or normalised like the rows."""
@@ -433,12 +501,14 @@ class _Rows:
     def variance(self) -> float:
         """Mean over the features of their variance."""
         total = torch.zeros(self.d, dtype=torch.float64)
-        squares = 0.0
+        squares = torch.zeros((), dtype=torch.float64)
         for a, b in self.ranges():
             block = self.block(a, b)
             total += block.sum(0).cpu().double()
-            squares += float(block.square().sum())
-        return max(squares / self.n - float((total / self.n).square().sum()), 0.0) / self.d
+            squares += block.square().sum().cpu().double()
+        self.add_up(total, squares)
+        mean = total / self.total
+        return max(float(squares / self.total - mean.square().sum()), 0.0) / self.d
 
 
 def _unit(x: Tensor) -> Tensor:
@@ -507,7 +577,7 @@ def _nearest(
     # Rounding of a score, of which a d-th is usual, and of the squares that it is made of.
     rounding = 128 * torch.finfo(rows.dtype).eps
     for where in rows.parts(slack):
-        x = rows.block(where.start, where.stop) if isinstance(where, slice) else rows.take(where)
+        x = rows.block(where.start, where.stop) if isinstance(where, slice) else rows.here(where)
         scores = _product(x, padded, offsets, room[: len(x)])
         nearest = _argmin(scores)
         if slack is not None and k > 1:
@@ -550,37 +620,40 @@ def _lloyd(rows: _Rows, centers: Tensor, max_iter: int, stop: float) -> tuple[Te
     k = len(centers)
     labels = torch.full((rows.n,), -1, dtype=torch.int64, device=rows.device)
     home = rows.device if _has_float64(rows.device) else torch.device("cpu")
-    sums = torch.zeros(k, rows.d, dtype=torch.float64, device=home)
+    own_sums = torch.zeros(k, rows.d, dtype=torch.float64, device=home)  # of this process's rows
     slack: Tensor | None = None
-    n_changed = rows.n  # by the last iteration
+    n_changed = rows.total  # by the last iteration
     n_repaired = 0
     for iteration in range(1, max_iter + 1):
         # On a GPU, to ask which rows could change costs more than to look at all.
-        if rows.device.type != "cpu" or rows.metric != "l2" or RARE * n_changed >= rows.n:
+        if rows.device.type != "cpu" or rows.metric != "l2" or RARE * n_changed >= rows.total:
             slack = None
-            sums.zero_()
+            own_sums.zero_()
         elif slack is None:
             slack = torch.zeros(rows.n, dtype=rows.dtype)
         last = labels.clone()
         for where, x, nearest in _nearest(rows, centers, slack):
             labels[where] = nearest
             if slack is None:
-                _add_rows(sums, x, nearest)
+                _add_rows(own_sums, x, nearest)
                 continue
             left = last[where]
             index = (left != nearest).nonzero()[:, 0]
             if len(index):
                 x = x[index]
-                _add_rows(sums, torch.cat([x, -x]), torch.cat([nearest[index], left[index]]))
-        n_changed = int((labels != last).sum())
+                _add_rows(own_sums, torch.cat([x, -x]), torch.cat([nearest[index], left[index]]))
+        changed = (labels != last).sum()
+        sums = own_sums if rows.spread is None else own_sums.clone()
         counts = torch.bincount(labels.to(home), minlength=k)
+        rows.add_up(sums, counts, changed)
+        n_changed = int(changed)
         moved = 0
         if bool((counts == 0).any()):
             moved = _repair(rows, centers, labels, sums, counts)
             n_repaired += moved
         before, centers = centers, _means(sums, counts, centers, rows.metric)
         if moved:
-            n_changed = rows.n  # the sums are not those of the labels
+            n_changed = rows.total  # the sums are not those of the labels
         steps = (centers - before).norm(dim=1)
         if not moved and (not n_changed or float(steps.square().sum()) <= stop):
             return centers, iteration, n_repaired
@@ -619,7 +692,8 @@ def _repair(rows: _Rows, centers: Tensor, labels: Tensor, sums: Tensor, counts: 
     distances = torch.empty(rows.n, device=rows.device, dtype=rows.dtype)
     for a, b in rows.ranges():
         distances[a:b] = _distance(rows.block(a, b), centers[labels[a:b]], rows.metric)
-    farthest, order = distances.sort(descending=True, stable=True)
+    labels = rows.gather(labels)
+    farthest, order = rows.gather(distances).sort(descending=True, stable=True)
     order = order[: int((farthest > 0).sum())]
     empty = (counts == 0).nonzero()[:, 0]
     looked_at = 2 * len(empty)
@@ -667,32 +741,31 @@ def _plus_plus(rows: _Rows, k: int, generator: torch.Generator) -> Tensor:
     lengths = torch.cat([rows.block(a, b).square().sum(1) for a, b in rows.ranges()])  # (n,)
     nearest = torch.full_like(lengths, math.inf)  # D^2 of each row
     lowered = lengths.new_empty(rows.n, trials)  # what it becomes with a candidate
-    picked = torch.randint(rows.n, (1,), generator=generator)
+    picked = torch.randint(rows.total, (1,), generator=generator)
     drawn = [picked]
     count = 1
     for a, b, squares in _squares(rows, lengths, picked):
         nearest[a:b] = squares[:, 0]
     while count < k:
-        nearest[picked.to(rows.device)] = 0  # rounding must not draw a row twice
-        weights = nearest.cpu().double().cumsum(0)
-        total = float(weights[-1])
-        if total <= 0:  # fewer distinct rows than clusters
-            free = torch.ones(rows.n, dtype=torch.bool)
+        mine = picked if rows.spread is None else rows.spread.locate(picked)[1]
+        nearest[mine.to(rows.device)] = 0  # rounding must not draw a row twice
+        greedy = count < ONE_BY_ONE
+        block = trials if greedy else min(count // 8, k - count)
+        shares = torch.rand(block, dtype=torch.float64, generator=generator)
+        picked = rows.draw(nearest.cpu().double(), shares)
+        if not len(picked):  # fewer distinct rows than clusters
+            free = torch.ones(rows.total, dtype=torch.bool)
             free[torch.cat(drawn)] = False
             rest = free.nonzero()[:, 0]
             drawn.append(rest[torch.randperm(len(rest), generator=generator)[: k - count]])
             break
-        greedy = count < ONE_BY_ONE
-        block = trials if greedy else min(count // 8, k - count)
-        targets = torch.rand(block, dtype=torch.float64, generator=generator) * total
-        picked = torch.searchsorted(weights, targets, right=True).clamp_(max=rows.n - 1)
-        picked = torch.from_numpy(np.unique(picked.numpy()))
         if greedy:
             potential = torch.zeros(len(picked), dtype=torch.float64)
             for a, b, squares in _squares(rows, lengths, picked):
                 low = torch.minimum(squares, nearest[a:b, None], out=squares)
                 lowered[a:b, : len(picked)] = low
                 potential += low.sum(0).cpu().double()
+            rows.add_up(potential)
             best = int(potential.argmin())
             nearest, picked = lowered[:, best].clone(), picked[best : best + 1]
         else:
@@ -706,7 +779,9 @@ def _plus_plus(rows: _Rows, k: int, generator: torch.Generator) -> Tensor:
 def _squares(rows: _Rows, lengths: Tensor, indices: Tensor) -> Iterator[tuple[int, int, Tensor]]:
     """For each block its range and the squared distances to the rows `indices`, ``(b - a, m)``."""
     centers = rows.take(indices)
-    padded, offsets = _padded(centers, lengths[indices.to(rows.device)])
+    known = rows.spread is None  # of other processes' rows the lengths are not
+    offsets = lengths[indices.to(rows.device)] if known else centers.square().sum(1)
+    padded, offsets = _padded(centers, offsets)
     for a, b in rows.ranges():
         squares = _product(rows.block(a, b), padded, offsets)[:, : len(centers)]
         yield a, b, squares.add_(lengths[a:b, None]).clamp_(min=0)

@@ -12,23 +12,27 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+
+from deepcluster import processes
+from deepcluster.processes import Spread
 
 GROUP = 16  # scores that one maximum stands for, in knn
 BLOCK = 2**25  # scores at a time
+TILE = 2**16  # rows that are compared with at a time: those alone are copied
 CACHED = 2**22  # on a CPU, where they are read again at once
+NEAR = 256  # rows whose distances to their neighbours are worked out at a time
 EXACT_UP_TO = 30_000  # rows whose neighbours are all found exactly, in nearest_rows
 PROBES = 20  # cells that a row is compared with, beyond
 CHECKED = 256  # rows whose neighbours are also found exactly, to measure the recall
 
 
 def knn(
-    x: Tensor, k: int, *, queries: Tensor | None = None, chunk: int | None = None
+    x: Tensor | Spread, k: int, *, queries: Tensor | None = None, chunk: int | None = None
 ) -> tuple[Tensor, Tensor]:
     """The k nearest rows of each row, exactly, itself left out; nearest first.
 
     Args:
-        x: ``(n, d)``, on any device.
+        x: ``(n, d)``, on any device; where several processes have a part of the rows, all look.
         k: neighbours, below n.
         queries: ``(q,)`` indices of the rows that ask; None for all.
         chunk: rows that ask at a time; None chooses.
@@ -39,45 +43,104 @@ def knn(
     Raises:
         ValueError: `x` is no matrix or holds NaN or infinity; k is below 1 or not below n.
     """
-    x = as_matrix(x)
-    n = len(x)
+    spread = x if isinstance(x, Spread) else Spread(x, len(x))
+    x, n = as_matrix(spread.mine), len(spread)
     if not 1 <= k < n:
         raise ValueError(f"k = {k} neighbours of n = {n} rows: k must be from 1 to n - 1")
     queries = torch.arange(n, device=x.device) if queries is None else queries.to(x.device)
-    chunk = chunk or max(1, BLOCK // n)
-    centred = x - x.mean(0)  # smaller numbers, smaller rounding errors
-    # A row's k best scores lie in the k groups with the best maxima: one cheap pass over all n
-    # and a sort of few, where topk would sort them all. Groups are columns of the padded row.
-    columns = -(-n // GROUP)
-    # On a CPU the halves of the squares are one more feature, which spares a pass over all scores;
-    # a GPU wants an even number of them.
-    d, more = x.shape[1], x.device.type == "cpu"
-    table = torch.zeros(d + more, columns * GROUP, device=x.device)
-    table[:d, :n] = centred.T
-    half = torch.full((columns * GROUP,), torch.inf, device=x.device)
-    half[:n] = 0.5 * centred.square().sum(1)
-    table[d:] = half
-    steps = columns * torch.arange(GROUP, device=x.device)
-    room = torch.empty(min(chunk, len(queries)), columns * GROUP, device=x.device)
-    indices, distances = [], []
-    for asking in queries.split(chunk):
-        rows = centred[asking]  # (b, d)
-        wide = F.pad(rows, (0, int(more)), value=-1)
-        scores = torch.mm(wide, table, out=room[: len(asking)])
-        if not more:
-            scores -= half
-        scores.scatter_(1, asking[:, None], -torch.inf)
-        if columns > k:
-            best = scores.view(len(asking), GROUP, columns).amax(1).topk(k, dim=1).indices
-            found = (best[:, :, None] + steps).flatten(1)  # (b, k GROUP)
-            found = found.gather(1, scores.gather(1, found).topk(k, dim=1).indices)
-        else:
-            found = scores.topk(k, dim=1).indices
-        distance = (rows[:, None, :] - centred[found]).norm(dim=2)
-        distance, order = distance.sort(dim=1, stable=True)
-        indices.append(found.gather(1, order))
-        distances.append(distance)
-    return torch.cat(indices), torch.cat(distances)
+    middle = x.mean(0)  # less which numbers are smaller, and their rounding errors
+    if len(x) == n:
+        return _knn(x, middle, k, queries, None, chunk)
+    places = torch.where(spread.locate(queries)[0], queries - spread.rows.start, -1)
+    few = min(k, len(x))  # of which a row that asks may be one
+    indices, distances = _knn(x, middle, few, places, spread.take(queries), chunk)
+    distances[(indices == places[:, None]) | (indices >= len(x))] = torch.inf
+    indices = torch.nn.functional.pad(indices + spread.rows.start, (0, k - few))
+    distances = torch.nn.functional.pad(distances, (0, k - few), value=torch.inf)
+    every = processes.world()
+    indices = processes.gather(indices[None], every).transpose(0, 1).flatten(1)  # (q, every k)
+    distances = processes.gather(distances[None], every).transpose(0, 1).flatten(1)
+    distances, order = distances.sort(dim=1, stable=True)
+    return indices.gather(1, order[:, :k]), distances[:, :k]
+
+
+def _knn(
+    x: Tensor, middle: Tensor, k: int, queries: Tensor, asked: Tensor | None, chunk: int | None
+) -> tuple[Tensor, Tensor]:
+    """The k nearest of the rows `x` ``(n, d)``, as :func:`knn`.
+
+    Args:
+        x: the rows.
+        middle: ``(d,)``, near them.
+        k: below n; or n itself, where a place from n on says that there was no other row.
+        queries: ``(q,)``, the rows that ask, by their places among these; -1 for others.
+        asked: ``(q, d)``, what these are; None: all are among the rows.
+        chunk: that ask at a time; None chooses.
+    """
+    n = len(x)
+    chunk = chunk or max(1, BLOCK // min(n, TILE))
+    chunks = queries.split(chunk)
+
+    def rows_of(number: int) -> Tensor:
+        if asked is None:
+            return x[chunks[number]] - middle
+        return asked[number * chunk : (number + 1) * chunk] - middle
+
+    best: list[tuple[Tensor, Tensor]] = []  # of each chunk: scores and indices so far, (b, k)
+    for start in range(0, n, TILE):
+        tile = _Tile(x[start : start + TILE] - middle, start, min(chunk, len(queries)))
+        found = [tile.best(rows_of(i), asking, k) for i, asking in enumerate(chunks)]
+        best = [_better(*both, k) for both in zip(best, found, strict=True)] if start else found
+    indices = torch.cat([places for _, places in best])
+    distances = x.new_empty(indices.shape)
+    for a in range(0, len(queries), NEAR):
+        some = slice(a, a + NEAR)
+        asking = (x[queries[some]] if asked is None else asked[some]) - middle
+        near = x[indices[some] if asked is None else indices[some].clamp(max=n - 1)] - middle
+        distances[some], order = (asking[:, None, :] - near).norm(dim=2).sort(dim=1, stable=True)
+        indices[some] = indices[some].gather(1, order)
+    return indices, distances
+
+
+class _Tile:
+    """Rows that all others are compared with, in one product.
+
+    A row's k best scores lie in the k groups with the best maxima: one cheap pass over all and a
+    sort of few, where topk would sort them all. Groups are columns of the padded row.
+    """
+
+    def __init__(self, rows: Tensor, start: int, several: int) -> None:
+        n, self.start = len(rows), start
+        self.columns = -(-n // GROUP)
+        self.table = rows.new_zeros(rows.shape[1], self.columns * GROUP)
+        self.table[:, :n] = rows.T
+        self.half = rows.new_full((self.columns * GROUP,), torch.inf)
+        self.half[:n] = 0.5 * rows.square().sum(1)
+        self.steps = self.columns * torch.arange(GROUP, device=rows.device)
+        self.room = rows.new_empty(several, self.columns * GROUP)
+
+    def best(self, rows: Tensor, asking: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """Scores and indices, both up to ``(b, k)``, for the rows ``(b, d)`` with these indices."""
+        scores = torch.mm(rows, self.table, out=self.room[: len(rows)]).sub_(self.half)
+        own = asking - self.start
+        here = ((own >= 0) & (own < scores.shape[1])).nonzero()[:, 0]
+        scores[here, own[here]] = -torch.inf
+        if self.columns > k:
+            groups = scores.view(len(rows), GROUP, self.columns).amax(1).topk(k, dim=1).indices
+            found = (groups[:, :, None] + self.steps).flatten(1)  # (b, k GROUP)
+            most, place = scores.gather(1, found).topk(k, dim=1)
+            return most, found.gather(1, place) + self.start
+        most, found = scores.topk(min(k, scores.shape[1]), dim=1)
+        return most, found + self.start
+
+
+def _better(
+    one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor], k: int
+) -> tuple[Tensor, Tensor]:
+    """The k best of two lists of scores ``(b, m)`` and indices ``(b, m)``."""
+    scores, indices = (torch.cat(both, dim=1) for both in zip(one, other, strict=True))
+    best, place = scores.topk(k, dim=1)
+    return best, indices.gather(1, place)
 
 
 def nearest_rows(x: Tensor, k: int) -> tuple[Tensor, Tensor, float]:
@@ -112,20 +175,19 @@ def nearest_rows(x: Tensor, k: int) -> tuple[Tensor, Tensor, float]:
 def _knn_in_cells(x: Tensor, k: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """About the k nearest rows of each row, and their distances, both ``(n, k)``."""
     n = len(x)
-    centred = x - x.mean(0)
+    middle = x.mean(0)
     cells = round(math.sqrt(n))
-    sample = centred[torch.randperm(n, generator=generator)[: 30 * cells].to(x.device)]
+    sample = x[torch.randperm(n, generator=generator)[: 30 * cells].to(x.device)] - middle
     centres = sample[:cells]
     for _ in range(3):  # steps of k-means: cells need only be compact
         nearest = torch.cat([s.argmax(1) for _, s in score_blocks(sample, centres)])
         sums = torch.zeros_like(centres).index_add_(0, nearest, sample)
         counts = nearest.bincount(minlength=cells)[:, None]
         centres = torch.where(counts > 0, sums / counts.clamp_min(1), centres)
-    cell = torch.cat([s.argmax(1) for _, s in score_blocks(centred, centres)])
+    cell = torch.cat([s.argmax(1) for _, s in score_blocks(x, centres, middle)])
     order = cell.argsort(stable=True)
     sizes = cell.bincount(minlength=cells).cpu()
     starts = [0, *sizes.cumsum(0).tolist()]
-    half = 0.5 * centred.square().sum(1)
     near = torch.cdist(centres, centres).argsort(1).cpu()  # a cell itself comes first
     indices = torch.empty(n, k, dtype=torch.int64, device=x.device)
     distances = torch.empty(n, k, device=x.device)
@@ -134,13 +196,15 @@ def _knn_in_cells(x: Tensor, k: int, generator: torch.Generator) -> tuple[Tensor
         enough = int(torch.searchsorted(sizes[near[c]].cumsum(0), k + 1)) + 1
         probed = near[c, : max(PROBES, enough)].tolist()
         candidates = torch.cat([order[starts[j] : starts[j + 1]] for j in probed])
-        table = centred[candidates]
+        table = x[candidates] - middle
+        half = 0.5 * table.square().sum(1)
         for asking in order[starts[c] : starts[c + 1]].split(max(1, BLOCK // len(candidates))):
-            rows = centred[asking]
-            scores = rows @ table.T - half[candidates]
+            rows = x[asking] - middle
+            scores = rows @ table.T - half
             scores[candidates == asking[:, None]] = -torch.inf
-            found = candidates[scores.topk(k, dim=1).indices]
-            distance = (rows[:, None, :] - centred[found]).norm(dim=2)
+            place = scores.topk(k, dim=1).indices
+            found = candidates[place]
+            distance = (rows[:, None, :] - table[place]).norm(dim=2)
             distances[asking], by = distance.sort(dim=1, stable=True)
             indices[asking] = found.gather(1, by)
     return indices, distances
@@ -155,7 +219,7 @@ def as_matrix(x: Tensor) -> Tensor:
     if x.ndim != 2 or not len(x):
         raise ValueError(f"x is {tuple(x.shape)}: give features as (n, d), n at least 1")
     x = x.detach().float()
-    if not bool(x.isfinite().all()):
+    if not all(bool(end.isfinite()) for end in x.aminmax()):  # NaN stays; no copy of the rows
         bad = int((~x.isfinite().all(1)).sum())
         raise ValueError(f"{bad} of {len(x)} rows of x hold NaN or infinity: remove them")
     return x
@@ -164,9 +228,14 @@ def as_matrix(x: Tensor) -> Tensor:
 def score_blocks(
     x: Tensor, centers: Tensor, middle: Tensor | float = 0.0
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Blocks of rows less `middle`, and their scores: half (square less squared distance)."""
+    """Blocks of rows less `middle`, and their scores: half (square less squared distance).
+
+    The scores lie where those of the block before lay: whoever wants them longer copies them.
+    """
     half = 0.5 * centers.square().sum(1)
     scores = CACHED if x.device.type == "cpu" else BLOCK
-    for rows in x.split(min(max(scores // len(centers), 256), 8192)):
+    block = min(max(scores // len(centers), 256), 8192, max(len(x), 1))
+    room = centers.new_empty(block, len(centers))
+    for rows in x.split(block):
         rows = rows.detach().float() - middle
-        yield rows, rows @ centers.T - half
+        yield rows, torch.mm(rows, centers.T, out=room[: len(rows)]).sub_(half)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ from deepcluster.labelling.classifier import Classifier
 from deepcluster.naming import load_model
 from deepcluster.progress import Progress
 from deepcluster.run import RunDir
+from deepcluster.training.sharing import features_of_all, stored
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ def open_source(
     config = run.read_config()
     store = open_images(
         source,
-        data=config.data,
+        data=stored(config.data),
         size=config.size,
         labels=labels,
         progress=progress.callback("decoding"),
@@ -122,7 +124,8 @@ def predict_store(
     model = load_model(run)
     compute = pick_inference(run.read_config(), device)
     progress.phase("features", len(store))
-    embeddings = model.embed(store, compute, advance=progress.advance)
+    extract = functools.partial(features_of_all, save=model.save_net)
+    embeddings = model.embed(store, compute, advance=progress.advance, extract=extract)
     return _predictions(run, model, store, embeddings)
 
 

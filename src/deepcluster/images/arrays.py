@@ -6,7 +6,7 @@ import math
 import os
 import sys
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from deepcluster.images.listing import Listing, PassedOver, Raw, add_up, reason,
 
 _IMAGE_KEYS = ("images", "image", "x", "x_train", "train_images", "data", "arr_0")
 _LABEL_KEYS = ("labels", "label", "y", "y_train", "train_labels", "targets", "arr_1")
+PIECE = 4096  # images of a .npy file that are mapped at a time
 # What data sets call the image in an item that is a dict, and tables in a column.
 _ITEM_KEYS = [
     "image",
@@ -55,7 +56,9 @@ def from_npy(path: Path) -> Listing:
     """
     try:
         if path.suffix.lower() == ".npy":
-            return from_stack(path.stem, np.load(path, mmap_mode="r", allow_pickle=False))
+            found = from_stack(path.stem, _mapped(path))
+            found.read = lambda: _by_pieces(path)
+            return found
         return _from_npz(path)
     except SourceError:
         raise
@@ -67,6 +70,17 @@ def from_npy(path: Path) -> Listing:
             f"{path} cannot be read: it is empty, damaged or cut off, or holds Python objects; "
             "expected arrays of numbers that np.load reads without pickle"
         ) from error
+
+
+def _mapped(path: Path) -> npt.NDArray[Any]:
+    mapped: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    return mapped
+
+
+def _by_pieces(path: Path) -> Iterator[tuple[int, Raw]]:
+    """All images of a .npy file, mapped anew for each piece: one that was read takes no memory."""
+    for start in range(0, len(_mapped(path)), PIECE):
+        yield from enumerate(_channels_last(_mapped(path))[start : start + PIECE], start)
 
 
 def _from_npz(path: Path) -> Listing:
@@ -140,9 +154,7 @@ def from_stack(name: str, stack: npt.NDArray[Any], *, channels_first: bool = Fal
             f"an array of shape {shape} is one image, not many: give array[None], of shape "
             f"{(1, *shape)}, or a list of images"
         )
-    first = stack.ndim == 4 and shape[1] in (1, 3, 4)
-    last = stack.ndim == 4 and shape[3] in (1, 3, 4)
-    if not (stack.ndim == 3 or first or last):
+    if not (stack.ndim == 3 or (stack.ndim == 4 and {shape[1], shape[3]} & {1, 3, 4})):
         raise SourceError(
             f"an array of shape {shape} holds no images: expected (n, h, w), (n, h, w, c) or "
             "(n, c, h, w) with c = 1, 3 or 4"
@@ -152,14 +164,23 @@ def from_stack(name: str, stack: npt.NDArray[Any], *, channels_first: bool = Fal
             f"{name} of shape {shape}: {stack.dtype} is no type for pixels: give whole numbers, "
             "floats or bool"
         )
-    if first and (channels_first or not last):
-        stack = np.moveaxis(stack, 1, 3)
+    stack = _channels_last(stack, channels_first=channels_first)
     return Listing(
         name,
         [str(i) for i in range(len(stack))],
         [None] * len(stack),
         lambda: iter(enumerate(stack)),
         lambda most: (stack[i] for i in spread(len(stack), most)),
+    )
+
+
+def _channels_last(stack: npt.NDArray[Any], *, channels_first: bool = False) -> npt.NDArray[Any]:
+    """The array of :func:`from_stack` as ``(n, h, w)`` or ``(n, h, w, c)``."""
+    first = stack.ndim == 4 and stack.shape[1] in (1, 3, 4)
+    return (
+        np.moveaxis(stack, 1, 3)
+        if first and (channels_first or stack.shape[3] not in (1, 3, 4))
+        else stack
     )
 
 

@@ -196,8 +196,9 @@ def _from_file(raw: Path | bytes, wanted: Wanted) -> Square:
     with opened(raw) as image, contextlib.ExitStack() as stack:
         if image.width * image.height > GIANT:
             stack.enter_context(_ONE_GIANT)
-        # a JPEG decoder can halve an image on the way; twice the side keeps it faithful
-        image.draft(None, (2 * wanted.side, 2 * wanted.side))
+        # A JPEG decoder can halve an image on the way, once or more, down to the side wanted at
+        # least: half the time, and as different as another filter would make it.
+        image.draft(None, (wanted.side, wanted.side))
         found = _deep_file(image, raw)
         image.load()
         return _finish(found or _plain(image), _turn(image), wanted, _further_pages(image))

@@ -26,6 +26,7 @@ import shutil
 import statistics
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -47,6 +48,7 @@ from deepcluster.images.grey import (
     said,
     said_of_misfits,
 )
+from deepcluster.images.kept import Kept
 from deepcluster.images.listing import SAMPLE, Labels, Listing, Look, PassedOver, Raw, add_up
 from deepcluster.images.sinks import FileSink, MemorySink, free_cores, free_memory, pixel_digest
 from deepcluster.images.sources import NAMED, cache_folder, list_source
@@ -263,6 +265,7 @@ def open_images(
     size: int | Literal["auto"] = "auto",
     labels: Labels | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
+    keep: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> ImageStore:
     """Decode all images of a source.
@@ -297,6 +300,8 @@ def open_images(
             None keeps those the source has.
         cache_dir: folder for the memory-mapped file if the images do not fit in memory; by default
             one in the user's cache folder.
+        keep: keep decoded files in the user's cache folder, so that whoever opens them again as
+            they are need not decode them (:mod:`deepcluster.images.kept`).
         progress: called with (images done, images in all).
 
     Returns:
@@ -329,23 +334,26 @@ def open_images(
     if data.channels == "rgb":
         sink.widen()
 
+    before = Kept(found.name, found.paths, wanted)
     kept: list[int] = []
     contents: list[int] = []
     skipped = list(found.skipped)
     tally = _Tally()
     start = 0
     workers = free_cores() if data.workers == "auto" else max(1, data.workers)
-    with quiet_pillow(), ThreadPoolExecutor(workers) as pool:
+    with quiet_pillow(), closing(before), ThreadPoolExecutor(workers) as pool:
         for chunk in _chunks(found.pictures(), CHUNK):
             if sink.channels == 3:  # nothing needs to look for colour any more
                 wanted = dataclasses.replace(wanted, channels="rgb")
-            raws = [raw for _, raw in chunk]
+            earlier = [before.get(place) for place in range(start, start + len(chunk))]
+            raws = [raw for (_, raw), one in zip(chunk, earlier, strict=True) if one is None]
             pieces = [raws[i : i + PIECE] for i in range(0, len(raws), PIECE)]
             good: list[Pixels] = []
             made = itertools.chain.from_iterable(
                 pool.map(squares, pieces, itertools.repeat(wanted))
             )
-            for place, one in enumerate(made, start):
+            for place, old in enumerate(earlier, start):
+                one = next(made) if old is None else old
                 if isinstance(one, str):
                     skipped.append((found.paths[place] or found.ids[place], one))
                 else:
@@ -353,6 +361,8 @@ def open_images(
                     good.append(one.pixels)
                     contents.append(one.content)
                     tally.add(one)
+                    if old is None:
+                        before.add(place, one)
             if any(one.shape[2] > sink.channels for one in good):
                 sink.widen()
             sink.append(good)
@@ -371,6 +381,8 @@ def open_images(
         cure = "split the files into one page each"
         passed_over = add_up([*passed_over, PassedOver("further page of TIFFs", tally.pages, cure)])
     pixels, digest = sink.finish()
+    if keep:
+        before.save(pixels, kept)
     return ImageStore(
         name=found.name,
         pixels=pixels,

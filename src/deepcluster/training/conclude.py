@@ -5,6 +5,7 @@ Labels, where there are any, are read by :func:`score` alone.
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ from deepcluster.backbones.preprocessing import Preprocessing, to_device
 from deepcluster.clustering.choose import choose_clusters
 from deepcluster.clustering.graph import cluster_tree, tree_of
 from deepcluster.clustering.kmeans import kmeans
-from deepcluster.clustering.pca import PCA, fit_pca, normalise
+from deepcluster.clustering.pca import PCA, fit_pca, normalise, normalise_
 from deepcluster.clustering.plane import layout
 from deepcluster.clustering.prototypes import Prototypes
 from deepcluster.clustering.tree import Tree
@@ -52,7 +53,7 @@ class FitResult:
     history: list[dict[str, Any]]  # the lines of metrics.jsonl
     clusters: int  # their number
     choice: dict[int, float]  # score of each number that was looked at, if it was chosen
-    scores: dict[str, dict[str, float]]  # of "fit" and of "pixels"
+    scores: dict[str, dict[str, float]]  # of "fit" and, once compared, of "pixels"
     timings: dict[str, float]  # seconds a phase
 
 
@@ -93,7 +94,6 @@ def fit_vectors(
     rows: np.ndarray,
     config: Config,
     *,
-    store: ImageStore | None = None,
     truth: np.ndarray | None = None,
     progress: Progress | None = None,
 ) -> FitResult:
@@ -102,7 +102,6 @@ def fit_vectors(
     Args:
         rows: ``(n, d)`` float32; their lengths do not count.
         config: settings, as :func:`deepcluster.training.plan.schedule_given` gives them.
-        store: the images they are of, if there are any.
         truth: ``(n,)`` labels, for measuring only.
         progress: told what happens.
     """
@@ -113,7 +112,6 @@ def fit_vectors(
         begun,
         clock=Clock(),
         progress=progress or Progress(),
-        store=store,
         truth=truth,
     )
 
@@ -125,7 +123,6 @@ def conclude(
     *,
     clock: Clock,
     progress: Progress,
-    store: ImageStore | None = None,
     truth: np.ndarray | None = None,
     history: list[dict[str, Any]] | None = None,
 ) -> FitResult:
@@ -137,7 +134,6 @@ def conclude(
         begun: the net they are of.
         clock: goes on.
         progress: told what happens.
-        store: the images, if there are any.
         truth: ``(n,)`` labels, for measuring only.
         history: the lines of the epochs.
     """
@@ -173,12 +169,6 @@ def conclude(
     clock.lap("map")
     scores = {"fit": fit_scores(embeddings.numpy(), labels.numpy(), truth, seed=config.seed)}
     clock.lap("measure")
-    if store is not None and truth is not None:
-        progress.phase("k-means on the pixels, to compare", 1)
-        rows, found = pixel_clusters(store, clusters, generator)
-        scores["pixels"] = score(found, truth[rows])
-        progress.advance(1)
-        clock.lap("compare")
     return FitResult(
         config=config,
         model=model,
@@ -234,7 +224,7 @@ def final_clusters(
     half = config.train.precision == "bfloat16"
     rounding = torch.finfo(torch.bfloat16 if half else torch.float32).eps
     pca = fit_pca(embeddings, kept, whiten=final.whiten, rounding=rounding) if kept else None
-    x = embeddings if pca is None else normalise(pca.apply(embeddings))
+    x = embeddings if pca is None else normalise_(pca.apply(embeddings))
     device = config.device if config.device.startswith("cuda") else "cpu"  # MPS has no float64
     x = x.to(device)
     k, choice = config.clusters, {}
@@ -250,6 +240,27 @@ def final_clusters(
         return pca, prototypes, None, choice
     tree = tree_of(x, prototypes, neighbours=final.neighbours, generator=generator)
     return pca, prototypes, tree, choice
+
+
+def compare_with_pixels(store: ImageStore, result: FitResult, progress: Progress) -> FitResult:
+    """The result with the scores of the yardstick beside its own; as it is without labels.
+
+    Args:
+        store: the images.
+        result: of a fit of them.
+        progress: told what happens.
+    """
+    if store.labels is None or not len(store.pixels):
+        return result
+    progress.phase("k-means on the pixels, to compare", 1)
+    clock = Clock()
+    generator = torch.Generator().manual_seed(result.config.seed)
+    rows, found = pixel_clusters(store, result.clusters, generator)
+    scores = {**result.scores, "pixels": score(found, store.labels[rows])}
+    progress.advance(1)
+    clock.lap("compare")
+    timings = result.timings | {"compare": round(clock.seconds["compare"], 3)}
+    return dataclasses.replace(result, scores=scores, timings=timings)
 
 
 def pixel_clusters(
