@@ -12,7 +12,7 @@ of an epoch (the first, which builds kernels, is left out where there are others
 fit. Messages and bytes of a step are counted by one process that only believes it has company.
 Writes benchmarks/results/processes.json, with --memory processes-memory.json: the peak of each
 process in two epochs of a few steps with a cut of all images between them, and with the features of
-all at the end; and of the same with a thousand images.
+all at the end; and of the same with half as many images.
 """
 
 from __future__ import annotations
@@ -101,12 +101,12 @@ def probe(source: Path, options: argparse.Namespace) -> None:
 
 
 def memory(ways: list[tuple[int, ...]], options: argparse.Namespace) -> list[dict[str, Any]]:
-    """The peak of each process, of many images and of a thousand."""
+    """The peak of each process, of all images and of half of them."""
     rows = []
     for several, threads in ways:
         row: dict[str, Any] = {"processes": several, "threads": threads}
         with tempfile.TemporaryDirectory() as folder:
-            for name, images in (("peak", options.images), ("base", 1000)):
+            for name, images in (("peak", options.images), ("half", options.images // 2)):
                 source = Path(folder) / f"{images}.npy"
                 np.save(source, noise(images, options.size))
                 words = [__file__, "--probe", str(source), "--size", str(options.size)]

@@ -635,13 +635,14 @@ def memory(found: list[Line]) -> str:
     facts = found[0]
 
     def cells(row: Line) -> list[str]:
-        more = [peak - base for peak, base in zip(row["peak"], row["base"], strict=True)]
+        more = [a - b for a, b in zip(row["peak"], row["half"], strict=True)]
+        more = [each * 1e5 / (facts["images"] / 2) for each in more]
         others = [f"{max(x[1:]) / 1e6:.0f}" if x[1:] else "–" for x in (row["peak"], more)]
         return [str(row["processes"]), f"{row['peak'][0] / 1e6:.0f}", others[0],
                 f"{more[0] / 1e6:.0f}", others[1]]  # fmt: skip
 
     head = ["processes", "MB, the first", "MB, each other"]
-    head += ["beyond a thousand images: the first", "each other"]
+    head += ["MB for 100,000 images more, the first", "each other"]
     rows = [cells(row) for row in facts["rows"]]
     return f"{table(head, rows)}\n\n{_noise(facts)}; {_origin(facts)}"
 
