@@ -589,6 +589,28 @@ def regions(found: list[Line]) -> str:
     )
 
 
+def engines(found: list[Line]) -> str:
+    """k-means beside its peers: a row a kind of rows, their number, their width and k."""
+    if not found:
+        return "Not measured yet."
+    facts = found[0]
+    names = list(facts["lines"][0]["seconds"])[1:]
+    rows = []
+    for line in facts["lines"]:
+        middle = {name: statistics.median(each) for name, each in line["seconds"].items()}
+        own = middle["deepcluster"]
+        over = [f"{own / middle[name]:.2f}" if name in middle else "–" for name in names]
+        cell = [f"{line[name]:,}" for name in ("rows", "features", "clusters")]
+        rows.append([line["kind"], *cell, f"{own:.3f}", *over, f"{line['load']:.0f}"])
+    head = ["", "rows", "features", "k", "seconds", *(f"over {name}" for name in names), "load"]
+    versions = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
+    return (
+        f"{table(head, rows)}\n\n{machine(facts)}; {facts['clock']} time of {facts['threads']} "
+        f"thread(s); kernels {', '.join(facts['kernels'])}; {versions}; commit {facts['commit']}; "
+        f"`{facts['command']}`"
+    )
+
+
 def processes(found: list[Line]) -> str:
     """The same fit by several processes: seconds, and what a step sends."""
     if not found:
@@ -655,6 +677,7 @@ def fill(text: str) -> str:
         "hourly": hourly([line for each in read("labels-an-hour.json") for line in each]),
         "frozen": frozen(read("frozen-*.json")),
         "regions": regions(read("segment.json")),
+        "engines": engines(read("kmeans.json")),
         "processes": processes(read("processes.json")),
         "processes-memory": memory(read("processes-memory.json")),
     }

@@ -234,6 +234,7 @@ def test_any_kind_of_input(tmp_path):
         torch.testing.assert_close(found.centers.float(), expected.centers)
     assert engine._Rows(mapped, "l2", 5, 64, None).kept is None
     assert engine._Rows(np.asarray(mapped), "l2", 5, 64, None).kept is None
+    assert engine._Rows(x, "l2", 5, 64, None).kept is None
     assert engine._Rows(x.astype(np.int32), "l2", 5, 64, None).kept is not None
     cosine = kmeans(mapped, 5, metric="cosine", chunk_size=64, generator=generator())
     same = kmeans(x, 5, metric="cosine", generator=generator())
@@ -241,6 +242,33 @@ def test_any_kind_of_input(tmp_path):
     half = kmeans(torch.from_numpy(x).bfloat16(), 5, generator=generator())
     assert half.centers.dtype == torch.float32
     assert x.max() == blobs(500, 6).max()  # the input is left alone
+
+
+@pytest.mark.parametrize(("d", "k"), [(2, 12), (16, 40), (30, 200)])
+def test_rows_that_are_left_alone_change_nothing(d, k, monkeypatch):
+    x = blobs(4000, d)
+    first = start(x, k)
+    taken = []
+    monkeypatch.setattr(
+        engine._Rows,
+        "here",
+        lambda rows, i, here=engine._Rows.here: taken.append(len(i)) or here(rows, i),
+    )
+
+    def run(rare):
+        monkeypatch.setattr(engine, "RARE", rare)
+        taken.clear()
+        return kmeans(x, k, init=first, max_iter=300, tol=0, generator=generator()), sum(taken)
+
+    plain, none = run(10**9)
+    found, looked_at = run(1)  # from the second iteration on
+    assert none == 0 and 0 < looked_at < 4000 * found.n_iter / 2
+    assert torch.equal(found.labels, plain.labels)
+    torch.testing.assert_close(found.centers, plain.centers, rtol=1e-6, atol=1e-6)
+    assert found.n_iter == plain.n_iter
+    reference = sklearn.cluster.KMeans(k, init=first, n_init=1, max_iter=300, tol=0)
+    reference.fit(x.astype(np.float64))
+    np.testing.assert_array_equal(found.labels, reference.labels_)
 
 
 @pytest.mark.parametrize("metric", ["l2", "cosine"])

@@ -50,7 +50,7 @@ MIDDLE = 1024  # rows whose median all are shifted by
 SUMMED = 2048  # rows at most whose sum is float32
 CACHED = 2**18  # numbers that stay in a core's cache
 RARE = 50  # once so small a part of the rows changes its cluster, the others are left alone
-WIDTH = 16  # on a CPU, products with a multiple of so many columns take half the time of 10
+WIDTH = 16  # on a CPU, a product with so many columns takes half the time of one with 10
 ONE_BY_ONE = 256  # k-means++ draws this many centres one at a time, later ones in blocks
 
 
@@ -556,9 +556,9 @@ def _product(x: Tensor, centers: Tensor, offsets: Tensor, out: Tensor | None = N
 
 
 def _padded(centers: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
-    """On a CPU, few centres filled up to a multiple of WIDTH by ones nearest to nothing."""
-    missing = -len(centers) % WIDTH
-    if centers.device.type != "cpu" or len(centers) > 8 * WIDTH:
+    """On a CPU, few centres filled up to WIDTH by ones that are nearest to nothing."""
+    missing = WIDTH - len(centers) if centers.device.type == "cpu" else 0
+    if missing <= 0:
         return centers, offsets
     return F.pad(centers, (0, 0, 0, missing)), F.pad(offsets, (0, missing), value=math.inf)
 
