@@ -1,5 +1,6 @@
 """Fits that begin with what exists: a frozen net, and vectors made elsewhere."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,56 @@ def test_estimator_with_a_frozen_net(net_folder: Path, tmp_path: Path):
     own = DeepCluster(backbone=module, size=32, **options).fit(images)
     assert all(torch.equal(before[name], value) for name, value in module.state_dict().items())
     assert own.model_.preprocessing.mean == named.model_.preprocessing.mean
+
+
+@pytest.mark.parametrize("minutes", ["auto", 0.05])
+@pytest.mark.parametrize("kind", ["of timm", "plain"])
+def test_a_module_is_adapted_from_its_own_weights(net_folder: Path, kind: str, minutes: Any):
+    images = make_shapes(40, side=24, colour=True)
+    options = {"n_clusters": 3, "device": "cpu", "random_state": 0}
+    if kind == "of timm":
+        module = timm.create_model(f"local-dir:{net_folder}", pretrained=True, num_classes=0)
+    else:
+        module = torch.nn.Sequential(
+            torch.nn.Conv2d(3, 8, 3, 2),
+            torch.nn.ReLU(),
+            torch.nn.Flatten(),
+            torch.nn.Linear(968, 9),
+        )
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    length = {"epochs": 2} if minutes == "auto" else {"minutes": minutes}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # a slow machine says that it was late
+        found = DeepCluster(backbone=module, start="adapt", **length, **options).fit(images)
+    assert {each["start"] for each in found.starts_} == {"adapt", "frozen"}
+    assert all(torch.equal(before[name], value) for name, value in module.state_dict().items())
+    assert np.array_equal(found.predict(images), found.labels_)
+    if kind == "of timm":
+        assert found.config_.size == 32  # as the net says, with its own mean
+        assert found.model_.preprocessing.mean == pytest.approx((0.5, 0.4, 0.3), abs=0.3)
+    else:
+        assert found.config_.size == 24
+    if minutes == "auto":
+        again = DeepCluster(backbone=module, start="adapt", **length, **options).fit(images)
+        assert np.array_equal(again.embeddings_, found.embeddings_)
+
+
+def test_adapting_a_module_begins_with_its_weights():
+    images, seen = make_shapes(40, side=24, colour=True), []
+    torch.manual_seed(0)
+    module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(1728, 9))
+    for start in ("frozen", "adapt"):  # at a rate of nothing, adapted is frozen
+        found = DeepCluster(
+            n_clusters=3,
+            backbone=module,
+            start=start,
+            epochs=1 if start == "adapt" else "auto",
+            device="cpu",
+            random_state=0,
+            settings={"train.lr": 1e-12, "train.weight_decay": 0, "train.precision": "float32"},
+        ).fit(images)
+        seen.append(found.embeddings_)
+    np.testing.assert_allclose(seen[0], seen[1], atol=1e-5)
 
 
 # -- adapted, and the best of several ------------------------------------------------------------

@@ -29,12 +29,12 @@ from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
 from deepcluster.backbones.build import CUSTOM
-from deepcluster.backbones.start import Weights
+from deepcluster.backbones.start import Weights, weights_of
 from deepcluster.config import Config, flatten, load_recipe, override
 from deepcluster.device import pick_inference
-from deepcluster.errors import ConfigError, NoImagesError, RunError
+from deepcluster.errors import NoImagesError, RunError
 from deepcluster.images.sources import list_source
-from deepcluster.images.store import ImageStore, one_row_each, open_images, scan_images
+from deepcluster.images.store import ImageStore, auto_size, one_row_each, open_images, scan_images
 from deepcluster.images.vectors import pair, read_vectors
 from deepcluster.progress import Progress
 from deepcluster.report import write_report
@@ -80,8 +80,8 @@ class DeepCluster(
         recipe: a named set of settings, or the path of a .toml file.
         start: scratch, frozen, adapt or auto (see ``Config.start``).
         backbone: name of a net or a folder (see ``Config.backbone``), or an ``nn.Module`` that
-            turns ``(b, c, size, size)`` into ``(b, d)``; a copy of it is used, and trained unless
-            it is frozen.
+            turns ``(b, c, size, size)`` into ``(b, d)``; a copy of it is used. Its weights are a
+            start with ``"frozen"`` and ``"adapt"``; else it is trained as from scratch.
         epochs: passes over the images.
         minutes: time for the fit, in place of epochs; what it comes to depends on the machine and
             is in ``config_``. A fit that is cut short to keep to them, or cannot, warns once.
@@ -166,13 +166,6 @@ class DeepCluster(
         asked = self._asked(own_net)
         if own_net is not None and asked.start == "auto":
             asked = dataclasses.replace(asked, start="scratch")
-        if own_net is not None and asked.start == "adapt":
-            raise ConfigError(
-                "a net of your own cannot be adapted: give it as a folder or a file, or train it "
-                "with start='scratch'"
-            )
-        if own_net is not None and asked.minutes != "auto":
-            raise ConfigError("minutes cannot be kept with a net of your own: give epochs instead")
         self._started = datetime.now().astimezone().isoformat()
         with self._progress() as progress:
             return self._fit(images, asked, own_net, progress)
@@ -181,13 +174,15 @@ class DeepCluster(
         self, images: Any, asked: Config, own_net: nn.Module | None, progress: Progress
     ) -> DeepCluster:
         started = time.perf_counter()
-        weights = None
+        begin: Weights | nn.Module | None = None
         if own_net is None:
-            asked, weights, sentence = settle_start(asked)
+            asked, begin, sentence = settle_start(asked)
             if sentence:
                 progress.note(sentence)
-        if weights is not None:
-            return self._fit_from(weights.fetch(), images, asked, progress, started)
+        elif asked.start != "scratch":
+            begin = own_net
+        if begin is not None:
+            return self._fit_from(begin, images, asked, progress, started)
         timed = asked.minutes != "auto"
         if not isinstance(images, ImageStore):
             images = list_source(images)
@@ -202,22 +197,30 @@ class DeepCluster(
             config = resolve(asked, **facts)
         else:
             spent = time.perf_counter() - started
-            config, cost = schedule_minutes(asked, **facts, store_bytes=0, spent=spent)
+            config, cost = schedule_minutes(asked, **facts, store_bytes=0, spent=spent, net=own_net)
             pace = self._pace(asked, cost, started, spent, progress)
-        if own_net is not None:
-            config = dataclasses.replace(config, backbone=CUSTOM)
         result = fit(store, config, backbone=own_net, progress=progress, pace=pace)
         return self._finish(Best(result, []), store, pace)
 
     def _fit_from(
-        self, weights: Weights, images: Any, asked: Config, progress: Progress, started: float
+        self,
+        begin: Weights | nn.Module,
+        images: Any,
+        asked: Config,
+        progress: Progress,
+        started: float,
     ) -> DeepCluster:
-        """Fit with weights that are at hand."""
+        """Fit with weights that are made already."""
         if isinstance(images, ImageStore):
-            side = int(images.pixels.shape[1])
+            side, channels = int(images.pixels.shape[1]), images.channels
         else:
             images = list_source(images)
-            side = scan_images(images, data=asked.data).side
+            scan = scan_images(images, data=asked.data)
+            side, channels = scan.side, scan.channels
+        if isinstance(begin, Weights):
+            weights = begin.fetch()
+        else:
+            weights = weights_of(begin, size=auto_size(side), channels=channels)
         frozen = dataclasses.replace(asked, start="frozen", minutes="auto")
         if asked.start != "frozen":
             frozen = dataclasses.replace(frozen, epochs="auto")
@@ -242,7 +245,7 @@ class DeepCluster(
             pace = self._pace(asked, cost, started, spent, progress)
         else:  # no clock: the same bits again
             rivals, last = untimed_starts(asked, frozen, weights, n=n, channels=channels, side=side)
-        best = fit_best(store, last, rivals, progress=progress, pace=pace)
+        best = fit_best(store, last, rivals, backbone=weights.net, progress=progress, pace=pace)
         return self._finish(best, store, pace)
 
     def _pace(
@@ -286,7 +289,7 @@ class DeepCluster(
             "start": self.start,
         }
         given |= {"clusters": self.n_clusters} | (
-            {} if own_net is not None else {"backbone": self.backbone}
+            {"backbone": CUSTOM if own_net is not None else self.backbone}
         )
         asked = override(asked, {name: value for name, value in given.items() if value != "auto"})
         seed = self.random_state  # a number is the seed itself, NumPy's too

@@ -7,6 +7,7 @@ hub. Nothing here goes to the network but :meth:`Weights.fetch`.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 import json
@@ -83,6 +84,7 @@ class Weights:
         interpolation: how an image is resized.
         license: as the weights say; empty if they do not.
         hub: repository at the hub.
+        net: a module of the user's own, in place of a file: it holds its weights.
     """
 
     name: str
@@ -96,6 +98,7 @@ class Weights:
     interpolation: str = "bicubic"
     license: str = ""
     hub: str = ""
+    net: nn.Module | None = dataclasses.field(default=None, repr=False, compare=False)
 
     @property
     def multiple(self) -> int:
@@ -135,7 +138,7 @@ class Weights:
         Raises:
             ConfigError: they cannot be had.
         """
-        if self.path is not None:
+        if self.path is not None or self.net is not None:
             return self
         from huggingface_hub import hf_hub_download
 
@@ -156,6 +159,9 @@ class Weights:
         Raises:
             ConfigError: the weights do not fit the net or the size, or hold NaN.
         """
+        if self.net is not None:
+            net = copy.deepcopy(self.net)
+            return prepare_backbone(net, channels=self.channels, size=size).eval()
         assert self.path is not None, "fetch first"
         from deepcluster.backbones.registered import timm
 
@@ -232,6 +238,20 @@ def find_weights(backbone: str, file: str = "") -> Weights | None:
         return _of_folder(backbone, folder)
     architecture = architecture_of(backbone)
     return None if architecture in OWN_BACKBONES else _of_hub(backbone.replace("-", "_"))
+
+
+def weights_of(net: nn.Module, *, size: int, channels: int) -> Weights:
+    """A module of the user's own that brings its weights.
+
+    Args:
+        net: ``(b, c, s, s)`` -> ``(b, d)``. A net of timm says what it wants of an image.
+        size: side in pixels, for one that does not.
+        channels: of the images, for one that does not.
+    """
+    if Preprocessing.of_module(net, size) is None:  # mean and deviation are the images' own
+        return Weights(CUSTOM, CUSTOM, None, channels, size, (), (), net=net)
+    said: dict[str, Any] = net.pretrained_cfg  # type: ignore[assignment]
+    return dataclasses.replace(_described(CUSTOM, CUSTOM, said, path=None), net=net)
 
 
 def _model_in(folder: Path) -> Path | None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from deepcluster.clustering.compare import agreements
 from deepcluster.config import Config
@@ -64,6 +66,7 @@ def fit_best(
     config: Config,
     rivals: Sequence[Config] = (),
     *,
+    backbone: nn.Module | None = None,
     run: RunDir | None = None,
     resume: bool = False,
     progress: Progress | None = None,
@@ -76,16 +79,21 @@ def fit_best(
         config: resolved settings of the fit that `run`, `resume` and `pace` are for, and that is
             done last.
         rivals: resolved settings of the others; of equals, the first is kept.
+        backbone: a net in place of that of the settings; each fit gets a copy.
         run: as for :func:`deepcluster.training.loop.fit`.
         resume: as there.
         progress: told what happens.
         pace: as there.
     """
     progress = progress or Progress()
-    done = [fit(_sized(store, each), each, progress=progress) for each in rivals]
+    done = [
+        fit(_sized(store, each), each, backbone=copy.deepcopy(backbone), progress=progress)
+        for each in rivals
+    ]
     last = fit(
         _sized(store, config) if rivals else store,
         config,
+        backbone=backbone,
         run=run,
         resume=resume,
         progress=progress,

@@ -241,6 +241,8 @@ def begin(store: ImageStore, config: Config, backbone: nn.Module | None) -> Begu
         said = Preprocessing.of_module(backbone, config.size)
         if config.start != "scratch" and said is not None:
             own = said
+        if config.start == "adapt":  # it learns on whole images
+            own = dataclasses.replace(own, side=config.size)
         backbone = prepare_backbone(backbone, channels=len(own.mean), size=config.size)
         return Begun(backbone, config.backbone, len(own.mean), own)
     built = build_net(config, store.channels)

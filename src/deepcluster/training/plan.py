@@ -18,6 +18,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +29,14 @@ from deepcluster.backbones.adapt import hold, keep_statistics
 from deepcluster.backbones.build import auto_backbone
 from deepcluster.backbones.features import find_speed
 from deepcluster.backbones.preprocessing import Batches, Preprocessing
-from deepcluster.backbones.start import GIVEN, GOOD, Weights, build_net, find_weights
+from deepcluster.backbones.start import (
+    GIVEN,
+    GOOD,
+    Weights,
+    build_net,
+    find_weights,
+    weights_of,
+)
 from deepcluster.clustering.neighbours import TILE
 from deepcluster.config import Config, check_settings
 from deepcluster.device import fast_bfloat16, pick_device
@@ -359,8 +367,8 @@ def adapt_weights(
     """
     asked = dataclasses.replace(config, start="adapt", minutes="auto")
     sizes = [side // weights.multiple * weights.multiple for side in ADAPT_SIDES]
-    if weights.own:
-        sizes = [weights.size]
+    if weights.own or weights.net is not None:
+        sizes = [weights.best_size(side)]
     if config.size != "auto":
         sizes = [config.size]
     for size in sizes:
@@ -368,7 +376,9 @@ def adapt_weights(
         if size == sizes[-1] or minutes is None or config.epochs != "auto":
             break
         resolved = resolve(found, n=n, size=size, channels=channels)
-        cost = estimate(resolved, n=n, channels=channels, store_bytes=0, patience=0.0)
+        cost = estimate(
+            resolved, n=n, channels=channels, store_bytes=0, patience=0.0, net=weights.net
+        )
         if 60 * minutes - cost.rest >= ENOUGH_TO_ADAPT * cost.epoch:
             break
     return dataclasses.replace(found, minutes=config.minutes)
@@ -463,7 +473,7 @@ def plan_starts(
     if asked.start == "frozen":
         return [], first, cost
     rivals, before = [first], cost.seconds
-    facts = {"n": n, "channels": channels, "store_bytes": store_bytes}
+    facts: dict[str, Any] = {"n": n, "channels": channels, "store_bytes": store_bytes}
     timed = asked.minutes != "auto"
     if asked.start == "auto" and channels == 1 and side <= SMALL_SHAPE:
         scratch = _from_scratch(asked, side)
@@ -477,7 +487,7 @@ def plan_starts(
     wanted = adapt_weights(asked, weights, n=n, channels=channels, side=side, minutes=minutes)
     assert isinstance(wanted.size, int)
     last, more = schedule_minutes(
-        wanted, **facts, size=wanted.size, spent=spent + before, limit=limit
+        wanted, **facts, size=wanted.size, spent=spent + before, limit=limit, net=weights.net
     )
     if asked.start == "auto" and timed and minutes * 60 < more.rest + more.epoch:
         return rivals[1:], first, cost  # no time to adapt
@@ -612,6 +622,7 @@ def schedule_minutes(
     store_bytes: int,
     spent: float = 0.0,
     limit: float = AN_HOUR,
+    net: nn.Module | None = None,
 ) -> tuple[Config, Cost]:
     """Resolve the settings, with as many epochs as the time allows.
 
@@ -627,6 +638,7 @@ def schedule_minutes(
         store_bytes: bytes of the decoded images that stay in memory.
         spent: seconds since the fit began; they count where minutes were given.
         limit: minutes from then on, where none were given (:func:`usual_minutes`).
+        net: the one to train, where it is a module of the user's own.
 
     Returns:
         The settings, with nothing but epochs in place of minutes, and what they will cost.
@@ -637,7 +649,9 @@ def schedule_minutes(
     if config.minutes != "auto":
         patience = min(TRIAL_MOST, TRIAL_SHARE * 60 * minutes)
     began = time.perf_counter()
-    cost = estimate(resolved, n=n, channels=channels, store_bytes=store_bytes, patience=patience)
+    cost = estimate(
+        resolved, n=n, channels=channels, store_bytes=store_bytes, patience=patience, net=net
+    )
     if config.epochs == "auto":
         gone = 0.0 if config.minutes == "auto" else spent + time.perf_counter() - began
         room = 60 * minutes - gone - cost.rest
@@ -652,7 +666,13 @@ def schedule_minutes(
 
 
 def estimate(
-    config: Config, *, n: int, channels: int, store_bytes: int, patience: float = 1.0
+    config: Config,
+    *,
+    n: int,
+    channels: int,
+    store_bytes: int,
+    patience: float = 1.0,
+    net: nn.Module | None = None,
 ) -> Cost:
     """Memory and time of a fit, from a few timed steps on random pixels.
 
@@ -662,6 +682,7 @@ def estimate(
         channels: 1 or 3.
         store_bytes: bytes of the decoded images that stay in memory.
         patience: seconds that may go into timing, beside the first steps.
+        net: as for :func:`schedule_minutes`; it stays as it is.
     """
     assert isinstance(config.size, int)
     assert isinstance(config.epochs, int)
@@ -669,7 +690,7 @@ def estimate(
     assert isinstance(config.train.batch_size, int)
     device = torch.device(config.device)
     with torch.random.fork_rng(devices=[]):
-        backbone, size = _net_to_time(config, channels)
+        backbone, size = _net_to_time(config, channels, net)
         giant = (config.size / size) ** 2  # times the pixels of what is timed
         side = round(size * config.data.margin)
         batch = batch_size = config.train.batch_size
@@ -763,13 +784,15 @@ def estimate(
     )
 
 
-def _net_to_time(config: Config, channels: int) -> tuple[nn.Module, int]:
+def _net_to_time(config: Config, channels: int, own: nn.Module | None) -> tuple[nn.Module, int]:
     """The net, and the side of the images to time steps with: of giants, a part of theirs.
 
     The time of a net without attention grows with the number of pixels, so a part of them tells as
     much; to time a step of two whole images may take a minute.
     """
     assert isinstance(config.size, int)
+    if own is not None:
+        return weights_of(own, size=config.size, channels=channels).build(config.size), config.size
     size = config.size
     while 2 * round(size * config.data.margin) ** 2 > FIRST_PIXELS:
         size //= 2
