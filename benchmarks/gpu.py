@@ -10,7 +10,9 @@ One call measures one row (a data set and its minutes) in well under ten minutes
 at most 8, and writes what benchmarks/fit.py writes for a run, and: images a second (of the training
 steps alone), floating-point operations an image (torch counts those of the matrix products and
 convolutions of one whole step: forward, backward, optimizer), and the share of the machine's peak
-that this is. The peak is measured, too: a large matrix product in the arithmetic of the fit.
+that this is. The peak is measured, too: a large matrix product in the arithmetic of the fit. So is
+how long the messages of a step of two processes take through NCCL where one is alone: what it costs
+to start them, not to send them.
 FOLDER holds SET-train.parquet (Hugging Face layout).
 """
 
@@ -18,13 +20,16 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import statistics
 import tempfile
 import time
 from pathlib import Path
 
 import record
 import torch
+import torch.distributed as dist
 from fit import file_name, measure
+from processes import messages
 from torch.utils.flop_counter import FlopCounterMode
 
 from deepcluster.backbones.start import build_net, find_weights
@@ -86,6 +91,27 @@ def flop_an_image(config: Config) -> float:
     return counter.get_total_flops() / batch
 
 
+def nccl_seconds(config: Config) -> float | None:
+    """Seconds of a step's messages through NCCL with one process; None without a GPU."""
+    device = torch.device(config.device)
+    if device.type != "cuda" or not dist.is_nccl_available():
+        return None
+    on_cpu = dataclasses.replace(config, device="cpu")
+    sent = [torch.zeros(size // 4 + 1, device=device) for size in messages(on_cpu, 2)]
+    dist.init_process_group("nccl", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        took = []
+        for _ in range(21):
+            start = time.perf_counter()
+            for tensor in sent:
+                dist.all_reduce(tensor)
+            torch.cuda.synchronize(device)
+            took.append(time.perf_counter() - start)
+    finally:
+        dist.destroy_process_group()
+    return statistics.median(took[1:])
+
+
 def images_a_second(run: RunDir, images: int) -> float:
     """Images that the training steps went through, or a frozen net saw, over their seconds."""
     lines = run.read_metrics()
@@ -129,12 +155,14 @@ def main() -> None:
         flop = flop_an_image(resolved)
         line = measure(run, args.commit or record.commit()) | {"command": record.command()}
         speed = images_a_second(run, line["images"])
+        several = nccl_seconds(resolved) if args.start == "scratch" else None
     line |= {
         "precision": resolved.train.precision,
         "images_per_second": round(speed, 1),
         "flop_per_image": round(flop),
         "peak_flop_per_second": round(best),
         "share_of_peak": round(speed * flop / best, 4),
+        "nccl_seconds_per_step": several and round(several, 6),
     }
     kind = "gpu" if args.start == "scratch" else f"{args.start}-gpu"
     target = args.out / file_name(kind, line)

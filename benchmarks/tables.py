@@ -20,6 +20,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks/results"
 DOCUMENTS = [ROOT / "docs/benchmarks.md", ROOT / "README.md", ROOT / "docs/guide.md"]
+DOCUMENTS += [ROOT / "docs/scale.md"]
 LOG = ROOT / "docs/log.md"
 PICTURE = ROOT / "docs/images/minutes.svg"
 
@@ -588,6 +589,53 @@ def regions(found: list[Line]) -> str:
     )
 
 
+def processes(found: list[Line]) -> str:
+    """The same fit by several processes: seconds, and what a step sends."""
+    if not found:
+        return "Not measured yet."
+    facts = found[0]
+    first = facts["rows"][0]
+    rows = [
+        [f"{row['processes']} × {row['threads']}", f"{row['epoch']:.2f}",
+         f"{first['epoch'] / row['epoch']:.2f}", f"{row['fit']:.1f}", str(row["messages"]),
+         f"{row['bytes'] / 1e6:.1f} MB"]
+        for row in facts["rows"]
+    ]  # fmt: skip
+    head = ["processes × threads", "s an epoch", "speed", "s the fit", "messages a step", "of"]
+    what = f"{facts['epochs']} epochs, the median of {facts['repeats']} fits; {machine(facts)}"
+    return f"{table(head, rows)}\n\n{_noise(facts)}, {what}; {_origin(facts)}"
+
+
+def memory(found: list[Line]) -> str:
+    """Peak memory of each of several processes."""
+    if not found:
+        return "Not measured yet."
+    facts = found[0]
+
+    def cells(row: Line) -> list[str]:
+        more = [a - b for a, b in zip(row["peak"], row["half"], strict=True)]
+        more = [each * 1e5 / (facts["images"] / 2) for each in more]
+        others = [f"{max(x[1:]) / 1e6:.0f}" if x[1:] else "–" for x in (row["peak"], more)]
+        return [str(row["processes"]), f"{row['peak'][0] / 1e6:.0f}", others[0],
+                f"{more[0] / 1e6:.0f}", others[1]]  # fmt: skip
+
+    head = ["processes", "MB, the first", "MB, each other"]
+    head += ["MB for 100,000 images more, the first", "each other"]
+    rows = [cells(row) for row in facts["rows"]]
+    return f"{table(head, rows)}\n\n{_noise(facts)}; {_origin(facts)}"
+
+
+def _noise(facts: Line) -> str:
+    return (
+        f"{facts['images']:,} images of noise, {facts['size']} pixels, {facts['backbone']}, "
+        f"batches of {facts['batch']}"
+    )
+
+
+def _origin(facts: Line) -> str:
+    return f"commit {facts['commit']}; `{facts['command']}`"
+
+
 def fill(text: str) -> str:
     """A document, its marked places filled from the results."""
     found = RESULTS / "quality.json"
@@ -607,6 +655,8 @@ def fill(text: str) -> str:
         "hourly": hourly([line for each in read("labels-an-hour.json") for line in each]),
         "frozen": frozen(read("frozen-*.json")),
         "regions": regions(read("segment.json")),
+        "processes": processes(read("processes.json")),
+        "processes-memory": memory(read("processes-memory.json")),
     }
 
     def place(match: re.Match[str]) -> str:

@@ -38,6 +38,7 @@ from deepcluster.config import (
 from deepcluster.errors import ConfigError, NoImagesError, RunError, SourceError
 from deepcluster.files import Output
 from deepcluster.methods import METHODS
+from deepcluster.progress import counted
 from deepcluster.run import RunDir
 from deepcluster.show.exact import escaped, show
 from deepcluster.show.results import print_json, print_plan, print_rows, print_run
@@ -177,10 +178,9 @@ def fit(
     """
     from deepcluster import fitting, processes
     from deepcluster.machine import command_line
-    from deepcluster.training.loop import follow
 
-    if processes.follows():  # the first process says and writes everything
-        return None if dry_run else follow()
+    if processes.follows():
+        return None if dry_run else _follow()
     seen: Any = images
     if embeddings is None:
         seen = _one_or_many(source)
@@ -244,8 +244,10 @@ def predict(
     risk
         Share of wrong ones that you bear among the images that are not unsure.
     """
-    from deepcluster import finished
+    from deepcluster import finished, processes
 
+    if processes.follows():
+        return _follow()
     if how is not None and into is None:
         raise ConfigError(f"--how {how} needs --into: the folder to put the images in")
     opened = RunDir.open(run)
@@ -254,7 +256,7 @@ def predict(
         finished.check_folder(into)
     if classes:
         opened.read_classifier()  # before any work
-    with _progress(as_json) as progress:
+    with processes.joined(), _progress(as_json) as progress:
         found: Any = finished.predict_source(
             opened, _one_or_many(source), device=device, progress=progress
         )
@@ -263,6 +265,8 @@ def predict(
     if target is not None:
         with target.writing() as part, part.open("w", newline="", encoding="utf-8") as file:
             found.write_csv(file)
+        if into is None and not target.device:
+            print_rows(["file", "images"], [(out, len(found.rows()))], as_json)
     if into is not None:
         placed = found.as_predictions() if classes else found
         counts = finished.sort_into(placed, into, how=how or "copy")
@@ -294,16 +298,18 @@ def embed(
         Only the part I/N of the images, such as 3/8 (the third of eight): --out is a Parquet file
         then, and `deepcluster merge` joins all of them.
     """
-    from deepcluster import finished
+    from deepcluster import finished, processes
 
+    if processes.follows():
+        return _follow()
     opened, images = RunDir.open(run), _one_or_many(source)
     if shard is not None:
         part = finished.Shard.parse(shard)
-        with _progress(False) as progress:
+        with processes.joined(), _progress(False) as progress:
             count = finished.embed_part(opened, images, part, out, device=device, progress=progress)
-        return show(f"{out}: {count} images, part {part}")
+        return show(f"{out}: {counted(count, 'image')}, part {part}")
     finished.check_embeddings_out(out)
-    with _progress(False) as progress:
+    with processes.joined(), _progress(False) as progress:
         found = finished.predict_source(opened, images, device=device, progress=progress)
     _show_features(finished.write_embeddings(found, out))
 
@@ -355,9 +361,11 @@ def evaluate(
     labels
         "folders" or a CSV file with columns path,label; without a source, of the run's own images.
     """
-    from deepcluster import finished
+    from deepcluster import finished, processes
 
-    with _progress(as_json) as progress:
+    if processes.follows():
+        return _follow()
+    with processes.joined(), _progress(as_json) as progress:
         scores = finished.evaluate_run(
             RunDir.open(run),
             _one_or_many(source) if source else None,
@@ -418,7 +426,7 @@ def suggest(
         raise ConfigError(f"-n {n}: ask for 1 image or more")
     found = finished.suggest_run(RunDir.open(run), n, out=out)
     show(
-        f"{len(found.ids)} images to label",
+        f"{counted(len(found.ids), 'image')} to label",
         f"page:  {found.page}",
         f"table: {found.table}",
         f"then:  deepcluster teach {shlex.quote(str(run))} labels.csv",
@@ -443,11 +451,11 @@ def teach(run: RunPath, labels: Path, *, as_json: AsJson = False) -> None:
         return print_json(opened.read_classifier()[1])
     expected = found.taught.expected
     show(
-        f"{found.labels:,} labels, {len(found.taught.classes)} classes, "
+        f"{counted(found.labels, 'label')}, {counted(len(found.taught.classes), 'class')}, "
         f"{found.taught.classifier.method}",
         f"expected to be right on {expected.accuracy:.0%} of images like these (nine times in ten "
         f"between {expected.low:.0%} and {expected.high:.0%}; {expected.right} of "
-        f"{expected.checked} labels that were held out)",
+        f"{counted(expected.checked, 'label')} held out)",
     )
     rows = []
     for row in found.taught.classes:
@@ -610,15 +618,24 @@ def segment(
     images
         Image files.
     out
-        A new folder: NAME.labels.png and NAME.overlay.png for each image, and areas.csv.
+        A new folder: NAME.labels.png and NAME.overlay.png for each image, and areas.csv;
+        files that cannot be read are in skipped.csv.
     """
     from deepcluster.segmentation import segment_files
 
     with _progress(as_json) as progress:
         done = segment_files(
-            images, out, settings, device=device, phase=progress.phase, advance=progress.advance
+            images,
+            out,
+            settings,
+            device=device,
+            phase=progress.phase,
+            advance=progress.advance,
+            note=progress.note,
         )
-    rows = [(item.image, f"{item.labels} regions in {item.seconds:.0f} s") for item in done]
+    rows = [
+        (item.image, f"{counted(item.labels, 'region')} in {item.seconds:.0f} s") for item in done
+    ]
     print_rows(["image", "result"], rows, as_json)
 
 
@@ -637,6 +654,13 @@ def _one_or_many(source: tuple[str, ...]) -> str | list[str]:
     if not source:
         raise ConfigError("which images? Give a folder, files, or a name such as digits")
     return source[0] if len(source) == 1 else list(source)
+
+
+def _follow() -> None:
+    """What a process does that is not the launcher's first, which says and writes everything."""
+    from deepcluster.training.loop import follow
+
+    follow()
 
 
 @contextmanager

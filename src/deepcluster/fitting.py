@@ -29,7 +29,7 @@ from deepcluster.images.listing import Listing
 from deepcluster.images.sources import list_source
 from deepcluster.images.store import ImageStore, open_images, scan_images
 from deepcluster.images.vectors import Vectors, pair, read_vectors
-from deepcluster.machine import hardware, versions
+from deepcluster.machine import hardware, launcher, versions
 from deepcluster.naming import Remembered, carry_names
 from deepcluster.progress import Progress, epoch_sentence
 from deepcluster.report import write_report
@@ -59,6 +59,7 @@ from deepcluster.training.plan import (
     take_weights,
     usual_minutes,
 )
+from deepcluster.training.sharing import refuse_one_gpu, stored
 
 
 class Logged(Progress):
@@ -200,6 +201,7 @@ def fit_source(
         )
     with contextlib.ExitStack() as held:
         held.enter_context(processes.joined())
+        refuse_one_gpu(asked.device)
         undone = held.enter_context(contextlib.ExitStack())  # ends after the lock: see withdraw
         run, rivals = None, None
         if resume:
@@ -320,7 +322,7 @@ def _look(
     opened = (rivals or [asked])[0] if gone_on else _as_opened(listing, asked, weights)
     store = open_images(
         listing,
-        data=opened.data,
+        data=stored(opened.data),
         size=opened.size,
         keep=True,
         progress=progress.callback("decoding"),
@@ -331,10 +333,12 @@ def _look(
         asked = opened
     spent = time.perf_counter() - sitting.clock
     limit = usual_minutes(given, len(store))
+    several = processes.helpers()
+    mapped = several == 1 and isinstance(store.pixels, np.memmap)
     facts: dict[str, Any] = {
         "n": len(store),
         "channels": store.channels,
-        "store_bytes": 0 if isinstance(store.pixels, np.memmap) else store.pixels.nbytes,
+        "store_bytes": 0 if mapped else store.pixels.nbytes // several,
         "spent": spent,
         "limit": limit,
     }
@@ -519,7 +523,8 @@ def _write_other(
 def _say_how_to_go_on(run: RunDir, source: Any, log: Logged, *, stopped: bool) -> None:
     """After a fit that was stopped or failed: what is kept, and what to type."""
     if stopped:
-        again = shlex.join(["deepcluster", "fit", *_words(source), "--out", str(run.path)])
+        words = ["deepcluster", "fit", *_words(source), "--out", str(run.path)]
+        again = shlex.join([*launcher(), *words])
         log.note(f"stopped and saved. To go on: {again} --resume")
     else:
         with run.log.open("a", encoding="utf-8") as file:

@@ -53,6 +53,15 @@ def _cpu_name() -> str:
         return platform.processor()
 
 
+def launcher() -> list[str]:
+    """What is typed before a command that is to have as many processes as this one; or nothing."""
+    count, here = processes.helpers(), os.environ.get("LOCAL_WORLD_SIZE")
+    if count == 1:
+        return []
+    nodes = ["--standalone"] if here in (None, str(count)) else ["--nnodes", "…"]
+    return ["torchrun", *nodes, "--nproc-per-node", here or str(count), "-m", "--"]
+
+
 def command_line() -> list[str]:
     """The command as it was typed."""
     return ["deepcluster", *sys.argv[1:]]

@@ -1,10 +1,11 @@
 """Several processes on one fit: how many, which one am I, and what all of them must know.
 
 torchrun starts the same command N times and says so in the environment. The first process does all
-that a single one does; the others do nothing but train along (``training/loop.py``). Each computes
-views and features of its share of every batch; from there on all of them hold the whole batch, so
-that loss, banks and clusters are those of one process. torch.distributed does the talking: gloo
-between CPUs, NCCL between CUDA devices. Without a launcher nothing here does anything.
+that a single one does; the others do nothing but train along (``training/loop.py``). Each holds a
+stretch of the images and of what is kept of them, and computes views and features of its share of
+every batch; from there on all of them hold the whole batch, so that loss, banks and clusters are
+those of one process. torch.distributed does the talking: gloo between CPUs, NCCL between CUDA
+devices. Without a launcher nothing here does anything.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -23,6 +25,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from deepcluster.errors import ConfigError, ProcessError
+from deepcluster.progress import counted
 
 WAIT = timedelta(days=7)
 """So long one process waits for another that lives, such as for the first while it decodes or makes
@@ -105,12 +108,17 @@ def share(n: int) -> slice:
     Raises:
         ConfigError: there are fewer rows than processes.
     """
+    return shares(n)[rank() if world() > 1 else 0]
+
+
+def shares(n: int) -> list[slice]:
+    """Which of `n` rows each process works on: see :func:`share`."""
     count = world()
-    if count == 1:
-        return slice(0, n)
-    if n < count:
-        raise ConfigError(f"{n} images are too few for {count} processes: start fewer of them")
-    return slice(rank() * n // count, (rank() + 1) * n // count)
+    if count > 1 and n < count:
+        raise ConfigError(
+            f"{counted(n, 'image')}, too few for {count} processes: start fewer of them"
+        )
+    return [slice(one * n // count, (one + 1) * n // count) for one in range(count)]
 
 
 # -- what one says to all -----------------------------------------------------------------------
@@ -185,6 +193,107 @@ class _Gather(torch.autograd.Function):
         whole = gradients[0].clone(memory_format=torch.contiguous_format)
         _add_up(whole)
         return whole.narrow(*ctx.where), None, None, None
+
+
+def collect(mine: Tensor, n: int, dim: int = 0) -> Tensor:
+    """The rows of all processes, in the first one; the others keep what they have.
+
+    Args:
+        mine: this process's :func:`share` of `n` rows, along `dim`.
+        n: rows in all.
+        dim: which dimension the rows are.
+    """
+    if world() == 1:
+        return mine
+    if not first():
+        send(mine, 0)
+        return mine
+    whole = mine.new_empty(*mine.shape[:dim], n, *mine.shape[dim + 1 :])
+    for number, rows in enumerate(shares(n)):
+        part = whole.narrow(dim, rows.start, rows.stop - rows.start)
+        part.copy_(mine if number == 0 else receive(torch.empty_like(part).contiguous(), number))
+    return whole
+
+
+def exchange(held: Tensor, index: Tensor, n: int) -> Tensor:
+    """This process's share of a batch whose rows lie in all processes; each row travels once.
+
+    Args:
+        held: ``(h, …)``, those of the batch that lie in this process's share of `n` rows, in the
+            order of the batch.
+        index: ``(b,)`` int64 on the CPU, the rows of the batch.
+        n: rows in all.
+    """
+    if world() == 1:
+        return held
+    ends = [torch.tensor([rows.stop for rows in shares(count)]) for count in (n, len(index))]
+    owner = torch.bucketize(index, ends[0], right=True)
+    goal = torch.bucketize(torch.arange(len(index)), ends[1], right=True)
+    sources = owner[goal == rank()]
+    sent = goal[owner == rank()].bincount(minlength=world()).tolist()
+    come = sources.bincount(minlength=world()).tolist()
+    mine = held.new_empty(len(sources), *held.shape[1:])
+    with _talking():
+        dist.all_to_all_single(mine, held.contiguous(), come, sent)
+    ordered = torch.empty_like(mine)
+    ordered[sources.argsort(stable=True).to(mine.device)] = mine
+    return ordered
+
+
+@dataclass(frozen=True)
+class Spread:
+    """The rows of a matrix, of which each process holds its share, or all of them, if one does.
+
+    Attributes:
+        mine: ``(m, …)``, this process's :func:`share` of the rows.
+        n: rows in all.
+    """
+
+    mine: Tensor
+    n: int
+
+    def __len__(self) -> int:
+        return self.n
+
+    @property
+    def rows(self) -> slice:
+        """Which of all rows this process holds."""
+        return slice(0, self.n) if len(self.mine) == self.n else share(self.n)
+
+    def locate(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Which of some rows are here ``(q,)`` bool, and the places of these among :attr:`mine`."""
+        rows = self.rows
+        here = (index >= rows.start) & (index < rows.stop)
+        return here, index[here] - rows.start
+
+    def take(self, index: Tensor) -> Tensor:
+        """The rows `index` ``(q,)`` int64, in all processes; on the device of :attr:`mine`."""
+        index = index.to(self.mine.device)
+        if len(self.mine) == self.n:
+            return self.mine[index]
+        here, places = self.locate(index)
+        found = self.mine.new_zeros(len(index), *self.mine.shape[1:])
+        found[here] = self.mine[places]
+        _add_up(found)
+        return found
+
+    def put(self, index: Tensor, values: Tensor) -> None:
+        """Write those of some rows that are here; all processes know the values of all of them."""
+        if len(self.mine) == self.n:
+            self.mine[index] = values
+        else:
+            here, places = self.locate(index)
+            self.mine[places] = values[here]
+
+    def gather(self, values: Tensor) -> Tensor:
+        """A value a row: from ``(m, …)``, of the rows that are here, to ``(n, …)``, of all."""
+        return values if len(self.mine) == self.n else gather(values, self.n)
+
+    def add_up(self, *tensors: Tensor) -> None:
+        """Sums over the rows that are here become those over all, in place."""
+        if len(self.mine) < self.n:
+            for tensor in tensors:
+                _add_up(tensor)
 
 
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
@@ -271,6 +380,19 @@ def _batch_norm(
 
 
 # -- torch.distributed --------------------------------------------------------------------------
+
+
+def send(tensor: Tensor, to: int) -> None:
+    """Send a tensor to one other process, which waits in :func:`receive`."""
+    with _talking():
+        dist.send(tensor.contiguous(), to)
+
+
+def receive(tensor: Tensor, sender: int) -> Tensor:
+    """Fill a tensor with what another process sends."""
+    with _talking():
+        dist.recv(tensor, sender)
+    return tensor
 
 
 def _broadcast(tensor: Tensor) -> None:

@@ -234,7 +234,7 @@ def test_any_kind_of_input(tmp_path):
         torch.testing.assert_close(found.centers.float(), expected.centers)
     assert engine._Rows(mapped, "l2", 5, 64, None).kept is None
     assert engine._Rows(np.asarray(mapped), "l2", 5, 64, None).kept is None
-    assert engine._Rows(x, "l2", 5, 64, None).kept is not None
+    assert engine._Rows(x.astype(np.int32), "l2", 5, 64, None).kept is not None
     cosine = kmeans(mapped, 5, metric="cosine", chunk_size=64, generator=generator())
     same = kmeans(x, 5, metric="cosine", generator=generator())
     assert torch.equal(cosine.labels, same.labels)

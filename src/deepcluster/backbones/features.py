@@ -61,7 +61,6 @@ def extract(
     preprocessing: Preprocessing,
     compute: Compute,
     *,
-    rows: slice = slice(None),
     advance: Callable[[int], None] = lambda count: None,
 ) -> Tensor:
     """Features of images in their order, in evaluation mode.
@@ -71,7 +70,6 @@ def extract(
         store: the images.
         preprocessing: crop and normalisation.
         compute: where the backbone is, arithmetic and batch.
-        rows: which of the images; a stretch, all unless said.
         advance: called with the number of images done since the last call.
 
     Returns:
@@ -81,15 +79,14 @@ def extract(
     backbone.eval().to(memory_format=torch.channels_last)
     features: Tensor | None = None
     device, dtype = compute.device, compute.dtype
-    places = np.arange(len(store))[rows]
-    for start in range(0, len(places), compute.batch_size):
-        index = places[start : start + compute.batch_size]
+    for start in range(0, len(store), compute.batch_size):
+        index = np.arange(start, min(len(store), start + compute.batch_size))
         images = preprocessing(to_device(store.batch(index), device))
         images = images.contiguous(memory_format=torch.channels_last)
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             batch = backbone(images)
         if features is None:
-            features = torch.empty(len(places), batch.shape[1])
+            features = torch.empty(len(store), batch.shape[1])
         features[start : start + len(index)] = batch.float().cpu()
         advance(len(index))
     backbone.train(training)
@@ -166,11 +163,12 @@ def kept_features(
     compute: Compute,
     *,
     advance: Callable[[int], None] = lambda count: None,
+    extract: Callable[..., Tensor] = extract,
 ) -> Tensor:
     """L2-normalised features of a net that does not learn, from the last fit if they are the same.
 
     They are kept under a hash of every pixel, every weight and all that lies between. Arguments as
-    for :func:`extract`.
+    for :func:`extract`, and what takes its place where several processes share the images.
     """
     how = (str(compute.dtype), compute.device.type, torch.__version__)
     facts = (store.pixels.shape, preprocessing, *how)
@@ -230,6 +228,7 @@ class FittedModel:
         compute: Compute,
         *,
         advance: Callable[[int], None] = lambda count: None,
+        extract: Callable[..., Tensor] = extract,
     ) -> Tensor:
         """L2-normalised features of images, ``(n, d)`` float32 on the CPU: see :func:`extract`.
 
@@ -288,17 +287,22 @@ class FittedModel:
         for path in folder.glob("*.safetensors"):
             path.chmod(0o644)  # the library makes them unreadable for others
 
-    def _save_net(self, backbone: nn.Module, folder: Path) -> None:
-        facts = self.preprocessing
+    def save_net(self, folder: Path) -> None:
+        """Write the net, as timm reads it."""
+        assert self.backbone is not None
         save_timm(
-            backbone,
+            self.backbone,
             folder,
             name=self.name,
             channels=self.channels,
-            preprocessing=facts,
+            preprocessing=self.preprocessing,
             sobel=self.sobel,
             license=self.license,
         )
+
+    def _save_net(self, backbone: nn.Module, folder: Path) -> None:
+        self.save_net(folder)
+        facts = self.preprocessing
         card = MODEL_CARD.format(
             name=self.name,
             channels=self.channels,
@@ -324,7 +328,7 @@ class FittedModel:
         rest: dict[str, Any] = {"name": GIVEN, "channels": 1, "sobel": False}
         preprocessing = Preprocessing(1, (0.0,), (1.0,))
         if (folder / "config.json").exists() or (folder / "model.safetensors").exists():
-            net, preprocessing, rest = _load_net(folder, backbone)
+            net, preprocessing, rest = load_net(folder, backbone)
         with reading(folder / CLUSTERS_FILE):
             # copies: while its tensors live, Windows lets nobody replace a file that is mapped
             held = load_file(folder / CLUSTERS_FILE)
@@ -343,8 +347,8 @@ class FittedModel:
         )
 
 
-def _load_net(
-    folder: Path, backbone: nn.Module | None
+def load_net(
+    folder: Path, backbone: nn.Module | None = None
 ) -> tuple[nn.Module, Preprocessing, dict[str, Any]]:
     """The net of a folder, what lies before it, and what else its config.json says."""
     with reading(folder / "config.json"):

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from deepcluster import processes
+
 if TYPE_CHECKING:
     from deepcluster.images.store import ImageStore
 
@@ -28,12 +30,14 @@ class Batches:
     """Images of a store, batch by batch on a device; on a GPU all lie there, if they fit.
 
     Args:
-        store: the images.
+        store: the images; where several processes train, those that this one holds.
         device: where batches are wanted.
+        n: images in all processes; None: all are here.
     """
 
-    def __init__(self, store: ImageStore, device: torch.device) -> None:
+    def __init__(self, store: ImageStore, device: torch.device, n: int | None = None) -> None:
         self._store, self._device = store, device
+        self._n = len(store) if n is None else n
         self._all: Tensor | None = None  # (n, c, s, s) uint8
         if device.type == "cuda":
             free, _ = torch.cuda.mem_get_info(device)
@@ -50,6 +54,14 @@ class Batches:
         if self._all is not None:
             return self._all[index.to(self._device)]
         return to_device(self._store.batch(index.cpu().numpy()), self._device)
+
+    def share(self, index: Tensor) -> Tensor:
+        """This process's share of a batch ``(b,)`` of all images, as by :meth:`__call__`."""
+        if processes.world() == 1:
+            return self(index)
+        rows = processes.share(self._n)
+        held = self(index[(index >= rows.start) & (index < rows.stop)] - rows.start)
+        return processes.exchange(held, index, self._n)
 
 
 def centre(images: Tensor, size: int) -> Tensor:

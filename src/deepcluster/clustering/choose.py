@@ -34,6 +34,7 @@ from deepcluster.clustering.graph import (
     patch_graph,
     refine,
 )
+from deepcluster.processes import Spread
 
 DRAWS = 4
 """Sets of landmarks."""
@@ -82,8 +83,8 @@ def choose_clusters(
     judged = torch.randperm(n, generator=generator)[:JUDGED].numpy()
     draws = []
     for _ in range(DRAWS):
-        centers, patch = landmarks(x, wanted, 2, generator)
-        asking, found = edges(x, neighbours, QUERIES, generator)
+        centers, patch = landmarks(Spread(x, n), wanted, 2, generator)
+        asking, found = edges(Spread(x, n), neighbours, QUERIES, generator)
         weights = patch_graph(centers, patch, asking, found)
         away = (x[found] - x[asking][:, None]).norm(dim=2).mean(1)
         numbers = [patch, asking, found, away]

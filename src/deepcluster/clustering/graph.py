@@ -46,6 +46,7 @@ from deepcluster.clustering.neighbours import as_matrix, knn, score_blocks
 from deepcluster.clustering.prototypes import Prototypes
 from deepcluster.clustering.tree import Tree, parts_of
 from deepcluster.metrics import nmi
+from deepcluster.processes import Spread
 
 CUTS = 5
 """Cuts that vote on the clusters, unless so many landmarks are asked for that one is dear."""
@@ -75,7 +76,7 @@ LATER, LAST = 1e-20, 1e-60  # times a rank: below that of all pairs that go firs
 
 
 def cluster_graph(
-    x: Tensor, k: int, *, neighbours: int = 15, generator: torch.Generator
+    x: Tensor | Spread, k: int, *, neighbours: int = 15, generator: torch.Generator
 ) -> Prototypes:
     """Find k clusters in the nearest-neighbour graph of the rows: those that several cuts agree on.
 
@@ -83,7 +84,8 @@ def cluster_graph(
     for their neighbours among all.
 
     Args:
-        x: ``(n, d)`` features, as a rule L2-normalised; on any device.
+        x: ``(n, d)`` features, as a rule L2-normalised; on any device. Where several processes have
+            a part of the rows, all of them cut, and come to the same.
         k: number of clusters, at most n. From a thousand on, clusters are hardly larger than
             the patches of the landmarks, and k-means does as well.
         neighbours: edges that go out from a row.
@@ -128,16 +130,16 @@ def tree_of(
     """
     x = as_matrix(x)
     patch = prototypes.assign(x)[0]
-    asking, found = edges(x, neighbours, QUERIES_A_CUT, generator)
+    asking, found = edges(_spread(x), neighbours, QUERIES_A_CUT, generator)
     weights = patch_graph(prototypes.centers.to(x.device), patch, asking, found)
     return grow(weights, prototypes.cluster, len(weights))
 
 
 def _cut_by_vote(
-    x: Tensor, k: int, neighbours: int, generator: torch.Generator
+    given: Tensor | Spread, k: int, neighbours: int, generator: torch.Generator
 ) -> tuple[Prototypes, np.ndarray]:
     """The clusters that several cuts vote for, and the graph of the landmarks."""
-    x = as_matrix(x)
+    x = _spread(given)
     n = len(x)
     if not 1 <= k <= n:
         raise ValueError(f"k = {k} clusters of n = {n} rows: k must be from 1 to n")
@@ -151,7 +153,7 @@ def _cut_by_vote(
     graph = np.empty((0, 0))
     for _ in range(CUTS if several else 1):
         centers, patch = landmarks(x, wanted, k, generator)
-        some = torch.randperm(len(asking), generator=generator)[:QUERIES_A_CUT].to(x.device)
+        some = torch.randperm(len(asking), generator=generator)[:QUERIES_A_CUT].to(asking.device)
         if len(centers) <= k:  # many duplicates
             if cuts:
                 continue
@@ -209,7 +211,7 @@ def vote(cuts: list[Prototypes], k: int) -> Prototypes:
 
 
 def edges(
-    x: Tensor, neighbours: int, queries: int, generator: torch.Generator
+    x: Spread, neighbours: int, queries: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """Edges from rows, drawn at random, to their nearest neighbours among all.
 
@@ -224,7 +226,7 @@ def edges(
         neighbours, edges to all the others.
     """
     n = len(x)
-    asking = torch.randperm(n, generator=generator)[:queries].to(x.device)
+    asking = torch.randperm(n, generator=generator)[:queries].to(x.mine.device)
     if n == 1:
         return asking, asking.new_empty(1, 0)
     return asking, knn(x, min(neighbours, n - 1), queries=asking)[0]
@@ -439,23 +441,30 @@ def grow(weights: np.ndarray, cluster: Tensor, parts: int) -> Tree:
     )
 
 
+def _spread(x: Tensor | Spread) -> Spread:
+    """Rows in float32, checked."""
+    if isinstance(x, Spread):
+        return Spread(as_matrix(x.mine), len(x))
+    return Spread(as_matrix(x), len(x))
+
+
 def _nearest(x: Tensor, centers: Tensor) -> Tensor:
     return torch.cat([scores.argmax(1) for _, scores in score_blocks(x, centers)])
 
 
-def landmarks(x: Tensor, m: int, k: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def landmarks(x: Spread, m: int, k: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """At most m centres of patches of `x`, none without rows, and the patch of each row."""
-    some = x[torch.randperm(len(x), generator=generator)[: max(m, SETTLING)].to(x.device)]
+    some = x.take(torch.randperm(len(x), generator=generator)[: max(m, SETTLING)])
     centers = some[:m]
     for _ in range(LLOYD_STEPS):
         centers, patch = _drop_empty(centers, _nearest(some, centers))
         counts = torch.bincount(patch, minlength=len(centers))[:, None]
         centers = torch.zeros_like(centers).index_add_(0, patch, some) / counts
-    centers, patch = _drop_empty(centers, _nearest(x, centers))
+    centers, patch = _drop_empty(centers, x.gather(_nearest(x.mine, centers)))
     if len(centers) < k:  # many duplicates: rows that differ will do
-        rows = torch.unique(x, dim=0)
-        centers = rows[torch.randperm(len(rows), generator=generator)[:m].to(x.device)]
-        centers, patch = _drop_empty(centers, _nearest(x, centers))
+        rows = torch.unique(x.gather(x.mine), dim=0)
+        centers = rows[torch.randperm(len(rows), generator=generator)[:m].to(rows.device)]
+        centers, patch = _drop_empty(centers, x.gather(_nearest(x.mine, centers)))
     return centers, patch
 
 

@@ -13,6 +13,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from deepcluster import processes
+from deepcluster.processes import Spread
+
 GROUP = 16  # scores that one maximum stands for, in knn
 BLOCK = 2**25  # scores at a time
 TILE = 2**16  # rows that are compared with at a time: those alone are copied
@@ -24,12 +27,12 @@ CHECKED = 256  # rows whose neighbours are also found exactly, to measure the re
 
 
 def knn(
-    x: Tensor, k: int, *, queries: Tensor | None = None, chunk: int | None = None
+    x: Tensor | Spread, k: int, *, queries: Tensor | None = None, chunk: int | None = None
 ) -> tuple[Tensor, Tensor]:
     """The k nearest rows of each row, exactly, itself left out; nearest first.
 
     Args:
-        x: ``(n, d)``, on any device.
+        x: ``(n, d)``, on any device; where several processes have a part of the rows, all look.
         k: neighbours, below n.
         queries: ``(q,)`` indices of the rows that ask; None for all.
         chunk: rows that ask at a time; None chooses.
@@ -40,24 +43,60 @@ def knn(
     Raises:
         ValueError: `x` is no matrix or holds NaN or infinity; k is below 1 or not below n.
     """
-    x = as_matrix(x)
-    n = len(x)
+    spread = x if isinstance(x, Spread) else Spread(x, len(x))
+    x, n = as_matrix(spread.mine), len(spread)
     if not 1 <= k < n:
         raise ValueError(f"k = {k} neighbours of n = {n} rows: k must be from 1 to n - 1")
     queries = torch.arange(n, device=x.device) if queries is None else queries.to(x.device)
-    chunk = chunk or max(1, BLOCK // min(n, TILE))
     middle = x.mean(0)  # less which numbers are smaller, and their rounding errors
+    if len(x) == n:
+        return _knn(x, middle, k, queries, None, chunk)
+    places = torch.where(spread.locate(queries)[0], queries - spread.rows.start, -1)
+    few = min(k, len(x))  # of which a row that asks may be one
+    indices, distances = _knn(x, middle, few, places, spread.take(queries), chunk)
+    distances[(indices == places[:, None]) | (indices >= len(x))] = torch.inf
+    indices = torch.nn.functional.pad(indices + spread.rows.start, (0, k - few))
+    distances = torch.nn.functional.pad(distances, (0, k - few), value=torch.inf)
+    every = processes.world()
+    indices = processes.gather(indices[None], every).transpose(0, 1).flatten(1)  # (q, every k)
+    distances = processes.gather(distances[None], every).transpose(0, 1).flatten(1)
+    distances, order = distances.sort(dim=1, stable=True)
+    return indices.gather(1, order[:, :k]), distances[:, :k]
+
+
+def _knn(
+    x: Tensor, middle: Tensor, k: int, queries: Tensor, asked: Tensor | None, chunk: int | None
+) -> tuple[Tensor, Tensor]:
+    """The k nearest of the rows `x` ``(n, d)``, as :func:`knn`.
+
+    Args:
+        x: the rows.
+        middle: ``(d,)``, near them.
+        k: below n; or n itself, where a place from n on says that there was no other row.
+        queries: ``(q,)``, the rows that ask, by their places among these; -1 for others.
+        asked: ``(q, d)``, what these are; None: all are among the rows.
+        chunk: that ask at a time; None chooses.
+    """
+    n = len(x)
+    chunk = chunk or max(1, BLOCK // min(n, TILE))
     chunks = queries.split(chunk)
+
+    def rows_of(number: int) -> Tensor:
+        if asked is None:
+            return x[chunks[number]] - middle
+        return asked[number * chunk : (number + 1) * chunk] - middle
+
     best: list[tuple[Tensor, Tensor]] = []  # of each chunk: scores and indices so far, (b, k)
     for start in range(0, n, TILE):
         tile = _Tile(x[start : start + TILE] - middle, start, min(chunk, len(queries)))
-        found = [tile.best(x[asking] - middle, asking, k) for asking in chunks]
+        found = [tile.best(rows_of(i), asking, k) for i, asking in enumerate(chunks)]
         best = [_better(*both, k) for both in zip(best, found, strict=True)] if start else found
-    indices = torch.cat([found for _, found in best])
+    indices = torch.cat([places for _, places in best])
     distances = x.new_empty(indices.shape)
     for a in range(0, len(queries), NEAR):
         some = slice(a, a + NEAR)
-        asking, near = x[queries[some]] - middle, x[indices[some]] - middle
+        asking = (x[queries[some]] if asked is None else asked[some]) - middle
+        near = x[indices[some] if asked is None else indices[some].clamp(max=n - 1)] - middle
         distances[some], order = (asking[:, None, :] - near).norm(dim=2).sort(dim=1, stable=True)
         indices[some] = indices[some].gather(1, order)
     return indices, distances

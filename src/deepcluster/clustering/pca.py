@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from deepcluster.processes import Spread
+
 BLOCK = 2**24  # numbers in float64 at a time: 128 MiB
 
 
@@ -46,11 +48,13 @@ class PCA:
 
 
 @torch.no_grad()
-def fit_pca(x: Tensor, dim: int, *, whiten: bool = True, rounding: float | None = None) -> PCA:
+def fit_pca(
+    x: Tensor | Spread, dim: int, *, whiten: bool = True, rounding: float | None = None
+) -> PCA:
     """Fit on the rows of `x`, in float64 and in blocks: beside `x`, memory is ``(d, d)``.
 
     Args:
-        x: ``(n, d)``.
+        x: ``(n, d)``; where several processes have a part of it, all of them fit.
         dim: components wanted. At most min(n, d) exist, so fewer may come: see
             ``len(pca.components)``.
         whiten: scale each component to variance 1 (divisor n - 1). A direction that varies no more
@@ -62,17 +66,19 @@ def fit_pca(x: Tensor, dim: int, *, whiten: bool = True, rounding: float | None 
     Raises:
         ValueError: `x` is empty, not a matrix, or holds NaN or infinity; dim < 1.
     """
+    spread = x if isinstance(x, Spread) else Spread(x, len(x))
+    x = spread.mine.detach()
     if x.ndim != 2 or 0 in x.shape:
         raise ValueError(f"found {tuple(x.shape)}, expected (n, d) with at least one row")
     if dim < 1:
         raise ValueError(f"dim = {dim}: keep at least one component")
-    x = x.detach()
-    n, d = x.shape
+    n, d = len(spread), x.shape[1]
     # MPS has no float64.
     home = torch.device("cpu") if x.device.type == "mps" else x.device
     total = torch.zeros(d, dtype=torch.float64, device=home)
     for a, b in _blocks(x):
         total += x[a:b].to(home).double().sum(0)
+    spread.add_up(total)
     mean = total / n
     if not mean.isfinite().all():
         raise ValueError("the features hold NaN or infinity: leave out or repair those rows")
@@ -81,10 +87,12 @@ def fit_pca(x: Tensor, dim: int, *, whiten: bool = True, rounding: float | None 
         for a, b in _blocks(x):
             centred = x[a:b].to(home).double() - mean
             covariance.addmm_(centred.T, centred)
+        spread.add_up(covariance)
         variance, vectors = torch.linalg.eigh(covariance / (n - 1))  # ascending
         variance, components = variance.flip(0).clamp(min=0), vectors.flip(1).T
     else:  # the rows themselves are the smaller matrix
-        _, singular, components = torch.linalg.svd(x.to(home).double() - mean, full_matrices=False)
+        rows = spread.gather(x).to(home).double()
+        _, singular, components = torch.linalg.svd(rows - mean, full_matrices=False)
         variance = singular.square() / max(n - 1, 1)
     variance, components = variance[:dim], components[:dim]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from deepcluster.naming import load_model
 from deepcluster.progress import Progress
 from deepcluster.run import RunDir
 from deepcluster.training.conclude import unit_rows
+from deepcluster.training.sharing import features_of_all, stored
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ def open_source(
     config = run.read_config()
     store = open_images(
         source,
-        data=config.data,
+        data=stored(config.data),
         size=config.size,
         labels=labels,
         progress=progress.callback("decoding"),
@@ -121,7 +123,8 @@ def predict_store(
     model = load_model(run)
     compute = pick_inference(run.read_config(), device)
     progress.phase("features", len(store))
-    embeddings = model.embed(store, compute, advance=progress.advance)
+    extract = functools.partial(features_of_all, save=model.save_net)
+    embeddings = model.embed(store, compute, advance=progress.advance, extract=extract)
     return _predictions(run, model, store, embeddings)
 
 
@@ -171,9 +174,15 @@ class Classes:
         writer.writerows(self.rows())
 
     def as_predictions(self) -> Predictions:
-        """With classes in the place of clusters, and one more, "unsure": for :func:`sort_into`."""
+        """With classes in the place of clusters, and one more, "unsure": for :func:`sort_into`.
+
+        Where a class is called so, that one is "unsure images".
+        """
         labels = np.where(self.unsure, len(self.names), self.classes)
-        names: list[str | None] = [*self.names, "unsure"]
+        other = "unsure"
+        while other in {name.casefold() for name in self.names}:
+            other += " images"
+        names: list[str | None] = [*self.names, other]
         return dataclasses.replace(
             self.predictions, labels=labels, names=[names[k] for k in labels.tolist()]
         )

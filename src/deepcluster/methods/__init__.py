@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     import torch
     from torch import Tensor, nn
 
     from deepcluster.config import Config
+    from deepcluster.processes import Spread
 
 METHODS: dict[str, str] = {
     "contrastive-clusters": "deepcluster.methods.contrastive_clusters:ContrastiveClusters",
@@ -35,7 +36,7 @@ class Snapshot:
 
     labels: Tensor  # (m,) int64, on the CPU
     clusters: int  # labels are below this
-    features: Tensor  # (m, d) what was clustered
+    features: Spread  # (m, d) what was clustered
     rows: Tensor | None = None  # (m,) int64, on the CPU: images they are of; None: all, in order
 
 
@@ -46,13 +47,17 @@ class Method(Protocol):
         views: random views of each image that :meth:`loss` takes.
         small_views: small crops beside them (multi-crop), behind them in the list.
         epochs: of the fit, for those that go by it; the loop lowers it where time is short.
-        refilled: names in `state_dict` that every epoch's steps write anew, for all images: a
-            checkpoint has them only before an epoch that reads them first.
+        n: images in the fit.
+        refilled: buffers with a row an image that every epoch's steps write anew, and which of
+            their dimensions the rows are: where several processes train, each holds those of its
+            :func:`deepcluster.processes.share`, and a checkpoint has them only before an epoch that
+            reads them first.
     """
 
     views: int
     small_views: int
-    refilled: tuple[str, ...]
+    n: int
+    refilled: Mapping[str, int]
 
     def __init__(self, config: Config, backbone: nn.Module, n: int) -> None:
         """Set up.
@@ -74,8 +79,9 @@ class Method(Protocol):
 
         Args:
             epoch: from 0.
-            extract: a pass over all images, ``() -> (n, d)`` features in the order of the images;
-                costs a forward pass each time it is called.
+            extract: a pass over all images, ``() -> (n, d)`` features in the order of the images,
+                where several processes train of this one's share of them; costs a forward pass each
+                time it is called.
             optimizer: of :meth:`groups`, to drop the state of what is drawn anew.
             generator: on the CPU, seeded by the fit's seed and the epoch.
         """

@@ -35,7 +35,7 @@ from deepcluster.clustering.kmeans import kmeans
 from deepcluster.clustering.pca import normalise_
 from deepcluster.config import Config
 from deepcluster.methods import Snapshot
-from deepcluster.processes import features_of_all
+from deepcluster.processes import Spread, features_of_all, share
 
 FIGURE_ROWS = 2000  # images, spread evenly, of which an epoch's figures are, or ten a cluster
 ADAPT_HIDDEN = 512  # width of the projector's hidden layer where weights are adapted, and
@@ -48,14 +48,14 @@ class ContrastiveClusters(nn.Module):
 
     views = 2
     small_views = 0
-    refilled = ("bank",)
+    refilled = {"bank": 0}  # noqa: RUF012 (never written to)
 
     def __init__(self, config: Config, backbone: nn.Module, n: int) -> None:
         super().__init__()
         self.settings = config.contrastive_clusters
         assert isinstance(config.clusters, int)
         assert isinstance(config.epochs, int)
-        self.k, self.epochs = config.clusters, config.epochs
+        self.k, self.epochs, self.n = config.clusters, config.epochs, n
         self.neighbours = config.final.neighbours
         self.backbone = backbone
         self.adapts = config.start == "adapt"
@@ -72,18 +72,15 @@ class ContrastiveClusters(nn.Module):
         # Banks are rewritten every epoch: in half precision, and of the features only those of
         # some images. The last row is for all others.
         several = min(n, max(FIGURE_ROWS, 10 * self.k))
-        rows = torch.arange(several) * n // several
-        slots = torch.full((n,), len(rows))
-        slots[rows] = torch.arange(len(rows))
+        rows, held = torch.arange(several) * n // several, share(n)
         self.bank: Tensor
         self.feature_bank: Tensor
         self.rows: Tensor
-        self.slots: Tensor
         self.labels: Tensor
-        self.register_buffer("bank", torch.zeros(n, out, dtype=torch.float16))
-        self.register_buffer("feature_bank", torch.zeros(len(rows) + 1, d, dtype=torch.float16))
+        bank = torch.zeros(held.stop - held.start, out, dtype=torch.float16)
+        self.register_buffer("bank", bank)
+        self.register_buffer("feature_bank", torch.zeros(several + 1, d, dtype=torch.float16))
         self.register_buffer("rows", rows, persistent=False)
-        self.register_buffer("slots", slots, persistent=False)
         few = self.k <= torch.iinfo(torch.uint8).max + 1
         self.register_buffer("labels", torch.zeros(n, dtype=torch.uint8 if few else torch.int32))
         self.centers: Tensor
@@ -126,14 +123,15 @@ class ContrastiveClusters(nn.Module):
         self.labelling = epoch >= self.first
         if epoch == 0:  # the bank is empty
             if self.adapts:
-                features = F.normalize(extract()).to(self.centers.device)
-                self.feature_bank[:-1] = features[self.rows.to(features.device)].half()
-                self._relabel(features, generator, fresh=True)
+                whole = Spread(F.normalize(extract()).to(self.centers.device), self.n)
+                self.feature_bank[:-1] = whole.take(self.rows).half()
+                self._relabel(whole, generator, fresh=True)
             return None
         # a checkpoint of a fit whose epochs became fewer in this very epoch may lack the bank
         if self.reads(epoch) and bool(self.bank.any()):
             fresh = not bool(self.labels.any())
-            self._relabel(normalise_(self.bank.float()), generator, fresh=fresh)
+            bank = Spread(normalise_(self.bank.float()), self.n)
+            self._relabel(bank, generator, fresh=fresh)
         features = F.normalize(self.feature_bank[:-1].float())
         result = kmeans(
             features,
@@ -143,12 +141,13 @@ class ContrastiveClusters(nn.Module):
             generator=generator,
         )
         self.centers.copy_(result.centers)
-        return Snapshot(result.labels.cpu(), self.k, features.cpu(), self.rows.cpu())
+        seen = Spread(features, len(features))  # of some images, but in each process
+        return Snapshot(result.labels.cpu(), self.k, seen, self.rows.cpu())
 
     @torch.no_grad()
-    def _relabel(self, bank: Tensor, generator: torch.Generator, *, fresh: bool) -> None:
+    def _relabel(self, bank: Spread, generator: torch.Generator, *, fresh: bool) -> None:
         prototypes = cluster_graph(bank, self.k, neighbours=self.neighbours, generator=generator)
-        found = prototypes.assign(bank)[0]
+        found = bank.gather(prototypes.assign(bank.mine)[0])
         if fresh:
             own, features = found[self.rows], self.feature_bank[:-1].float()
             means = torch.zeros_like(self.head.weight).index_add_(0, own, features)
@@ -160,7 +159,7 @@ class ContrastiveClusters(nn.Module):
 
     def order(self, generator: torch.Generator) -> Tensor:
         """A permutation of all images."""
-        return torch.randperm(len(self.bank), generator=generator)
+        return torch.randperm(self.n, generator=generator)
 
     def groups(self) -> list[dict[str, Any]]:
         """Backbone, projector and head; the last layers are no matrices for Muon."""
@@ -180,9 +179,9 @@ class ContrastiveClusters(nn.Module):
         features = features_of_all(self.backbone, views, len(index))  # (2b, d)
         z = F.normalize(self.projector(features).float())
         features = F.normalize(features.float())
-        self.bank[index] = z.detach().unflatten(0, (2, -1)).sum(0).half()
+        Spread(self.bank, self.n).put(index, z.detach().unflatten(0, (2, -1)).sum(0).half())
         both = features.detach().unflatten(0, (2, -1)).sum(0)
-        self.feature_bank[self.slots[index]] = both.half()
+        self.feature_bank[self._slots(index)] = both.half()
         settings = self.settings
         with torch.autocast(z.device.type, enabled=False):  # cosines over 0.1 need the digits
             loss = nt_xent(z, settings.temperature)
@@ -192,6 +191,13 @@ class ContrastiveClusters(nn.Module):
                 smoothing = settings.label_smoothing
                 loss = loss + F.cross_entropy(logits, targets, label_smoothing=smoothing)
         return loss
+
+    def _slots(self, index: Tensor) -> Tensor:
+        """Where the features of images ``(b,)`` go: the last row, unless they are among `rows`."""
+        several = len(self.rows)
+        slot = (index * several + self.n - 1) // self.n
+        own = self.rows[slot.clamp(max=several - 1)] == index
+        return torch.where(own, slot, several)
 
 
 def nt_xent(z: Tensor, temperature: float) -> Tensor:

@@ -31,7 +31,7 @@ from deepcluster.clustering.pca import fit_pca, normalise_
 from deepcluster.clustering.pic import power_iteration_clusters
 from deepcluster.config import Config
 from deepcluster.methods import Snapshot
-from deepcluster.processes import features_of_all
+from deepcluster.processes import Spread, agree, collect, equalise, features_of_all, first
 
 HEAD_STD = 0.01  # of the head's first weights, as in the authors' code
 FAISS_SEED = 1234  # faiss's own default, which some ports leave in place at every clustering
@@ -42,7 +42,7 @@ class DeepCluster(nn.Module):
 
     views = 1
     small_views = 0
-    refilled = ()
+    refilled: Mapping[str, int] = {}
 
     def __init__(self, config: Config, backbone: nn.Module, n: int) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class DeepCluster(nn.Module):
         settings = config.deepcluster
         self.settings = settings
         assert settings.pseudo_clusters != "auto"
-        self.k = min(settings.pseudo_clusters, n)
+        self.k, self.n = min(settings.pseudo_clusters, n), n
         self.backbone = backbone
         self.head = nn.Linear(int(backbone.num_features), self.k)  # type: ignore[arg-type]
         self._draw_head()
@@ -95,20 +95,20 @@ class DeepCluster(nn.Module):
         settings = self.settings
         if epoch % settings.recluster_every:
             return None
-        features = extract()  # (n, d)
+        features = extract()  # (n, d), of this process's share
         if settings.pca:
             assert settings.pca != "auto"
-            kept = min(settings.pca, *features.shape)  # few images or a narrow net have no more
+            kept = min(settings.pca, self.n, features.shape[1])  # there may be no more
             half = self.config.train.precision == "bfloat16"
             rounding = torch.finfo(torch.bfloat16 if half else torch.float32).eps
-            pca = fit_pca(features, kept, whiten=settings.whiten, rounding=rounding)
+            whole = Spread(features, self.n)
+            pca = fit_pca(whole, kept, whiten=settings.whiten, rounding=rounding)
             features = pca.apply(features)
-        features = normalise_(features)
+        spread = Spread(normalise_(features), self.n)
         if settings.pseudo_labels == "pic":
-            groups = power_iteration_clusters(features)
-            found, k = groups.labels, groups.clusters
+            found, k = self._pic(spread)
         else:
-            found, k = self._kmeans(features, generator), self.k
+            found, k = spread.gather(self._kmeans(spread, generator)), self.k
         self.labels.copy_(found)
         if k != self.k:
             self._resize(k, optimizer)
@@ -117,9 +117,18 @@ class DeepCluster(nn.Module):
             self._draw_head(generator)
             for parameter in self.head.parameters():
                 optimizer.state.pop(parameter, None)
-        return Snapshot(found.cpu(), k, features)
+        return Snapshot(found.cpu(), k, spread)
 
-    def _kmeans(self, features: Tensor, generator: torch.Generator) -> Tensor:
+    def _pic(self, features: Spread) -> tuple[Tensor, int]:
+        """Groups that the first process finds, in all of them: the walk wants the whole graph."""
+        whole, found, k = collect(features.mine, self.n), self.labels.cpu(), 0
+        if first():
+            groups = power_iteration_clusters(whole)
+            found, k = groups.labels, groups.clusters
+        equalise([found])
+        return found, agree(k)
+
+    def _kmeans(self, features: Spread, generator: torch.Generator) -> Tensor:
         kmeans_settings = self.config.kmeans
         return kmeans(
             features,

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from deepcluster.clustering.kmeans import kmeans
 from deepcluster.config import Config
 from deepcluster.methods import Snapshot
-from deepcluster.processes import features_of_all
+from deepcluster.processes import Spread, features_of_all, share
 
 BANKS = 2  # a bank a large view; head h is clustered on bank h mod 2, as in the authors' code
 LLOYD = 10  # iterations of k-means, as in the authors' code
@@ -36,13 +36,13 @@ class DeepClusterV2(nn.Module):
     """The contract is :class:`deepcluster.methods.Method`."""
 
     views = BANKS
-    refilled = ("bank",)
+    refilled = {"bank": 1}  # noqa: RUF012 (never written to)
 
     def __init__(self, config: Config, backbone: nn.Module, n: int) -> None:
         super().__init__()
         self.settings = config.deepcluster_v2
         assert self.settings.prototypes != "auto"
-        self.k = min(self.settings.prototypes, n)
+        self.k, self.n = min(self.settings.prototypes, n), n
         assert isinstance(config.epochs, int)
         self.epochs = config.epochs
         self.small_views = self.settings.small_views
@@ -59,7 +59,9 @@ class DeepClusterV2(nn.Module):
         self.bank: Tensor
         self.centroids: Tensor
         self.labels: Tensor
-        self.register_buffer("bank", torch.zeros(BANKS, n, out, dtype=torch.float16))
+        held = share(n)
+        bank = torch.zeros(BANKS, held.stop - held.start, out, dtype=torch.float16)
+        self.register_buffer("bank", bank)
         self.register_buffer("centroids", torch.zeros(heads, self.k, out))
         self.register_buffer("labels", torch.zeros(heads, n, dtype=torch.int32))
 
@@ -82,8 +84,9 @@ class DeepClusterV2(nn.Module):
                 chunk = features[start : start + 4096].to(self.bank.device)
                 self.bank[:, start : start + 4096] = F.normalize(self.projector(chunk))
         for head in range(len(self.centroids)):
+            bank = Spread(self.bank[head % BANKS], self.n)
             result = kmeans(
-                self.bank[head % BANKS],
+                bank,
                 self.k,
                 metric="cosine",
                 init="random",
@@ -92,12 +95,12 @@ class DeepClusterV2(nn.Module):
                 generator=generator,
             )
             self.centroids[head] = result.centers
-            self.labels[head] = result.labels
-        return Snapshot(self.labels[0].cpu(), self.k, self.bank[0].cpu())
+            self.labels[head] = bank.gather(result.labels)
+        return Snapshot(self.labels[0].cpu(), self.k, Spread(self.bank[0], self.n))
 
     def order(self, generator: torch.Generator) -> Tensor:
         """A permutation of all images."""
-        return torch.randperm(self.bank.shape[1], generator=generator)
+        return torch.randperm(self.n, generator=generator)
 
     def groups(self) -> list[dict[str, Any]]:
         """The backbone and the projector; its last layer is no matrix for Muon."""
@@ -111,7 +114,7 @@ class DeepClusterV2(nn.Module):
         """Mean over heads and views of the cross-entropy of the bank's labels."""
         z = self._project(views[:BANKS], len(index))  # BANKS of (b, out)
         for number, embedding in enumerate(z):
-            self.bank[number, index] = embedding.detach().half()
+            Spread(self.bank[number], self.n).put(index, embedding.detach().half())
         if len(views) > BANKS:
             z += self._project(views[BANKS:], len(index))
         targets = self.labels[:, index].long()  # (heads, b)

@@ -19,22 +19,41 @@ from deepcluster.run import RunDir
 
 
 def save_checkpoint(
-    run: RunDir,
+    run: RunDir | None,
     epoch: int,
     method: Any,
     optimizer: torch.optim.Optimizer,
     previous: Tensor | None,
 ) -> None:
-    """Write all that :func:`load_newest` needs; keep the last two. safetensors, no pickle."""
-    tensors = _state(epoch, method, optimizer)
+    """Write all that :func:`load_newest` needs; keep the last two. safetensors, no pickle.
+
+    Args:
+        run: where; None in the other processes, which give the first one their rows of the banks.
+        epoch: epochs that are done.
+        method: a :class:`deepcluster.methods.Method`.
+        optimizer: of its groups.
+        previous: the clusters of the last epoch.
+    """
+    banks = {
+        _key(name): processes.collect(_copy(method.get_buffer(name)), method.n, dim)
+        for name, dim in method.refilled.items()
+        if method.reads(epoch)
+    }
+    if run is None:
+        return
+    tensors = _state(method, optimizer) | banks
     if previous is not None:
         tensors["previous"] = previous
     run.checkpoints.mkdir(exist_ok=True)
-    path = run.checkpoints / f"epoch-{epoch:05d}.safetensors"
+    path = _path(run, epoch)
     with replacing(path) as part:
         save_file(tensors, part, metadata={"epoch": json.dumps(epoch)})
     for old in sorted(run.checkpoints.glob("epoch-*.safetensors"))[:-2]:
         old.unlink()
+
+
+def _path(run: RunDir, epoch: int) -> Path:
+    return run.checkpoints / f"epoch-{epoch:05d}.safetensors"
 
 
 def load_newest(
@@ -59,7 +78,7 @@ def load_newest(
 def load_checkpoint(
     path: Path, method: Any, optimizer: torch.optim.Optimizer
 ) -> tuple[int, Tensor | None]:
-    """Put a checkpoint's state into `method` and `optimizer`.
+    """Put a checkpoint's state into `method` and `optimizer`; of banks, this process's rows.
 
     Returns:
         epochs that are done, and the clusters of the last one.
@@ -70,41 +89,85 @@ def load_checkpoint(
     with reading(path):
         with safe_open(path, framework="pt") as file:
             epoch = json.loads(file.metadata()["epoch"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            banks = {_key(name): dim for name, dim in method.refilled.items()}
+            names = [*file.keys()]
+            tensors = {name: file.get_tensor(name) for name in names if name not in banks}
+            for name in banks.keys() & {*names}:
+                dim = banks[name]
+                if file.get_slice(name).get_shape()[dim] != method.n:
+                    tensors[name] = file.get_tensor(name)  # of other images
+                    continue
+                for rows in reversed(processes.shares(method.n)):  # the first's own come last
+                    tensors[name] = _rows(file, name, dim, rows)
+                    _check_finite(tensors[name])
         if type(epoch) is not int or path.stem != f"epoch-{epoch:05d}":
             raise DamagedError(f"it says it is of epoch {str(epoch)[:20]}")
-        if not all(t.isfinite().all() for t in tensors.values() if t.is_floating_point()):
-            raise DamagedError("a number in it is not finite")
+        for tensor in tensors.values():
+            _check_finite(tensor)
     _restore(tensors, method, optimizer, str(path))
     return epoch, tensors.get("previous")
 
 
-def share_state(epochs: int, method: Any, optimizer: torch.optim.Optimizer) -> int:
+def _rows(file: Any, name: str, dim: int, rows: slice) -> Tensor:
+    """Some rows of a bank in a checkpoint; only these are read."""
+    found: Tensor = file.get_slice(name)[(*[slice(None)] * dim, rows)]
+    return found
+
+
+def _check_finite(tensor: Tensor) -> None:
+    if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+        raise DamagedError("a number in it is not finite")
+
+
+def share_state(
+    run: RunDir | None, epochs: int, method: Any, optimizer: torch.optim.Optimizer
+) -> int:
     """Put the first process's state into that of all others that train along.
 
+    Args:
+        run: whose checkpoint of so many epochs the first process has loaded, if there are any.
+        epochs: that are done there.
+        method: a :class:`deepcluster.methods.Method`.
+        optimizer: of its groups.
+
     Returns:
-        the epochs that are done there.
+        the epochs that are done in the first process.
     """
     if processes.world() == 1:
         return epochs
-    held = save(_state(epochs, method, optimizer)) if processes.first() else b""
-    held = processes.tell(held)
+    epochs = processes.agree(epochs)
+    held = processes.tell(save(_state(method, optimizer)) if processes.first() else b"")
     if not processes.first():
         _restore(load(held), method, optimizer, "what the first process sent")
-    return processes.agree(epochs)
+    for name, dim in method.refilled.items() if epochs and method.reads(epochs) else ():
+        bank = method.get_buffer(name)
+        if not processes.first():
+            bank.copy_(processes.receive(_copy(bank), 0))
+            continue
+        assert run is not None
+        with safe_open(_path(run, epochs), framework="pt") as file:
+            for other, rows in enumerate(processes.shares(method.n)[1:], start=1):
+                processes.send(_rows(file, _key(name), dim, rows), other)
+    return epochs
 
 
-def _state(epoch: int, method: Any, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Copies, on the CPU, of what is needed from the start of `epoch` on."""
-    spared = () if method.reads(epoch) else method.refilled
-    tensors = {
-        f"method.{name}": value for name, value in method.state_dict().items() if name not in spared
-    }
+def _key(name: str) -> str:
+    return f"method.{name}"
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu().contiguous().clone()
+
+
+def _state(method: Any, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Copies of all but the banks, on the CPU."""
+    kept = method.state_dict().items()
+    tensors = {_key(name): value for name, value in kept if name not in method.refilled}
     for number, state in optimizer.state_dict()["state"].items():
         for name, value in state.items():
             if value is not None:
                 tensors[f"optimizer.{number}.{name}"] = torch.as_tensor(value)
-    return {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+    return {name: _copy(value) for name, value in tensors.items()}
 
 
 def _restore(

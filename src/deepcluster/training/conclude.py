@@ -29,7 +29,7 @@ from deepcluster.config import Config
 from deepcluster.device import give_back_memory
 from deepcluster.images.sinks import free_memory
 from deepcluster.images.sources import cache_folder
-from deepcluster.progress import Progress
+from deepcluster.progress import Progress, counted
 from deepcluster.training.chance import ORDER, mix
 
 if TYPE_CHECKING:
@@ -173,7 +173,7 @@ def conclude(
     pca, prototypes, tree, choice = final_clusters(embeddings, config, generator)
     clusters = len(prototypes.cluster.unique())
     if choice:
-        progress.note(f"{clusters} clusters, chosen among 2 to {max(choice)}")
+        progress.note(f"{counted(clusters, 'cluster')}, chosen among 2 to {max(choice)}")
     if tree is not None and tree.largest > clusters:
         progress.note(
             f"another number, from 2 to {tree.largest}: `deepcluster recluster`, or the slider of "

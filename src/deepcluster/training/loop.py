@@ -8,6 +8,7 @@ bits as one that was never stopped. What is done with the features at the end is
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ from deepcluster.backbones.build import prepare_backbone
 from deepcluster.backbones.features import extract, kept_features
 from deepcluster.backbones.preprocessing import Batches, Preprocessing
 from deepcluster.backbones.start import build_net, find_weights
+from deepcluster.backbones.weights import save_timm
 from deepcluster.clustering.pca import normalise_
 from deepcluster.config import Config
 from deepcluster.device import Compute
@@ -33,7 +35,7 @@ from deepcluster.training.checkpoints import load_newest, save_checkpoint, share
 from deepcluster.training.conclude import Begun, Clock, FitResult, conclude, score
 from deepcluster.training.optimizers import build_optimizer
 from deepcluster.training.plan import Pace
-from deepcluster.training.sharing import receive_fit, send_fit
+from deepcluster.training.sharing import Images, features_of_all, help_with, send_fit
 from deepcluster.training.step import Step
 
 if TYPE_CHECKING:
@@ -73,9 +75,8 @@ def fit(
     if config.start == "frozen":
         trained = _frozen(store, config, backbone, clock, progress)
     else:
-        send_fit(store, config)
         trained = train(
-            store,
+            send_fit(store, config),
             config,
             backbone=backbone,
             run=run,
@@ -96,21 +97,20 @@ def fit(
 
 
 def follow() -> None:
-    """Train along with the first process of a launcher, until it needs no other any more.
+    """Do what the first process of a launcher asks for, until it needs no other any more.
 
     Raises:
         ProcessError: it, or another one, has ended before.
     """
     with processes.joined():
-        while (fit := receive_fit()) is not None:
-            train(*fit, progress=Progress(), clock=Clock())
+        help_with(functools.partial(train, progress=Progress(), clock=Clock()))
 
 
 @dataclass(frozen=True)
 class Trained:
     """What the loop leaves."""
 
-    embeddings: Tensor  # (n, d), rows of length 1
+    embeddings: Tensor  # (n, d), rows of length 1; in other processes than the first their share
     config: Config  # with the epochs that there were in the end
     begun: Begun
     history: list[dict[str, Any]] = field(default_factory=list)  # the lines of the epochs
@@ -118,7 +118,7 @@ class Trained:
 
 @processes.training()
 def train(
-    store: ImageStore,
+    images: Images,
     config: Config,
     *,
     progress: Progress,
@@ -130,7 +130,7 @@ def train(
 ) -> Trained:
     """The loop; arguments as of :func:`fit`.
 
-    All processes of a launcher go through it, on the same images; one of them has a run.
+    All processes of a launcher go through it, each with its share of the images; one has a run.
     """
     device = torch.device(config.device)
     dtype = getattr(torch, config.train.precision)
@@ -139,31 +139,31 @@ def train(
     assert isinstance(config.train.lr, float)
     known = backbone is None
     with seeded(config.seed):
-        begun = begin(store, config, backbone)
+        begun = begin(images, config, backbone)
         assert begun.backbone is not None
         if config.start == "adapt":
             release = hold(begun.backbone)
-        method: Any = load_method(config.method)(config, begun.backbone, len(store))
+        method: Any = load_method(config.method)(config, begun.backbone, images.n)
     method.to(device, memory_format=torch.channels_last)
     optimizer = build_optimizer(method.groups(), config.train)
     preprocessing = begun.preprocessing
-    step = Step(method, optimizer, config, preprocessing, Batches(store, device), record=known)
+    batches_of = Batches(images.mine, device, images.n)
+    step = Step(method, optimizer, config, preprocessing, batches_of, record=known)
 
-    def extract_all() -> Tensor:
-        rows = processes.share(len(store))
-        progress.phase("features", rows.stop - rows.start)
+    def extract_mine() -> Tensor:
+        progress.phase("features", len(images.mine))
         compute, advance = Compute(device, dtype), progress.advance
-        found = extract(method.backbone, store, preprocessing, compute, rows=rows, advance=advance)
-        return processes.gather(found, len(store))
+        return extract(method.backbone, images.mine, preprocessing, compute, advance=advance)
 
     first, previous, history = 0, None, []
     if resume and run is not None:
         first, previous = load_newest(run, method, optimizer)
         run.truncate_metrics(first)
         history = run.read_metrics()
-    elif run is not None:
+    first = share_state(run, first, method, optimizer)
+    kept = bool(processes.agree(int(run is not None)))
+    if kept and not first:
         save_checkpoint(run, 0, method, optimizer, None)
-    first = share_state(first, method, optimizer)
     every = max(config.train.checkpoint_every, math.ceil(config.epochs / MOST_CHECKPOINTS))
     clock.lap("set-up")
 
@@ -173,8 +173,8 @@ def train(
         generator = torch.Generator().manual_seed(mix(config.seed, epoch, ORDER))
         watch = Clock()
         method.eval()
-        snapshot: Snapshot | None = method.start_epoch(epoch, extract_all, optimizer, generator)
-        processes.equalise(method.state_dict().values())
+        snapshot: Snapshot | None = method.start_epoch(epoch, extract_mine, optimizer, generator)
+        processes.equalise(v for k, v in method.state_dict().items() if k not in method.refilled)
         watch.lap("cluster")
 
         # dropout draws from torch's global generator
@@ -203,7 +203,7 @@ def train(
 
         line: dict[str, Any] = {"epoch": epoch, "loss": mean_loss, "lr": config.train.lr * rate}
         if snapshot is not None:
-            line |= describe(snapshot, previous, store.labels)
+            line |= describe(snapshot, previous, images.labels)
             previous = snapshot.labels.clone()  # the method may write over its own
             snapshot = None  # its features may be as many as the images
         watch.lap("measure")
@@ -220,23 +220,23 @@ def train(
         history.append(line)
         if run is not None:
             run.append_metrics(line)
-            if (epoch + 1) % every == 0 or epoch + 1 == config.epochs:
-                save_checkpoint(run, epoch + 1, method, optimizer, previous)
+        if kept and ((epoch + 1) % every == 0 or epoch + 1 == config.epochs):
+            save_checkpoint(run, epoch + 1, method, optimizer, previous)
         progress.epoch(line)
     clock.lap("train")
 
     method.eval()
     if config.start == "adapt":
         release()
-    embeddings = normalise_(extract_all())
+    embeddings = processes.collect(normalise_(extract_mine()), images.n)
     clock.lap("features")
     return Trained(embeddings, config, begun, history)
 
 
-def begin(store: ImageStore, config: Config, backbone: nn.Module | None) -> Begun:
+def begin(images: Images, config: Config, backbone: nn.Module | None) -> Begun:
     """The net of the settings with the weights it begins with, or one of the user's own."""
     assert isinstance(config.size, int)
-    own = Preprocessing.measure(store)
+    own, channels = images.measured, images.mine.channels
     if backbone is not None:
         said = Preprocessing.of_module(backbone, config.size)
         if config.start != "scratch" and said is not None:
@@ -245,9 +245,9 @@ def begin(store: ImageStore, config: Config, backbone: nn.Module | None) -> Begu
             own = dataclasses.replace(own, side=config.size)
         backbone = prepare_backbone(backbone, channels=len(own.mean), size=config.size)
         return Begun(backbone, config.backbone, len(own.mean), own)
-    built = build_net(config, store.channels)
+    built = build_net(config, channels)
     if config.start == "scratch":
-        return Begun(built, config.backbone, store.channels, own)
+        return Begun(built, config.backbone, channels, own)
     weights = find_weights(config.backbone, config.weights)
     assert weights is not None
     preprocessing = weights.preprocessing(config.size)
@@ -265,7 +265,7 @@ def _frozen(
 ) -> Trained:
     """Features of a net as it came."""
     with seeded(config.seed):
-        begun = begin(store, config, backbone)
+        begun = begin(Images.whole(store), config, backbone)
     assert begun.backbone is not None
     assert isinstance(config.train.batch_size, int)
     dtype = getattr(torch, config.train.precision)
@@ -273,8 +273,21 @@ def _frozen(
     begun.backbone.to(compute.device)
     clock.lap("set-up")
     progress.phase("features", len(store))
+    save = functools.partial(
+        save_timm,
+        begun.backbone,
+        name=begun.name,
+        channels=begun.channels,
+        preprocessing=begun.preprocessing,
+        sobel=config.sobel,
+    )
     embeddings = kept_features(
-        begun.backbone, store, begun.preprocessing, compute, advance=progress.advance
+        begun.backbone,
+        store,
+        begun.preprocessing,
+        compute,
+        advance=progress.advance,
+        extract=functools.partial(features_of_all, save=save),
     )
     clock.lap("features")
     return Trained(embeddings, config, begun)
@@ -298,6 +311,7 @@ def describe(
 ) -> dict[str, Any]:
     """An epoch's figures about its clusters; those of `truth` only where there are labels."""
     labels = snapshot.labels.numpy()
+    some = torch.arange(0, len(labels), -(-len(labels) // RANK_ROWS))
     if truth is not None and snapshot.rows is not None:
         truth = truth[snapshot.rows.numpy()]
     line: dict[str, Any] = {
@@ -307,7 +321,7 @@ def describe(
         "changed": None,
         **metrics.occupancy(labels, snapshot.clusters),
         "effective_rank": metrics.effective_rank(
-            snapshot.features[:: -(-len(labels) // RANK_ROWS)].float().numpy()
+            snapshot.features.take(some).float().cpu().numpy()
         ),
     }
     if previous is not None:

@@ -111,8 +111,7 @@ class Step:
         elif self._record:
             self._try(index)
         else:
-            mine = index[processes.share(size)]
-            self._gradients(self.images(mine), index.to(self.device))
+            self._gradients(self.images.share(index), index.to(self.device))
         processes.average_gradients(self.method.parameters())
         self.optimizer.step()
 
