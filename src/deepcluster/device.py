@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from dataclasses import dataclass
 
 import torch
@@ -70,3 +72,14 @@ def fast_bfloat16(device: torch.device) -> bool:
         instructions = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
         return any(bool(getattr(torch.cpu, name, lambda: False)()) for name in instructions)
     return False
+
+
+def give_back_memory() -> None:
+    """Give freed memory back to the system: what comes next needs blocks of other sizes.
+
+    glibc keeps freed blocks, and those of a training step serve no other purpose; elsewhere
+    nothing is done.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:  # musl has none
+        trim(0)

@@ -30,7 +30,6 @@ from torch import nn
 
 from deepcluster.backbones.build import CUSTOM
 from deepcluster.backbones.start import Weights, weights_of
-from deepcluster.clustering.pca import normalise
 from deepcluster.config import Config, flatten, load_recipe, override
 from deepcluster.device import pick_inference
 from deepcluster.errors import NoImagesError, RunError
@@ -44,7 +43,7 @@ from deepcluster.run import RunDir
 from deepcluster.saying import too_late
 from deepcluster.show.pictures import write_pictures
 from deepcluster.training.best import Best, fit_best
-from deepcluster.training.conclude import FitResult, fit_vectors
+from deepcluster.training.conclude import FitResult, fit_vectors, unit_rows
 from deepcluster.training.loop import fit
 from deepcluster.training.plan import (
     Cost,
@@ -274,7 +273,7 @@ class DeepCluster(
         """
         self._started = datetime.now().astimezone().isoformat()
         rows, store = pair(read_vectors(embeddings), None)
-        config, _ = schedule_given(as_given(self._asked(None)), n=len(rows))
+        config, _ = schedule_given(as_given(self._asked(None)), n=len(rows), d=rows.shape[1])
         found = fit_vectors(rows, config, truth=store.labels)
         return self._finish(Best(found, []), store)
 
@@ -377,7 +376,7 @@ class DeepCluster(
         """A row for each image that was given; NaN for those that cannot be read."""
         check_is_fitted(self, "model_")
         if self.model_.backbone is None:
-            return normalise(torch.from_numpy(read_vectors(images).rows)).numpy()
+            return unit_rows(read_vectors(images).rows).numpy()
         given = images if isinstance(images, ImageStore) else list_source(images)
         rows = "their rows are NaN, their clusters -1"
         with self._progress() as progress:

@@ -367,7 +367,7 @@ def _take(
             images, data=asked.data, keep=True, progress=progress.callback("decoding")
         )
     rows, store = pair(vectors, store)
-    resolved, cost = schedule_given(asked, n=len(rows))
+    resolved, cost = schedule_given(asked, n=len(rows), d=rows.shape[1])
     spent = time.perf_counter() - sitting.clock
     seen = isinstance(images, Listing)
     return Work(store, asked, resolved, cost, 0.0, spent, rows=rows, seen=seen)

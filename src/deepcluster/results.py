@@ -10,6 +10,7 @@ from torch import nn
 
 from deepcluster.clustering.neighbours import nearest_rows
 from deepcluster.clustering.tree import Tree
+from deepcluster.device import give_back_memory
 from deepcluster.images.store import ImageStore
 from deepcluster.machine import hardware, versions
 from deepcluster.naming import load_model
@@ -24,11 +25,13 @@ SMALL_TILE, LARGE_TILE, FEW_IMAGES = 64, 96, 20_000  # sides of the thumbnails, 
 def write_result(run: RunDir, store: ImageStore, result: FitResult, progress: Progress) -> None:
     """Write what a fit found: features, clusters, neighbours, tree, model, small pictures."""
     progress.phase("nearest images", 1)
+    give_back_memory()
     features = torch.from_numpy(result.embeddings).to(result.config.device)
     index, distance, recall = nearest_rows(features, NEIGHBOURS)
     run.write_neighbours(Neighbours(index.cpu().numpy(), distance.cpu().numpy(), recall))
     progress.advance(1)
     progress.phase("writing the run folder", len(store))
+    give_back_memory()
     n = len(store)
     classes: list[str | None] = [None] * n
     if store.labels is not None:

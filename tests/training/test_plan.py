@@ -242,3 +242,17 @@ def test_a_first_epoch_that_is_slow_changes_nothing(monkeypatch: pytest.MonkeyPa
 def test_where_the_time_is_gone_the_fit_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("deepcluster.training.plan.time.perf_counter", lambda: 59.0)
     assert Pace(1, rest=5, began=0, say=lambda _: None)(2, 10, 30.0) == 2
+
+
+def test_a_million_small_images_fit_in_six_gigabytes() -> None:
+    rows, kept = plan.concluding_bytes(10**6, 128, 0), 10**6 * 32 * 32 * 3
+    assert rows + plan.KERNELS + kept < 6e9
+    assert plan.concluding_bytes(10**6, 128, 64) - rows == 10**6 * 4 * 64  # and the projection
+
+
+def test_the_memory_of_vectors_grows_with_their_number_and_length() -> None:
+    few, many, long = (
+        plan.schedule_given(Config(), n=n, d=d)[1].memory
+        for n, d in ((1000, 64), (10**6, 64), (10**6, 512))
+    )
+    assert few < 1.2e9 and many - few > 2.5e8 and long - many > 4 * 448 * 10**6

@@ -11,12 +11,10 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from deepcluster.backbones.features import FittedModel
 from deepcluster.backbones.start import GIVEN
-from deepcluster.clustering.pca import normalise
 from deepcluster.device import pick_inference
 from deepcluster.errors import ConfigError
 from deepcluster.files import Output
@@ -27,6 +25,7 @@ from deepcluster.labelling.classifier import Classifier
 from deepcluster.naming import load_model
 from deepcluster.progress import Progress
 from deepcluster.run import RunDir
+from deepcluster.training.conclude import unit_rows
 from deepcluster.training.sharing import features_of_all, stored
 
 
@@ -93,7 +92,7 @@ def predict_source(
     progress = progress or Progress()
     if run.read_config().backbone == GIVEN:
         rows, store = pair(read_vectors(source), None)
-        return _predictions(run, load_model(run), store, normalise(torch.from_numpy(rows)))
+        return _predictions(run, load_model(run), store, unit_rows(rows))
     store = open_source(run, source, labels=labels, progress=progress)
     return predict_store(run, store, device=device, progress=progress)
 

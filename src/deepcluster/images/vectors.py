@@ -24,6 +24,7 @@ from deepcluster.images.store import ImageStore
 from deepcluster.progress import counted
 
 BLANK = 16  # side in pixels of what stands for an image that nobody gave
+PIECE = 8192  # rows that are looked at at a time
 COLUMNS = ("embedding", "embeddings", "vector", "features")
 """Names that are looked for where a table has several columns of lists."""
 
@@ -33,7 +34,7 @@ class Vectors:
     """Rows, and what they belong to."""
 
     name: str
-    rows: np.ndarray  # (n, d) float32, finite
+    rows: np.ndarray  # (n, d) numbers that are finite in float32; of a .npy file, its map
     ids: list[str] | None = None
     labels: np.ndarray | None = None  # (n,) int64; for measuring only
     label_names: list[str] | None = None
@@ -95,7 +96,7 @@ def _from_npy(path: Path) -> Vectors:
     elif beside.is_file():
         text = read_text(beside).removesuffix("\n")
         ids = [line.removesuffix("\r") for line in text.split("\n")]
-    return Vectors(path.stem, np.load(path, allow_pickle=False), ids)
+    return Vectors(path.stem, np.load(path, mmap_mode="r", allow_pickle=False), ids)
 
 
 def _from_parquet(path: Path) -> Vectors:
@@ -140,9 +141,11 @@ def _checked(found: Vectors) -> Vectors:
             f"{found.name}: vectors are an array (n, d) of numbers, not {rows.dtype} of shape "
             f"{rows.shape}"
         )
-    with np.errstate(over="ignore"):  # what float32 cannot hold is found below
-        rows = np.require(rows, np.float32, ["C", "W"])  # torch wants to be able to write
-    bad = int((~np.isfinite(rows)).any(1).sum())
+    bad = 0
+    with np.errstate(over="ignore"):  # what float32 cannot hold is not finite then
+        for start in range(0, len(rows), PIECE):
+            some = rows[start : start + PIECE].astype(np.float32)
+            bad += int((~np.isfinite(some)).any(1).sum())
     if bad:
         raise SourceError(f"{found.name}: {bad:,} of {len(rows):,} vectors hold NaN or infinity")
     if found.ids is not None and len(set(found.ids)) != len(rows):
@@ -163,12 +166,14 @@ def pair(vectors: Vectors, store: ImageStore | None) -> tuple[np.ndarray, ImageS
     """
     n = len(vectors.rows)
     if store is None:
-        pixels = np.full((n, BLANK, BLANK, 1), 224, np.uint8)
+        pixels = np.broadcast_to(np.uint8(224), (n, BLANK, BLANK, 1))  # one byte in all
         ids = vectors.ids or [str(i) for i in range(n)]
         known = vectors.labels is not None
         names = (vectors.label_names or []) if known else []
         store = ImageStore(vectors.name, pixels, BLANK, ids, [None] * n, vectors.labels, names)
-        store.contents = np.array([content_of(row) for row in vectors.rows], np.uint64)
+        store.contents = np.array(
+            [content_of(row.astype(np.float32)) for row in vectors.rows], np.uint64
+        )
         return vectors.rows, store
     if vectors.ids is not None:
         row = {name: i for i, name in enumerate(vectors.ids)}

@@ -6,6 +6,7 @@ Labels, where there are any, are read by :func:`score` alone.
 from __future__ import annotations
 
 import dataclasses
+import tempfile
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -25,13 +26,18 @@ from deepcluster.clustering.plane import layout
 from deepcluster.clustering.prototypes import Prototypes
 from deepcluster.clustering.tree import Tree
 from deepcluster.config import Config
+from deepcluster.device import give_back_memory
+from deepcluster.images.sinks import free_memory
+from deepcluster.images.sources import cache_folder
 from deepcluster.progress import Progress, counted
 from deepcluster.training.chance import ORDER, mix
-from deepcluster.training.plan import PIXEL_IMAGES, PIXEL_SIDE
 
 if TYPE_CHECKING:
     from deepcluster.images.store import ImageStore
 
+PIECE = 8192  # rows of features made elsewhere that are read at a time
+PIXEL_IMAGES = 10_000  # images at most, or ten a cluster, for the yardstick: k-means on the pixels
+PIXEL_SIDE = 32  # pixels: it sees images averaged down to this side
 PIXEL_ROWS = 1000  # images a cluster on which the yardstick, k-means on the pixels, is fitted
 MOST_IN_TREE = 3000  # clusters: its table grows with their square
 MOST_GRAPH_CLUSTERS = 1000  # beyond, clusters are as small as the graph's patches: k-means it is
@@ -100,20 +106,43 @@ def fit_vectors(
     """Clusters of features made elsewhere.
 
     Args:
-        rows: ``(n, d)`` float32; their lengths do not count.
+        rows: ``(n, d)`` numbers, in memory or in a file that is mapped; their lengths do not
+            count.
         config: settings, as :func:`deepcluster.training.plan.schedule_given` gives them.
         truth: ``(n,)`` labels, for measuring only.
         progress: told what happens.
     """
     begun = Begun(None, config.backbone, 1, Preprocessing(1, (0.0,), (1.0,)))
     return conclude(
-        normalise(torch.from_numpy(rows)),
+        unit_rows(rows),
         config,
         begun,
         clock=Clock(),
         progress=progress or Progress(),
         truth=truth,
     )
+
+
+def unit_rows(rows: np.ndarray) -> Tensor:
+    """Rows at length 1, ``(n, d)`` float32.
+
+    Where they would take more than a third of the memory that is free, they lie in a file without
+    a name in the user's cache folder, which the system reads as it is needed.
+
+    Args:
+        rows: ``(n, d)`` numbers, wherever they lie: they are read piece by piece.
+    """
+    if rows.size * 4 > free_memory() / 3:
+        folder = cache_folder() / "pixels"
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            found = torch.from_numpy(np.memmap(file, np.float32, "w+", shape=rows.shape))
+    else:
+        found = torch.empty(rows.shape)
+    for start in range(0, len(rows), PIECE):
+        some = np.require(rows[start : start + PIECE], np.float32, ["C", "W"])
+        found[start : start + PIECE] = normalise(torch.from_numpy(some))
+    return found
 
 
 def conclude(
@@ -140,6 +169,7 @@ def conclude(
     assert isinstance(config.epochs, int)
     generator = torch.Generator().manual_seed(mix(config.seed, config.epochs, ORDER))
     progress.phase("clusters", 1)
+    give_back_memory()
     pca, prototypes, tree, choice = final_clusters(embeddings, config, generator)
     clusters = len(prototypes.cluster.unique())
     if choice:
@@ -164,6 +194,7 @@ def conclude(
     progress.advance(1)
     clock.lap("clusters")
     progress.phase("map", 1)
+    give_back_memory()
     places = layout(model.reduce(embeddings), generator=generator)
     progress.advance(1)
     clock.lap("map")

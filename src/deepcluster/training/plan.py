@@ -37,6 +37,7 @@ from deepcluster.backbones.start import (
     find_weights,
     weights_of,
 )
+from deepcluster.clustering.neighbours import TILE
 from deepcluster.config import Config, check_settings
 from deepcluster.device import fast_bfloat16, pick_device
 from deepcluster.errors import ConfigError
@@ -71,10 +72,14 @@ AFTERWARDS = 8e-4  # an image, once a fit: graph, map, pictures, report on one c
 BESIDE = {"cpu": (0.07, 3.3e-5), "cuda": (0.35, 1.5e-6)}
 STEP_EXTRAS = 1.05  # times a timed step: reading the images
 CHOOSING = 0.3  # for each number of clusters that is looked at
-LIBRARIES = 1_200_000_000  # bytes: torch, tables of the neighbour graph, idle between blocks
 
-PIXEL_IMAGES = 20_000  # images at most, or ten a cluster, for the yardstick: k-means on the pixels
-PIXEL_SIDE = 32  # pixels k-means, the yardstick, sees images averaged down to this side
+# Bytes, as the largest resident size of whole fits of 10,000 to a million images was measured.
+LIBRARIES = 800_000_000  # torch and the others, once they are loaded
+KERNELS = 200_000_000  # what they keep of a net that has run
+CUTTING = 170_000_000  # scores of a block and tables of the final clusters
+IMAGE = 700  # an image's id, clusters, neighbours and rows of tables and pages
+BANK = 130  # an image, of the default method
+
 ADAPT_LR = {1: 1e-3, 3: 3e-4}  # by channels: grey images lie further from what weights know
 ADAPT_SIDES = (128, 96, 64)  # of images that weights are adapted on, and
 ENOUGH_TO_ADAPT = 6  # epochs: the largest side that gets as many is taken
@@ -421,12 +426,12 @@ def schedule_frozen(
         precision="bfloat16" if speed.dtype == torch.bfloat16 else "float32",
         batch_size=batch,
     )
-    features = n * int(net.num_features) * 4  # type: ignore[arg-type]
     parameters = sum(p.numel() for p in net.parameters()) * 4
     assert isinstance(resolved.clusters, int)
     choosing = CHOOSING * resolved.clusters if resolved.final.choose else 0.0
+    d = int(net.num_features)  # type: ignore[arg-type]
     cost = Cost(
-        memory=store_bytes + 3 * features + 2 * parameters + LIBRARIES,
+        memory=store_bytes + KERNELS + 2 * parameters + concluding_bytes(n, d, resolved.final.pca),
         epoch=0.0,
         rest=n * (speed.seconds + AFTERWARDS / min(2, torch.get_num_threads())) + choosing,
         epochs=0,
@@ -522,13 +527,26 @@ def as_given(config: Config) -> Config:
     return dataclasses.replace(config, start="frozen", backbone=GIVEN, weights="", minutes="auto")
 
 
-def schedule_given(config: Config, *, n: int) -> tuple[Config, Cost]:
-    """Resolve the settings of a fit of `n` features made elsewhere."""
+def concluding_bytes(n: int, d: int, pca: int) -> int:
+    """Memory, libraries included, that the end of a fit takes for `n` images' `d` features.
+
+    Args:
+        n: images.
+        d: features of an image.
+        pca: components that they are projected to; 0 for none.
+    """
+    compared = 8 * min(n, TILE) * d  # as they are, and turned
+    return LIBRARIES + CUTTING + compared + n * (4 * (d + min(pca, d)) + IMAGE)
+
+
+def schedule_given(config: Config, *, n: int, d: int) -> tuple[Config, Cost]:
+    """Resolve the settings of a fit of features made elsewhere, ``(n, d)``."""
     resolved = resolve(config, n=n, size=1 if config.size == "auto" else config.size, channels=1)
     assert isinstance(resolved.clusters, int)
     choosing = CHOOSING * resolved.clusters if resolved.final.choose else 0.0
     rest = n * AFTERWARDS / min(2, torch.get_num_threads()) + choosing
-    return resolved, Cost(memory=LIBRARIES, epoch=0.0, rest=rest, epochs=0)
+    memory = concluding_bytes(n, d, resolved.final.pca)
+    return resolved, Cost(memory=memory, epoch=0.0, rest=rest, epochs=0)
 
 
 def _scale_is_open(config: Config) -> bool:
@@ -750,14 +768,17 @@ def estimate(
     choosing = CHOOSING * config.clusters if config.final.choose else 0.0
     passes = 1.5 if config.method == "deepcluster" else 1.0  # features of all images an epoch
     forward = seconds_an_image / (3 * method.views)
-    features = n * int(backbone.num_features) * 4  # type: ignore[arg-type]
+    d = int(backbone.num_features)  # type: ignore[arg-type]
     parameters = sum(p.numel() for p in method.parameters()) * 4  # type: ignore[attr-defined]
     activations = round(2 * sum(held.values()) / part)  # and as much for gradients and the views
-    compared = min(n, max(PIXEL_IMAGES, 10 * config.clusters))
-    yardstick = 2 * compared * min(config.size, PIXEL_SIDE) ** 2 * channels * 4
+    banks = n * BANK
+    if config.method == "deepcluster":  # features, after PCA, and as k-means keeps them
+        banks = 4 * n * (d + 2 * min(d, int(config.deepcluster.pca)))
+    elif config.method == "deepcluster-v2":  # two, and one as k-means keeps it
+        banks = 8 * n * config.deepcluster_v2.dimensions
+    training = LIBRARIES + activations + 6 * parameters + banks
     return Cost(
-        # features: as extracted, of length 1, after PCA, and while they are clustered
-        memory=store_bytes + 4 * features + 6 * parameters + activations + yardstick + LIBRARIES,
+        memory=store_bytes + KERNELS + max(training, concluding_bytes(n, d, config.final.pca)),
         epoch=n * passes * seconds_an_image + beside_steps(n, device.type),
         rest=n * (forward + AFTERWARDS / min(2, torch.get_num_threads())) + choosing,
         epochs=config.epochs,

@@ -1,0 +1,57 @@
+"""Features made elsewhere: the same clusters wherever they lie."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from deepcluster.clustering.kmeans import kmeans
+from deepcluster.clustering.pca import normalise
+from deepcluster.config import Config, override
+from deepcluster.fitting import fit_source
+from deepcluster.training import conclude
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    rows = 4 * np.eye(12)[rng.integers(0, 3, 400)] + rng.normal(0, 1, (400, 12))
+    np.save(tmp_path / "rows.npy", rows.astype(np.float16))
+    return tmp_path / "rows.npy"
+
+
+def test_rows_that_do_not_fit_in_memory_lie_in_a_file(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(conclude, "PIECE", 64)
+    monkeypatch.setenv("DEEPCLUSTER_CACHE", str(tmp_path / "cache"))
+    expected = normalise(torch.from_numpy(np.load(file).astype(np.float32)))
+    mapped = np.load(file, mmap_mode="r")
+    assert torch.equal(conclude.unit_rows(mapped), expected)
+    config = override(Config(), {"clusters": 3, "device": "cpu"})
+    inside = fit_source(None, config, embeddings=file, out=tmp_path / "inside")
+    assert not (tmp_path / "cache" / "pixels").exists()
+    monkeypatch.setattr(conclude, "free_memory", lambda: 1000.0)
+    found = conclude.unit_rows(mapped)
+    assert torch.equal(found, expected)
+    outside = fit_source(None, config, embeddings=file, out=tmp_path / "outside")
+    assert not list((tmp_path / "cache" / "pixels").iterdir())  # the file has no name
+    for name in ("embeddings.npy", "tree.npz", "contents.npy", "items.csv"):
+        assert (inside.path / name).read_bytes() == (outside.path / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_k_means_of_a_mapped_file_is_that_of_an_array(
+    dtype: type[np.floating], file: Path, tmp_path: Path
+) -> None:
+    np.save(tmp_path / "other.npy", np.load(file).astype(dtype))
+    mapped = np.load(tmp_path / "other.npy", mmap_mode="r")
+
+    def cluster(x: np.ndarray, metric: str) -> list[bytes]:
+        generator = torch.Generator().manual_seed(0)
+        found = kmeans(x, 7, metric=metric, n_init=2, generator=generator)  # type: ignore[arg-type]
+        return [t.numpy().tobytes() for t in (found.centers, found.labels, found.distances)]
+
+    for metric in ("l2", "cosine"):
+        assert cluster(mapped, metric) == cluster(np.array(mapped), metric)
