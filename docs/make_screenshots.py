@@ -21,6 +21,15 @@ IMAGES = Path(__file__).parent / "images"
 OPTIONS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
 
 
+def chromium(driver: Any) -> Any:
+    """The browser, without a window."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    path = next(filter(None, map(shutil.which, names)), None)
+    if path is None:
+        raise SystemExit("Chromium is not installed: apt-get install chromium")
+    return driver.chromium.launch(executable_path=path, args=OPTIONS)
+
+
 def open_page(browser: Any, run: RunDir, route: str, scheme: str) -> Any:
     """A page of the report, ready."""
     page = browser.new_page(viewport={"width": 1280, "height": 800}, color_scheme=scheme)
@@ -62,16 +71,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path)
     run = RunDir.open(parser.parse_args().run)
-    chromium = next(
-        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-    )
-    if chromium is None:
-        raise SystemExit("Chromium is not installed: apt-get install chromium")
     if not (run.report / "index.html").is_file():
         raise SystemExit(f"{run.path} has no report: deepcluster report {run.path}")
     IMAGES.mkdir(exist_ok=True)
-    with sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=chromium, args=OPTIONS)
+    with sync_playwright() as driver, chromium(driver) as browser:
         page = open_page(browser, run, "", "light")
         page.wait_for_timeout(500)
         page.screenshot(path=IMAGES / "report-overview.png")
@@ -79,7 +82,6 @@ def main() -> None:
         lasso_largest(page)
         page.wait_for_timeout(1500)
         page.screenshot(path=IMAGES / "report-map.png")
-        browser.close()
     print(f"{IMAGES}/report-overview.png, {IMAGES}/report-map.png")
 
 

@@ -85,7 +85,7 @@ def test_names_from_an_earlier_run(
     assert json.loads(capsys.readouterr().out)["names"] == {"9": "made by [bold]hand"}
     command = ["fit", str(source), "--out", str(second), *QUICK]
     assert run_app([*command, "--names-from", str(first)]) == 0
-    assert "60 images are in both runs" in capsys.readouterr().out
+    assert "in both runs: 60 images" in capsys.readouterr().out
     assert RunDir.open(second).read_items()["by"].to_pylist()[:5] == ["person"] * 5
     page = second / "report" / "data" / "summary.js"
     assert "made by [bold]hand" in page.read_text()
@@ -95,7 +95,7 @@ def test_names_from_an_earlier_run(
     assert "2: now part of 1" in capsys.readouterr().out
     assert run_app(["apply", str(second), "--from", str(first)]) == 0
     out = capsys.readouterr().out
-    assert "60 images are in both runs" in out and "\\n" not in out  # a line each
+    assert "in both runs: 60 images" in out and "\\n" not in out  # a line each
     assert f"report: {second / 'report' / 'index.html'}" in out
     assert run_app(["apply", str(second)]) == 2
     assert run_app(["apply", str(second), str(labels), "--from", str(first)]) == 2

@@ -65,7 +65,7 @@ def test_predict_repeats_the_fit_in_its_own_arithmetic(precision: str) -> None:
 def test_images_that_are_left_out_are_told(tmp_path: Path) -> None:
     images = [*make_shapes(20), np.zeros((0, 0), np.uint8)]
     found = make()
-    with pytest.warns(UserWarning, match="1 images were left out"):
+    with pytest.warns(UserWarning, match="1 image left out"):
         found.fit(images)
     assert len(found.labels_) == len(found.ids_) == 20
     assert len(found.skipped_) == 1
@@ -74,7 +74,7 @@ def test_images_that_are_left_out_are_told(tmp_path: Path) -> None:
 def test_one_row_out_for_each_image_in(fitted: DeepCluster, tmp_path: Path) -> None:
     shapes = make_shapes()
     bad = [*shapes[:3], np.zeros((0, 0), np.uint8), shapes[3], str(tmp_path / "gone.png")]
-    with pytest.warns(UserWarning, match="2 images were left out.* NaN, their clusters -1"):
+    with pytest.warns(UserWarning, match="2 images left out.* NaN, their clusters -1"):
         labels = fitted.predict(bad)
     kept = [0, 1, 2, 4]
     assert labels.dtype == np.int64 and labels[[3, 5]].tolist() == [-1, -1]
@@ -86,7 +86,7 @@ def test_one_row_out_for_each_image_in(fitted: DeepCluster, tmp_path: Path) -> N
     with pytest.warns(UserWarning, match="no usable image"):
         assert fitted.predict(bad[3:4]).tolist() == [-1]
     found = make()
-    with pytest.warns(UserWarning, match="1 images were left out"):
+    with pytest.warns(UserWarning, match="1 image left out"):
         whole = found.fit_predict([*shapes[:20], None, *shapes[20:40]])
     assert len(whole) == 41 and whole[20] == -1 and found.n_images_ == 41
     assert np.array_equal(np.delete(whole, 20), found.labels_)

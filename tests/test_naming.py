@@ -128,7 +128,7 @@ def test_what_does_not_match_is_listed(old: RunDir, tmp_path: Path) -> None:
         "the name cats (cluster 0 there): its images are in the clusters 1 (2), 0 (1), 2 (1)"
         in text
     )
-    assert "1 images that a person put into cats there: left where the model has them" in text
+    assert "1 image that a person put into cats there: left where the model has them" in text
     assert "cluster 3 here: its 2 images are not in the other run" in text
     assert "cluster 1 here: its 5 images are in the clusters 0 (2), 2 (2), 1 (1)" in text
 
@@ -265,7 +265,7 @@ def test_a_fit_takes_names_from_an_earlier_one(
     was = {content_of(Path(item["path"])): item["cluster"] for item in items}
     names = first.read_clusters()["names"]
     carried = second.read_info()["carried"]
-    assert carried[0] == "60 images are in both runs (of 66 here and 60 there)"
+    assert carried[0] == "in both runs: 60 images (of 66 here and 60 there)"
     rows = second.read_items().to_pylist()
     for cluster, name in second.read_clusters()["names"].items():
         known = [

@@ -9,3 +9,4 @@ def test_an_epoch_in_words_that_can_be_known() -> None:
 
 def test_one_is_no_plural() -> None:
     assert [counted(n, "image") for n in (0, 1, 2)] == ["0 images", "1 image", "2 images"]
+    assert [counted(n, "class") for n in (1, 1200)] == ["1 class", "1,200 classes"]

@@ -8,7 +8,7 @@ from sklearn.metrics import adjusted_rand_score
 
 from deepcluster import segmentation
 from deepcluster.config import SegmentSettings
-from deepcluster.errors import ConfigError, RunError, SourceError
+from deepcluster.errors import ConfigError, NoImagesError, RunError, SourceError
 from deepcluster.segmentation import _open, _vote, segment, segment_files
 
 
@@ -107,11 +107,26 @@ def test_a_hot_pixel_does_not_darken_a_picture_of_twelve_bits(tmp_path: Path) ->
     assert differs.sum() == 1 and differs[9, -1 - 7]
 
 
-def test_a_file_that_is_no_image_is_found_before_the_work(tmp_path: Path) -> None:
-    (tmp_path / "no.png").write_text("no")
-    with pytest.raises(SourceError, match=r"no\.png"):
-        segment_files([tmp_path / "no.png"], tmp_path / "out")
+def test_a_file_that_is_no_image_is_left_out_and_listed(tmp_path: Path) -> None:
+    bad, good = tmp_path / "no.png", tmp_path / "yes.png"
+    bad.write_text("no")
+    with pytest.raises(NoImagesError, match="no image among 1 file:"):
+        segment_files([bad], tmp_path / "out")
     assert not (tmp_path / "out").exists()
+    Image.fromarray(regions(0)[0]).save(good)
+    told: list[str] = []
+    done = segment_files(
+        [bad, good, tmp_path / "gone.png"],
+        tmp_path / "out",
+        SegmentSettings(iterations=2),
+        note=told.append,
+    )
+    assert [item.image for item in done] == [str(good)]
+    with (tmp_path / "out/skipped.csv").open(newline="") as file:
+        rows = list(csv.reader(file))
+    assert [row[0] for row in rows] == ["path", str(bad), str(tmp_path / "gone.png")]
+    assert rows[1][1] == "not an image in a format that Pillow reads"
+    assert told == [f"left out: {path}: {reason}" for path, reason in rows[1:]]
 
 
 def steps(pixels: np.ndarray, settings: SegmentSettings) -> tuple[np.ndarray, int]:

@@ -74,7 +74,7 @@ def test_contract() -> None:
     copied = clone(found)
     assert copied.clusterer.get_params() == found.clusterer.get_params()
     assert "clusterer__n_clusters" in found.get_params()
-    with pytest.raises(ValueError, match="labels of 1 classes"):
+    with pytest.raises(ValueError, match="labels of 1 class:"):
         make().fit(make_shapes(), np.where(TRUTH == 0, 0, -1))
     with pytest.raises(ValueError, match=r"y is \(5,\) for 96 images"):
         make().fit(make_shapes(), TRUTH[:5])
@@ -86,7 +86,7 @@ def test_a_finished_run_is_enough(finished: RunDir, folder: Path) -> None:
     hidden[::2] = ""
     found = DeepClusterClassifier(run=finished.path).fit(None, hidden)
     again = DeepClusterClassifier(run=finished.path)
-    with pytest.warns(UserWarning, match="1 images were left out"):
+    with pytest.warns(UserWarning, match="1 image left out"):
         predicted = found.predict(folder)
     assert len(predicted) == 61 and (predicted == "").sum() == 1
     assert set(predicted[predicted != ""].tolist()) <= {"bars", "crosses", "rings"}

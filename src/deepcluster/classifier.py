@@ -13,6 +13,7 @@ from sklearn.utils.validation import check_is_fitted
 from deepcluster.estimator import DeepCluster, take_images
 from deepcluster.images.store import one_row_each
 from deepcluster.labelling.classifier import make_pool, teach
+from deepcluster.progress import counted
 
 
 class DeepClusterClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -64,15 +65,16 @@ class DeepClusterClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
             embeddings = one_row_each(base.embeddings_, base.kept_, base.n_images_, np.nan)
         if labels.shape != (len(embeddings),):
             raise ValueError(
-                f"y is {labels.shape} for {len(embeddings)} images: give a label for each, -1 for "
-                "those that have none"
+                f"y is {labels.shape} for {counted(len(embeddings), 'image')}: give a label for "
+                "each, -1 for those that have none"
             )
         known = np.array([not _is_open(label) for label in labels.tolist()])
         good = np.isfinite(embeddings).all(axis=1)
         self.classes_, codes = np.unique(np.array(labels[known].tolist()), return_inverse=True)
         if len(self.classes_) < 2:
             raise ValueError(
-                f"y has labels of {len(self.classes_)} classes: a classifier needs two or more"
+                f"y has labels of {counted(len(self.classes_), 'class')}: a classifier needs two "
+                "or more"
             )
         all_codes = np.full(len(labels), -1)
         all_codes[known] = codes

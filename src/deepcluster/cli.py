@@ -38,6 +38,7 @@ from deepcluster.config import (
 from deepcluster.errors import ConfigError, NoImagesError, RunError, SourceError
 from deepcluster.files import Output
 from deepcluster.methods import METHODS
+from deepcluster.progress import counted
 from deepcluster.run import RunDir
 from deepcluster.show.exact import escaped, show
 from deepcluster.show.results import print_json, print_plan, print_rows, print_run
@@ -264,6 +265,8 @@ def predict(
     if target is not None:
         with target.writing() as part, part.open("w", newline="", encoding="utf-8") as file:
             found.write_csv(file)
+        if into is None and not target.device:
+            print_rows(["file", "images"], [(out, len(found.rows()))], as_json)
     if into is not None:
         placed = found.as_predictions() if classes else found
         counts = finished.sort_into(placed, into, how=how or "copy")
@@ -304,7 +307,7 @@ def embed(
         part = finished.Shard.parse(shard)
         with processes.joined(), _progress(False) as progress:
             count = finished.embed_part(opened, images, part, out, device=device, progress=progress)
-        return show(f"{out}: {count} images, part {part}")
+        return show(f"{out}: {counted(count, 'image')}, part {part}")
     finished.check_embeddings_out(out)
     with processes.joined(), _progress(False) as progress:
         found = finished.predict_source(opened, images, device=device, progress=progress)
@@ -423,7 +426,7 @@ def suggest(
         raise ConfigError(f"-n {n}: ask for 1 image or more")
     found = finished.suggest_run(RunDir.open(run), n, out=out)
     show(
-        f"{len(found.ids)} images to label",
+        f"{counted(len(found.ids), 'image')} to label",
         f"page:  {found.page}",
         f"table: {found.table}",
         f"then:  deepcluster teach {shlex.quote(str(run))} labels.csv",
@@ -448,11 +451,11 @@ def teach(run: RunPath, labels: Path, *, as_json: AsJson = False) -> None:
         return print_json(opened.read_classifier()[1])
     expected = found.taught.expected
     show(
-        f"{found.labels:,} labels, {len(found.taught.classes)} classes, "
+        f"{counted(found.labels, 'label')}, {counted(len(found.taught.classes), 'class')}, "
         f"{found.taught.classifier.method}",
         f"expected to be right on {expected.accuracy:.0%} of images like these (nine times in ten "
         f"between {expected.low:.0%} and {expected.high:.0%}; {expected.right} of "
-        f"{expected.checked} labels that were held out)",
+        f"{counted(expected.checked, 'label')} held out)",
     )
     rows = []
     for row in found.taught.classes:
@@ -615,15 +618,24 @@ def segment(
     images
         Image files.
     out
-        A new folder: NAME.labels.png and NAME.overlay.png for each image, and areas.csv.
+        A new folder: NAME.labels.png and NAME.overlay.png for each image, and areas.csv;
+        files that cannot be read are in skipped.csv.
     """
     from deepcluster.segmentation import segment_files
 
     with _progress(as_json) as progress:
         done = segment_files(
-            images, out, settings, device=device, phase=progress.phase, advance=progress.advance
+            images,
+            out,
+            settings,
+            device=device,
+            phase=progress.phase,
+            advance=progress.advance,
+            note=progress.note,
         )
-    rows = [(item.image, f"{item.labels} regions in {item.seconds:.0f} s") for item in done]
+    rows = [
+        (item.image, f"{counted(item.labels, 'region')} in {item.seconds:.0f} s") for item in done
+    ]
     print_rows(["image", "result"], rows, as_json)
 
 

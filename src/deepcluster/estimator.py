@@ -37,7 +37,7 @@ from deepcluster.errors import NoImagesError, RunError
 from deepcluster.images.sources import list_source
 from deepcluster.images.store import ImageStore, auto_size, one_row_each, open_images, scan_images
 from deepcluster.images.vectors import pair, read_vectors
-from deepcluster.progress import Progress
+from deepcluster.progress import Progress, counted
 from deepcluster.report import write_report
 from deepcluster.results import read_result, write_finished
 from deepcluster.run import RunDir
@@ -367,8 +367,8 @@ class DeepCluster(
         if store.skipped:
             path, reason = store.skipped[0]
             warnings.warn(
-                f"{len(store.skipped)} images were left out, the first, {path}, because: {reason}; "
-                f"{rows}",
+                f"{counted(len(store.skipped), 'image')} left out, the first, {path}, because: "
+                f"{reason}; {rows}",
                 stacklevel=4,
             )
         return store

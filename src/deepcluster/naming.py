@@ -110,8 +110,8 @@ class Carried:
     def __str__(self) -> str:
         applied = self.applied
         lines = [
-            f"{self.common:,} images are in both runs (of {self.here:,} here and {self.there:,} "
-            "there)",
+            f"in both runs: {counted(self.common, 'image')} (of {self.here:,} here and "
+            f"{self.there:,} there)",
             *self.named,
             f"{counted(applied.renamed, 'cluster')} named, {len(applied.merged)} merged, "
             f"{counted(applied.moved, 'image')} moved ({applied.taken_out} of them out of every "
@@ -232,7 +232,7 @@ def _named(
             known = sum(count for (c, _), count in overlap.items() if c == cluster)
             why = f"{overlap.get((cluster, before), 0):,} of its {known:,} known images"
             if not known:
-                why = f"made by hand there, {int((after == cluster).sum()):,} images"
+                why = f"made by hand there, {counted(int((after == cluster).sum()), 'image')}"
             yield f"cluster {cluster}: {names[cluster]} ({why})"
 
 
@@ -251,13 +251,16 @@ def _unmatched(
             yield f"the name {name} (cluster {before} there): its images {where}"
     for before, count in sorted(homeless.items()):
         name = old.names.get(before, f"cluster {before}")
-        yield f"{count:,} images that a person put into {name} there: left where the model has them"
+        yield (
+            f"{counted(count, 'image')} that a person put into {name} there: left where the model "
+            "has them"
+        )
     for cluster, size in zip(*np.unique(new.clusters, return_counts=True), strict=True):
         if cluster == NO_CLUSTER or int(cluster) in match or int(cluster) in new.names:
             continue
         found = Counter({b: count for (c, b), count in overlap.items() if c == cluster})
         where = _beside(found) or "are not in the other run"
-        yield f"cluster {cluster} here: its {size:,} images {where}"
+        yield f"cluster {cluster} here: its {counted(int(size), 'image')} {where}"
 
 
 def _beside(found: Counter[int]) -> str:

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from deepcluster.errors import ConfigError, ProcessError
+from deepcluster.progress import counted
 
 WAIT = timedelta(days=7)
 """So long one process waits for another that lives, such as for the first while it decodes or makes
@@ -114,7 +115,9 @@ def shares(n: int) -> list[slice]:
     """Which of `n` rows each process works on: see :func:`share`."""
     count = world()
     if count > 1 and n < count:
-        raise ConfigError(f"{n} images are too few for {count} processes: start fewer of them")
+        raise ConfigError(
+            f"{counted(n, 'image')}, too few for {count} processes: start fewer of them"
+        )
     return [slice(one * n // count, (one + 1) * n // count) for one in range(count)]
 
 

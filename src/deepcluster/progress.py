@@ -48,8 +48,9 @@ class Progress:
 
 
 def counted(number: int, what: str) -> str:
-    """A number and a noun."""
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+    """A number and a noun, in the plural where it is not one."""
+    plural = f"{what}es" if what.endswith("s") else f"{what}s"
+    return f"{number:,} {what if number == 1 else plural}"
 
 
 def epoch_sentence(line: dict[str, Any]) -> str:

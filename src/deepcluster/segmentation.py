@@ -31,9 +31,10 @@ from torch.nn import functional as F
 
 from deepcluster.config import SegmentSettings
 from deepcluster.device import fast_bfloat16, pick_device
-from deepcluster.errors import ConfigError, RunError, SourceError
+from deepcluster.errors import ConfigError, NoImagesError, RunError, SourceError
 from deepcluster.images.decode import quiet_pillow, upright
 from deepcluster.images.listing import reason
+from deepcluster.progress import counted
 
 CHANNELS, LAYERS = 100, 2  # of the net and of its responses, as in the papers
 RATE, MOMENTUM = 0.1, 0.9
@@ -233,8 +234,11 @@ def segment_files(
     device: str = "auto",
     phase: Callable[[str, int], None] = lambda name, total: None,
     advance: Callable[[int], None] = lambda count: None,
+    note: Callable[[str], None] = lambda sentence: None,
 ) -> list[Segmented]:
     """Segment image files: a label map and an overlay for each, and ``areas.csv`` for all.
+
+    Files that cannot be read are left out and listed in ``skipped.csv``.
 
     Args:
         images: the files.
@@ -243,14 +247,23 @@ def segment_files(
         device: where the net runs.
         phase: told of each image and its iterations.
         advance: told of iterations done.
+        note: told of each file that is left out.
 
     Raises:
         RunError: `out` holds files already.
-        SourceError: a file is no image that Pillow reads.
+        NoImagesError: no file is an image that Pillow reads.
     """
     settings = settings or SegmentSettings()
-    files = [Path(image) for image in images]
-    pictures = [_open(file) for file in files]  # a bad one is found before the work
+    pictures: list[tuple[Path, Image.Image]] = []
+    skipped: list[tuple[str, str]] = []
+    for path in map(Path, images):  # bad ones are found before the work
+        try:
+            pictures.append((path, _open(path)))
+        except Exception as error:  # a broken file can make Pillow raise almost anything
+            skipped.append((str(path), reason(error)))
+            note(f"left out: {path}: {skipped[-1][1]}")
+    if not pictures:
+        raise NoImagesError(f"no image among {counted(len(skipped), 'file')}: give image files")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise RunError(f"{out} is there already: give a folder that is new or empty as --out")
     out.mkdir(parents=True, exist_ok=True)
@@ -258,7 +271,7 @@ def segment_files(
     with (out / "areas.csv").open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         table.writerow(["image", "label", "pixels", "share", "red", "green", "blue"])
-        for path, picture in zip(files, pictures, strict=True):
+        for path, picture in pictures:
             begun = time.perf_counter()
             phase(path.name, settings.iterations)
             labels = segment(picture, settings, device=device, advance=advance)
@@ -277,15 +290,15 @@ def segment_files(
             _overlay(pixels, labels).save(targets[1])
             seconds = time.perf_counter() - begun
             done.append(Segmented(str(path), len(counts), seconds, targets))
+    if skipped:
+        with (out / "skipped.csv").open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([("path", "reason"), *skipped])
     return done
 
 
 def _open(path: Path) -> Image.Image:
-    try:
-        with quiet_pillow():
-            return upright(path).convert("RGB")
-    except Exception as error:  # a broken file can make Pillow raise almost anything
-        raise SourceError(f"{path} cannot be read as an image: {reason(error)}") from error
+    with quiet_pillow():
+        return upright(path).convert("RGB")
 
 
 def _colours(count: int) -> np.ndarray:

@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -87,7 +88,8 @@ def test_labels_that_are_forgotten_are_told(run: RunDir, tmp_path: Path) -> None
     fewer = tmp_path / "fewer.csv"
     fewer.write_text("".join(lines[:-3]))
     assert any(
-        note.startswith("3 labels of the classifier before") for note in teach_run(run, fewer).notes
+        note.startswith("forgotten, since") and "3 labels of" in note
+        for note in teach_run(run, fewer).notes
     )
     assert not any("forgotten" in note for note in teach_run(run, fewer).notes)
 
@@ -97,7 +99,7 @@ def test_a_failed_teach_leaves_the_classifier(run: RunDir, tmp_path: Path) -> No
     before = {p.name: p.read_bytes() for p in run.classifier.iterdir()}
     bad = tmp_path / "bad.csv"
     bad.write_text("id,label\nnone,x\n")
-    with pytest.raises(RunError, match="the run has none of them"):
+    with pytest.raises(RunError, match="none of them in the run"):
         teach_run(run, bad)
     assert {p.name: p.read_bytes() for p in run.classifier.iterdir()} == before
 
@@ -112,6 +114,8 @@ def test_classes_of_images(run: RunDir, folder: Path, tmp_path: Path) -> None:
     assert strict.unsure.sum() >= found.unsure.sum()
     placed = strict.as_predictions()
     assert [name == "unsure" for name in placed.names] == strict.unsure.tolist()
+    named = replace(strict, names=["Unsure", *strict.names[1:]])
+    assert [n == "unsure images" for n in named.as_predictions().names] == strict.unsure.tolist()
 
 
 def test_evaluate_measures_on_what_it_never_saw(run: RunDir, folder: Path, tmp_path: Path) -> None:
@@ -195,6 +199,12 @@ def test_the_command_line(
     assert json.loads(capsys.readouterr().out)["labels"] == 12
     assert run_app(["predict", str(run.path), str(folder), "--classes"]) == 0
     assert capsys.readouterr().out.startswith("id,path,class,probability,unsure")
+    out = tmp_path / "found.csv"
+    command = ["predict", str(run.path), str(folder), "--classes", "--json", "--out", str(out)]
+    assert run_app(command) == 0
+    assert json.loads(capsys.readouterr().out) == {str(out): 60}
+    assert run_app([*command[:-1], "/dev/null"]) == 0
+    assert capsys.readouterr().out == ""
     into = tmp_path / "sorted"
     command = ["predict", str(run.path), str(folder), "--classes", "--risk", "0.000001"]
     assert run_app([*command, "--into", str(into)]) == 0

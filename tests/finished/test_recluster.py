@@ -10,8 +10,10 @@ import torch
 from deepcluster.clustering.tree import Tree
 from deepcluster.errors import ConfigError
 from deepcluster.finished import predict_source, recluster_run
+from deepcluster.report import write_report
 from deepcluster.report.labels import change_clusters
 from deepcluster.run import RunDir
+from deepcluster.show.results import print_run
 
 
 @pytest.fixture
@@ -45,6 +47,23 @@ def test_table_model_and_run_json_follow(run: RunDir, folder: Path, k: int) -> N
     recluster_run(run, 3)
     assert run.read_items().equals(first)
     assert not list(run.path.glob(".recluster*"))
+
+
+def test_scores_of_the_pixels_stay_with_their_number(
+    run: RunDir, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pixels = run.read_info()["scores"]["pixels"]
+    for k in (4, 5):
+        recluster_run(run, k)
+        assert run.read_info()["scores"]["pixels"] == pixels
+        print_run(run, as_json=False)
+        assert "k-means on the pixels, 3 clusters" in capsys.readouterr().out
+    write_report(run)
+    page = (run.report / "data/summary.js").read_text()
+    assert '"pixel_clusters"' in page
+    recluster_run(run, 3)
+    print_run(run, as_json=False)
+    assert "k-means on the pixels " in capsys.readouterr().out
 
 
 def test_the_number_can_be_chosen(run: RunDir) -> None:

@@ -65,7 +65,7 @@ def test_new_images_are_told_and_known_ones_passed_over(
     photos(mine, 9, seed=2)
     assert run_app(["update", str(run.path), str(mine), "--device", "cpu"]) == 0
     out = capsys.readouterr().out
-    assert "9 new images (30 others are known already)" in out
+    assert "9 new images (30 known already)" in out
     assert "a new fit is due: 18 images came since the fit, which knew 60" in out
     assert len(list((run.path / "updates").iterdir())) == 2
 

@@ -167,7 +167,9 @@ def test_a_rare_deep_image_is_said_to_have_its_own_range() -> None:
     items: list[Any] = [np.full((8, 8), i % 256, np.uint8) for i in range(600)]
     items[301] = np.uint16(4095 * shares(0))  # not in the sample, which takes every second or so
     store = open_images(items, size=8)
-    assert store.range == "auto" and any("1 images of more than 8 bits" in r for r in store.remarks)
+    assert store.range == "auto" and any(
+        "more than 8 bits among others of 8: 1 image," in r for r in store.remarks
+    )
     assert store.pixels[301].max() > 128
 
 

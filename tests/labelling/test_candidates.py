@@ -14,6 +14,7 @@ from deepcluster.labelling.candidates import (
     STRENGTH,
     Pool,
     fit_logistic,
+    fit_product,
     fit_prototypes,
     fit_ridge,
     fit_spreading,
@@ -21,7 +22,7 @@ from deepcluster.labelling.candidates import (
     targets,
 )
 from deepcluster.labelling.classifier import logits_of
-from deepcluster.labelling.heads import Linear, Memory, kind_of, restored
+from deepcluster.labelling.heads import Linear, Memory, Product, kind_of, restored
 from deepcluster.labelling.spread import NEIGHBOURS, REACH, neighbour_graph, spread
 
 
@@ -99,6 +100,18 @@ def test_prototypes_are_the_nearest_means(pool: Pool) -> None:
     )
 
 
+def test_the_product_is_of_spreading_and_logistic_regression(pool: Pool) -> None:
+    _, y = blobs()
+    parts = [
+        torch.from_numpy(logits_of(fit(pool, ROWS, y[ROWS], 3), pool.features)).softmax(1)
+        for fit in (fit_spreading, fit_logistic)
+    ]
+    both = parts[0] * parts[1]
+    found = torch.from_numpy(logits_of(fit_product(pool, ROWS, y[ROWS], 3), pool.features))
+    shares = found.softmax(1)
+    torch.testing.assert_close(shares, both / both.sum(1, keepdim=True), atol=1e-5, rtol=0)
+
+
 def test_spreading_solves_its_equation(pool: Pool) -> None:
     _, y = blobs()
     graph = pool.graph.toarray()
@@ -143,7 +156,7 @@ def test_heads_come_back_from_their_tensors(name: str, pool: Pool) -> None:
     _, y = blobs()
     head = CANDIDATES[name](pool, ROWS, y[ROWS], 3)
     again = restored(kind_of(head), dict(head.state_dict()))
-    assert type(again) is type(head) and isinstance(head, Linear | Memory)
+    assert type(again) is type(head) and isinstance(head, Linear | Memory | Product)
     np.testing.assert_array_equal(logits_of(head, pool.features), logits_of(again, pool.features))
 
 

@@ -36,7 +36,8 @@ NAMES = ["a", "b", "c", "d"]
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2])
 def test_the_interval_covers_nine_times_in_ten(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(CANDIDATES, "logistic")  # two minutes of it would say no more
+    for slow in ("product", "logistic"):  # minutes of them would say no more
+        monkeypatch.delitem(CANDIDATES, slow)
     pool, y = hard(seed=seed, apart=1.0)
     covered = []
     for draw in range(200):
@@ -62,6 +63,18 @@ def test_what_is_expected_is_near_the_truth_and_narrower_with_more_labels() -> N
     assert widths[0] > widths[1] > widths[2]
 
 
+def test_what_is_expected_is_of_new_images_though_the_hard_ones_were_labelled() -> None:
+    pool, y = hard(1200)
+    own = Pool(pool.features[:600], neighbour_graph(pool.features[:600]))
+    means = np.stack([own.features[y[:600] == k].mean(axis=0) for k in range(4)])
+    alike = np.sort(own.features @ means.T, axis=1)
+    rows = np.argsort(alike[:, -1] - alike[:, -2])[:300]  # where two classes meet
+    found = teach(own, rows, y[rows], NAMES, drawn=False)
+    right = found.classifier.probabilities(pool.features).argmax(axis=1) == y
+    assert np.delete(right[:600], rows).mean() > found.expected.high  # the easy ones are left
+    assert found.expected.low < right[600:].mean() < found.expected.high
+
+
 def test_probabilities_are_calibrated_and_a_risk_is_kept() -> None:
     pool, y = hard(2000)
     rows = np.random.default_rng(0).choice(len(y), 200, replace=False)
@@ -80,7 +93,7 @@ def test_probabilities_are_calibrated_and_a_risk_is_kept() -> None:
 def test_a_threshold_is_where_the_mean_error_reaches_the_risk() -> None:
     pool, y = hard()
     one = teach(pool, np.arange(40), y[:40], NAMES).classifier
-    classifier = Classifier(one.head, NAMES, 1, 0, np.array([0.5, 0.6, 0.9, 0.98]), "ridge")
+    classifier = Classifier(one.head, NAMES, 1, 1, 0, np.array([0.5, 0.6, 0.9, 0.98]), "ridge")
     assert classifier.threshold(0.06) == 0.9  # (0.02 + 0.1) / 2
     assert classifier.threshold(0.021) == 0.98
     assert classifier.threshold(0.01) > 1  # not even the surest
@@ -89,7 +102,7 @@ def test_a_threshold_is_where_the_mean_error_reaches_the_risk() -> None:
 
 def test_a_shift_moves_the_largest_and_leaves_a_distribution() -> None:
     p = torch.tensor([[0.7, 0.2, 0.1], [1.0, 0.0, 0.0]], dtype=torch.float64)
-    moved = shifted(p, -1.0)
+    moved = shifted(p, 1.0, -1.0)
     torch.testing.assert_close(moved.sum(1), torch.ones(2, dtype=torch.float64), atol=1e-5, rtol=0)
     assert moved[0, 0].logit() == pytest.approx(p[0, 0].logit() - 1)
     assert moved[0, 1] / moved[0, 2] == pytest.approx(2)
@@ -98,7 +111,7 @@ def test_a_shift_moves_the_largest_and_leaves_a_distribution() -> None:
 def test_a_shift_never_changes_the_class() -> None:
     p = torch.tensor([[0.2, 0.3, 0.25, 0.25], [0.9, 0.05, 0.05, 0.0]])
     for shift in (-6.0, 0.0, 6.0):
-        moved = shifted(p, shift)
+        moved = shifted(p, 0.7, shift)
         assert moved.argmax(1).tolist() == [1, 0]
         torch.testing.assert_close(moved.sum(1), torch.ones(2), atol=1e-5, rtol=0)
 
@@ -164,7 +177,7 @@ def test_it_comes_back_from_a_run_folder_without_pickle(tmp_path: Path, method: 
     pool, y = hard()
     rows = np.arange(40)
     head = CANDIDATES[method](pool, rows, y[rows], 4)
-    made = Classifier(head, NAMES, 1.7, 0.3, np.linspace(0.3, 1, 50), method)
+    made = Classifier(head, NAMES, 1.7, 0.9, 0.3, np.linspace(0.3, 1, 50), method)
     with pytest.raises(RunError, match="has no classifier: label some images"):
         Classifier.load(run)
     made.save(run, {"note": 1})
@@ -189,6 +202,7 @@ FACTS = {"kind": "linear", "method": "x", "classes": ["a", "b"], "temperature": 
         (LINEAR, FACTS | {"classes": ["a"]}, "not as many"),
         (LINEAR, FACTS | {"classes": ["a", 7]}, "no name"),
         (LINEAR, FACTS | {"temperature": 0.0}, "not finite"),
+        (LINEAR, FACTS | {"slope": -1.0}, "not finite"),
         (LINEAR, FACTS | {"temperature": "warm"}, "classifier was damaged"),
         (LINEAR, {"kind": "linear"}, "classifier was damaged"),
         (LINEAR, FACTS | {"kind": "forest"}, "classifier was damaged"),

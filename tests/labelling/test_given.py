@@ -58,19 +58,22 @@ def test_classes_that_differ_in_case_or_blanks_are_one(tmp_path: Path) -> None:
 def test_what_is_unknown_empty_or_alone_is_said(tmp_path: Path) -> None:
     rows = "".join(f"z{i}.png,cat\n" for i in range(12))
     given = read(tmp_path, f"id,label\na.png,cat\nb.png,dog\nsub/c.png,\n{rows}")
-    assert given.notes[0].startswith("12 images are not in the run: 'z0.png', 'z1.png'")
+    assert given.notes[0].startswith("not in the run: 12 images: 'z0.png', 'z1.png'")
     assert given.notes[0].endswith("and 2 more")
-    assert given.notes[1] == "1 rows have no label yet"
-    assert "2 of 2 classes have one label only: 'cat', 'dog'" in given.notes[2]
+    assert given.notes[1] == "without a label yet: 1 row"
+    assert "of one label only: 2 of 2 classes, 'cat', 'dog'" in given.notes[2]
 
 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
         ("id,label\na.png,cat\na.png,dog\nb.png,x\n", r"'a.png' is 'cat' \(line 2\) and 'dog' \(l"),
-        ("id,path,label\na.png,,cat\n,/pics/a.png,dog\n", "1 images more than one class"),
+        ("id,path,label\na.png,,cat\n,/pics/a.png,dog\n", "1 image more than one class"),
         ("id,label\na.png,cat\nb.png,Cat\n", r"all 2 labels of .*: a classifier needs two classes"),
-        ("id,label\n123,cat\n124,dog\n", "has none of them: '123', '124'. An image .* 'a.png'"),
+        (
+            "id,label\n123,cat\n124,dog\n",
+            "none of them in the run: '123', '124'. An image .* 'a.png'",
+        ),
         ("id,label\na.png,\nb.png, \n", "2 rows and no label in any"),
         ("id,class\na.png,cat\n", "the columns id, class: expected label, and id or path"),
         ("id,path,cluster,name,by\na.png,,1,,model\n", "`deepcluster apply` takes it"),

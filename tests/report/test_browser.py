@@ -170,7 +170,7 @@ def test_neighbours_of_a_clicked_image(made: RunDir, visit: Open) -> None:
 
 
 def test_outliers_and_pairs(tmp_path: Path, visit: Open) -> None:
-    run = make_run(tmp_path / "run", n=80)
+    run = make_run(tmp_path / "run", n=520)
     embeddings = np.array(run.read_embeddings())
     embeddings[5] += 100
     embeddings[11] = embeddings[12]
@@ -179,6 +179,7 @@ def test_outliers_and_pairs(tmp_path: Path, visit: Open) -> None:
     page = visit(run, "unusual")
     page.wait_for_selector(".tile")
     assert page.locator(".tile").first.get_attribute("aria-label").startswith("000005,")
+    assert "The 500 farthest of 520 images" in page.inner_text("main")
     page.click("text=Nearly the same")
     names = page.locator(".pair").first.locator(".pair-name")
     playwright.expect(names).to_have_text(["000011", "000012"])  # a pair has none until it is drawn
@@ -444,6 +445,11 @@ def test_lasso_selects_what_it_encloses(run: RunDir, visit: Open) -> None:
 
 def test_map_hovers_zooms_and_colours(run: RunDir, visit: Open) -> None:
     page = visit(run, "map")
+    clusters, classes = (
+        page.evaluate(f"[...Array(40).keys()].map(k => String(deepcluster.{name}(k)))")
+        for name in ("colourOf", "classColourOf")
+    )
+    assert len({*clusters, *classes}) == 80  # no class looks like a cluster
     items = run.read_items()
     x, y = items["x"].to_numpy(), items["y"].to_numpy()
     box = page.locator("canvas.map").bounding_box()

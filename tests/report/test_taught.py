@@ -79,6 +79,12 @@ def test_classes_stand_beside_clusters_the_doubtful_first(
     assert page.locator("h2").inner_text().strip() == NAMES[1].strip()
     first = page.locator(".tile").first.get_attribute("aria-label")
     assert first.startswith(f"{ids[39]},")  # the least sure
+    for width in (420, 320):  # nothing in the bar is broken, and nothing sticks out
+        page = open_page(f"{address}#/classes", width=width)
+        for link in page.locator(".bar nav a").all():
+            box = link.bounding_box()
+            assert box["height"] < 36 and box["x"] + box["width"] <= width
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
     page = open_page(f"{address}#/cluster/0")
     inside = np.bincount(np.where(np.arange(40) == 2, 1, classes)[clusters == 0], minlength=2)
     words = page.locator(".cluster-head p.mix-words").inner_text()

@@ -13,6 +13,7 @@ from deepcluster.labelling.candidates import Pool
 from deepcluster.labelling.classifier import Classifier, Taught, describe, make_pool, teach
 from deepcluster.labelling.given import read_labels
 from deepcluster.labelling.suggest import suggest
+from deepcluster.progress import counted
 from deepcluster.report.label_page import write_label_page
 from deepcluster.run import RunDir
 
@@ -59,8 +60,8 @@ def teach_run(run: RunDir, labels_csv: Path) -> TaughtRun:
     known = {ids[row] for row in given.rows}
     if gone := [name for name in run.read_labels() if name not in known]:
         given.notes.append(
-            f"{len(gone)} labels of the classifier before are not in {labels_csv} and are "
-            f"forgotten, such as that of {gone[0]}: to keep them, put all labels into one file"
+            f"forgotten, since not in {labels_csv}: {counted(len(gone), 'label')} of the "
+            f"classifier before, such as that of {gone[0]}. To keep all, put them into one file"
         )
     mistakes = [
         f"{ids[given.rows[i]]} is labelled {given.names[given.classes[i]]!r} among images of "

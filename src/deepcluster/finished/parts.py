@@ -23,7 +23,7 @@ from deepcluster.files import Output
 from deepcluster.finished.predict import predict_source, write_features
 from deepcluster.images.listing import Listing
 from deepcluster.images.sources import list_source
-from deepcluster.progress import Progress
+from deepcluster.progress import Progress, counted
 from deepcluster.run import RunDir
 
 HEADER = b"deepcluster.part"  # of a part's Parquet metadata; its value is JSON
@@ -96,8 +96,8 @@ def embed_part(
     places = shard.places(len(listing))
     if not places:
         raise ConfigError(
-            f"--shard {shard}: {len(listing)} images cannot be parted into {shard.count}; say "
-            f"--shard {shard.number}/N with N up to {len(listing)}"
+            f"--shard {shard}: {counted(len(listing), 'image')} cannot be parted into "
+            f"{shard.count}; say --shard {shard.number}/N with N up to {len(listing)}"
         )
     header = {
         "run": _hash_file(net, run.model / "config.json"),
@@ -168,8 +168,8 @@ def join_parts(parts: Sequence[Path], out: Path, *, progress: Progress | None = 
     for path, (rows, _) in zip(ordered, shapes, strict=True):
         if rows < (listed := headers[path]["images"]):
             (progress or Progress()).note(
-                f"{path} has {rows} of its {listed} images: the others could not be used when it "
-                "was made; if they can be now, make it anew"
+                f"{path} has {rows} of its {counted(listed, 'image')}: the others could not be "
+                "used when it was made; if they can be now, make it anew"
             )
     if not sum(rows for rows, _ in shapes):
         raise NoImagesError(f"no usable image in any of the {len(ordered)} parts")

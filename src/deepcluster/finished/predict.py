@@ -175,9 +175,15 @@ class Classes:
         writer.writerows(self.rows())
 
     def as_predictions(self) -> Predictions:
-        """With classes in the place of clusters, and one more, "unsure": for :func:`sort_into`."""
+        """With classes in the place of clusters, and one more, "unsure": for :func:`sort_into`.
+
+        Where a class is called so, that one is "unsure images".
+        """
         labels = np.where(self.unsure, len(self.names), self.classes)
-        names: list[str | None] = [*self.names, "unsure"]
+        other = "unsure"
+        while other in {name.casefold() for name in self.names}:
+            other += " images"
+        names: list[str | None] = [*self.names, other]
         return dataclasses.replace(
             self.predictions, labels=labels, names=[names[k] for k in labels.tolist()]
         )

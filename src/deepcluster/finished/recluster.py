@@ -14,6 +14,7 @@ from deepcluster.clustering.tree import Tree
 from deepcluster.errors import ConfigError
 from deepcluster.images.labels import encode
 from deepcluster.naming import Remembered, carry_names
+from deepcluster.progress import counted
 from deepcluster.run import RunDir
 from deepcluster.training.conclude import fit_scores
 from deepcluster.training.plan import most_clusters
@@ -59,8 +60,9 @@ def recluster_run(run: RunDir, clusters: int | Literal["auto"]) -> list[str]:
     assert isinstance(clusters, int)
     if not 1 <= clusters <= tree.largest:
         raise ConfigError(
-            f"{clusters} clusters: the tree of this run has {tree.largest} parts, so give a number "
-            f"from 1 to {tree.largest}, or fit again with --clusters {clusters}"
+            f"{counted(clusters, 'cluster')}: the tree of this run has "
+            f"{counted(tree.largest, 'part')}, so give a number from 1 to {tree.largest}, or fit "
+            f"again with --clusters {clusters}"
         )
     before = Remembered.of(run) if run.has_changes() else None
     model.prototypes = model.prototypes.regroup(tree.cut(clusters))
@@ -70,14 +72,18 @@ def recluster_run(run: RunDir, clusters: int | Literal["auto"]) -> list[str]:
     columns |= {"cluster": labels.numpy(), "distance": distances.numpy()}
     columns["confidence"] = confidence.numpy()
     columns |= {"name": [None] * len(labels), "by": ["model"] * len(labels)}
-    info["counts"] = info["counts"] | {"clusters": clusters}
+    of_pixels = {"pixels": info["scores"]["pixels"]} if "pixels" in info["scores"] else {}
+    if of_pixels:  # those of as many clusters as the fit had
+        info["counts"].setdefault("pixel_clusters", info["counts"]["clusters"])
+    info["counts"]["clusters"] = clusters
     info["choice"] = choice
     truth, _ = encode(columns["label"])
-    info["scores"] = {"fit": fit_scores(embeddings.numpy(), labels.numpy(), truth, seed=0)}
+    fit = fit_scores(embeddings.numpy(), labels.numpy(), truth, seed=0)
+    info["scores"] = {"fit": fit, **of_pixels}
     said = (
-        f"{clusters} clusters, a cut of the fit's tree: parts of its clusters or unions of them. "
-        "A fit with --clusters for that number may group the images a little better, but quite "
-        "anew"
+        f"{counted(clusters, 'cluster')}, a cut of the fit's tree: parts of its clusters or unions "
+        "of them. A fit with --clusters for that number may group the images a little better, but "
+        "quite anew"
     )
     info["notes"] = [*info.get("notes", []), said]
     lines = [said]

@@ -29,6 +29,7 @@ import numpy as np
 
 from deepcluster.errors import RunError
 from deepcluster.files import replacing
+from deepcluster.progress import counted
 
 if TYPE_CHECKING:
     from deepcluster.images.store import ImageStore
@@ -142,8 +143,8 @@ def _sources(store: ImageStore) -> list[Path | None]:
         found.append(path)
     if lost:
         raise RunError(
-            f"nothing was sorted: {len(lost)} files cannot be found any more, the first is "
-            f"{lost[0]}: run the same command again"
+            f"nothing was sorted: {counted(len(lost), 'file')} cannot be found any more, the first "
+            f"is {lost[0]}: run the same command again"
         )
     return found
 

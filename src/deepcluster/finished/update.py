@@ -23,7 +23,7 @@ from deepcluster.backbones.start import GIVEN
 from deepcluster.clustering.neighbours import knn, score_blocks
 from deepcluster.errors import RunError
 from deepcluster.finished.predict import open_source, predict_store
-from deepcluster.progress import Progress
+from deepcluster.progress import Progress, counted
 from deepcluster.run import RunDir
 
 NEAREST = 5
@@ -57,7 +57,7 @@ class Updated:
     def __str__(self) -> str:
         if self.file is None:
             return f"no new image: the run knows all {self.known:,}"
-        lines = [f"{self.new:,} new images ({self.known:,} others are known already)"]
+        lines = [f"{counted(self.new, 'new image')} ({self.known:,} known already)"]
         lines += [f"  {name}: {count:,}" for name, count in self.clusters.items()]
         share = f"{self.nowhere / self.new:.0%}, of the fit's own images {1 - ODD:.0%} would"
         lines.append(f"  fit nowhere: {self.nowhere:,} ({share})")
@@ -181,5 +181,5 @@ def _why_due(fitted: int, new: int, nowhere: int) -> list[str]:
             f"{DUE_ODD:.0%} is much)"
         )
     if new >= DUE_NEW * fitted:
-        reasons.append(f"{new:,} images came since the fit, which knew {fitted:,}")
+        reasons.append(f"{counted(new, 'image')} came since the fit, which knew {fitted:,}")
     return reasons

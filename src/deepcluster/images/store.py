@@ -52,6 +52,7 @@ from deepcluster.images.kept import Kept
 from deepcluster.images.listing import SAMPLE, Labels, Listing, Look, PassedOver, Raw, add_up
 from deepcluster.images.sinks import FileSink, MemorySink, free_cores, free_memory, pixel_digest
 from deepcluster.images.sources import NAMED, cache_folder, list_source
+from deepcluster.progress import counted
 
 __all__ = [
     "NAMED",
@@ -95,8 +96,8 @@ class Scan:
     def __str__(self) -> str:
         where = "in memory" if self.in_memory else "in a memory-mapped file"
         return (
-            f"{self.name}: {self.count:,} images, training side {self.size} pixels, "
-            f"at most {_bytes(self.bytes_needed)} {where}"
+            f"{self.name}: {counted(self.count, 'image')}, training side {self.size} pixels, at "
+            f"most {_bytes(self.bytes_needed)} {where}"
         )
 
 
@@ -464,7 +465,7 @@ def _remarks(
     wanted = [f"{one.count:,} × {one.kind} ({one.cure})" for one in passed_over if one.cure]
     if wanted:
         others = sum(one.count for one in passed_over if not one.cure)
-        more = f", and {others:,} other files" if others else ""
+        more = f", and {counted(others, 'other file')}" if others else ""
         sentences.append(f"passed over: {', '.join(wanted)}{more}")
     if data.range == "auto" and seen.range is not None and (seen.range != "full" or seen.mixed):
         sentences.append(said(seen.range, seen.depth))
@@ -478,7 +479,7 @@ def _remarks(
         )
     if tally is not None and tally.own_range:
         sentences.append(
-            f"{tally.own_range:,} images of more than 8 bits are among others of 8, and each is "
+            f"of more than 8 bits among others of 8: {counted(tally.own_range, 'image')}, each "
             "shown by its own range: give one for all with --data.range LOW HIGH"
         )
     far = seen.far_from_square if tally is None else tally.far / count

@@ -21,6 +21,7 @@ from deepcluster.images.content import content_of
 from deepcluster.images.labels import encode
 from deepcluster.images.listing import read_text, reason
 from deepcluster.images.store import ImageStore
+from deepcluster.progress import counted
 
 BLANK = 16  # side in pixels of what stands for an image that nobody gave
 COLUMNS = ("embedding", "embeddings", "vector", "features")
@@ -181,7 +182,7 @@ def pair(vectors: Vectors, store: ImageStore | None) -> tuple[np.ndarray, ImageS
             )
     if store.skipped or len(store) != n:
         raise SourceError(
-            f"{n:,} vectors, but {len(store):,} images ({len(store.skipped):,} left out): without "
-            "ids there must be a vector for each image, in their order"
+            f"{counted(n, 'vector')}, but {counted(len(store), 'image')} ({len(store.skipped):,} "
+            "left out): without ids there must be a vector for each image, in their order"
         )
     return vectors.rows, store

@@ -16,7 +16,7 @@ import numpy as np
 import scipy.sparse
 import torch
 
-from deepcluster.labelling.heads import Head, Linear, Memory
+from deepcluster.labelling.heads import Head, Linear, Memory, Product
 from deepcluster.labelling.spread import spread
 
 PENALTIES = 10.0 ** np.arange(-3, 1.5, 0.5)
@@ -109,6 +109,13 @@ def fit_spreading(pool: Pool, rows: np.ndarray, labels: np.ndarray, classes: int
     return Memory(torch.from_numpy(keys), torch.from_numpy(shares[kept]))
 
 
+def fit_product(pool: Pool, rows: np.ndarray, labels: np.ndarray, classes: int) -> Head:
+    """The product of label spreading and logistic regression: they err on different images."""
+    memory = fit_spreading(pool, rows, labels, classes)
+    linear = fit_logistic(pool, rows, labels, classes)
+    return Product(**dict(memory.named_buffers()), **dict(linear.named_buffers()))
+
+
 def _placed(weight: np.ndarray, offset: np.ndarray, known: np.ndarray, classes: int) -> Linear:
     """A linear head of all classes; those that are not `known` are never chosen."""
     full = np.zeros((len(weight), classes))
@@ -119,6 +126,7 @@ def _placed(weight: np.ndarray, offset: np.ndarray, known: np.ndarray, classes: 
 
 
 CANDIDATES: dict[str, Fit] = {
+    "product": fit_product,
     "spreading": fit_spreading,
     "ridge": fit_ridge,
     "logistic": fit_logistic,

@@ -19,6 +19,7 @@ import numpy as np
 
 from deepcluster.errors import RunError
 from deepcluster.files import read_table
+from deepcluster.progress import counted
 
 LISTED = 10  # names in one sentence
 MAX_NAME = 200  # characters of a class's name
@@ -81,20 +82,20 @@ def read_labels(path: Path, ids: Sequence[str], paths: Sequence[str | None]) -> 
         group[row] = fields.get("group", "").strip() or f"line {line}"
     if unknown and not given:
         raise RunError(
-            f"{path} labels {len(unknown):,} images and the run has none of them: {_some(unknown)}."
-            f" An image there is {ids[0]!r}. Is it of another run? A spreadsheet may also have "
-            "changed the ids (000123 to 123): import the column as text"
+            f"{path} labels {counted(len(unknown), 'image')}, none of them in the run: "
+            f"{_some(unknown)}. An image there is {ids[0]!r}. Is it of another run? A spreadsheet "
+            "may also have changed the ids (000123 to 123): import the column as text"
         )
     if not given:
         raise RunError(
-            f"{path} has {total:,} rows and no label in any: write the class of an image into "
-            "the column label"
+            f"{path} has {counted(total, 'row')} and no label in any: write the class of an image "
+            "into the column label"
         )
     notes = []
     if unknown:
-        notes.append(f"{len(unknown):,} images are not in the run: {_some(unknown)}")
+        notes.append(f"not in the run: {counted(len(unknown), 'image')}: {_some(unknown)}")
     if empty:
-        notes.append(f"{empty:,} rows have no label yet")
+        notes.append(f"without a label yet: {counted(empty, 'row')}")
     spelling = _spellings([label for labels in given.values() for label, _ in labels], notes)
     twice = {
         row: labels
@@ -108,8 +109,8 @@ def read_labels(path: Path, ids: Sequence[str], paths: Sequence[str | None]) -> 
             for row, labels in sorted(twice.items())
         ]
         raise RunError(
-            f"{path} gives {len(twice):,} images more than one class: {'; '.join(said[:LISTED])}"
-            f"{' …' if len(said) > LISTED else ''}. Keep one line of each"
+            f"{path} gives {counted(len(twice), 'image')} more than one class: "
+            f"{'; '.join(said[:LISTED])}{' …' if len(said) > LISTED else ''}. Keep one line of each"
         )
     rows = sorted(given)
     words = [spelling[given[row][0][0]] for row in rows]
@@ -123,8 +124,8 @@ def read_labels(path: Path, ids: Sequence[str], paths: Sequence[str | None]) -> 
     alone = [name for name, size in Counter(words).items() if size == 1]
     if alone:
         notes.append(
-            f"{len(alone)} of {len(names)} classes have one label only: {_some(sorted(alone))}. "
-            "They can be learnt, but not checked"
+            f"of one label only: {len(alone)} of {len(names)} classes, {_some(sorted(alone))}: "
+            "learnt, but not checked"
         )
     return GivenLabels(
         rows=np.array(rows, np.int64),

@@ -2,7 +2,7 @@
 
 :class:`Linear` is a matrix and an offset: what ridge, logistic regression and prototypes come to.
 :class:`Memory` keeps features of images with the shares of the classes that label spreading gave
-them, and asks the nearest ones, as an attention would.
+them, and asks the nearest ones, as an attention would. :class:`Product` is what both agree on.
 """
 
 from __future__ import annotations
@@ -62,8 +62,34 @@ class Memory(nn.Module):
         return (shares + FLOOR).log()
 
 
-Head = Linear | Memory
-KINDS: dict[str, type[Linear] | type[Memory]] = {"linear": Linear, "memory": Memory}
+class Product(nn.Module):
+    """The product of the probabilities of a memory and of a linear head, not normalised.
+
+    Args:
+        keys: of the memory.
+        values: of the memory.
+        weight: of the linear head, ``(d, classes)``.
+        offset: of the linear head.
+    """
+
+    def __init__(self, keys: Tensor, values: Tensor, weight: Tensor, offset: Tensor) -> None:
+        super().__init__()
+        self.memory, self.linear = Memory(keys, values), Linear(weight, offset)
+        self.width, self.classes = self.linear.width, self.linear.classes
+
+    def forward(self, features: Tensor) -> Tensor:
+        """``(b, d)`` of length 1 -> logits ``(b, classes)``."""
+        spread = self.memory(features).log_softmax(dim=1)
+        both: Tensor = spread + self.linear(features).log_softmax(dim=1)
+        return both
+
+
+Head = Linear | Memory | Product
+KINDS: dict[str, type[Linear] | type[Memory] | type[Product]] = {
+    "linear": Linear,
+    "memory": Memory,
+    "product": Product,
+}
 
 
 def kind_of(head: Head) -> str:
@@ -77,10 +103,14 @@ def restored(kind: str, tensors: dict[str, Tensor]) -> Head:
     Raises:
         DamagedError: they do not go together.
     """
-    head = KINDS[kind](**tensors)
-    if isinstance(head, Linear):
-        together = head.offset.shape == (head.classes,)
-    else:
-        together = len(head.keys) == len(head.values) > 0
+    head = KINDS[kind](**{name.rpartition(".")[2]: value for name, value in tensors.items()})
+    linear = head.linear if isinstance(head, Product) else head
+    memory = head.memory if isinstance(head, Product) else head
+    together = True
+    if isinstance(linear, Linear):
+        together = linear.offset.shape == (head.classes,) and linear.width == head.width
+    if isinstance(memory, Memory):
+        together &= len(memory.keys) == len(memory.values) > 0
+        together &= (memory.width, memory.classes) == (head.width, head.classes)
     check(together, "its numbers do not go together")
     return head

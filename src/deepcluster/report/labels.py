@@ -266,9 +266,9 @@ def _read_rows(path: Path, positions: dict[str, int], limit: int, run: RunDir) -
         shown = ", ".join(repr(id_) for id_ in unknown[:LISTED])
         more = f" and {len(unknown) - LISTED} more" if len(unknown) > LISTED else ""
         raise RunError(
-            f"{path} has {len(unknown)} images that the run does not know: {shown}{more}. Is it "
-            "of another run? A spreadsheet may also have changed the ids (000123 to 123): import "
-            "the column as text. Nothing was written"
+            f"{path} has {counted(len(unknown), 'image')} that the run does not know: "
+            f"{shown}{more}. Is it of another run? A spreadsheet may also have changed the ids "
+            "(000123 to 123): import the column as text. Nothing was written"
         )
 
 

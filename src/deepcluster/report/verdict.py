@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from deepcluster.config import GUESSING
+from deepcluster.progress import counted
 from deepcluster.report.separation import Separation
 
 STUCK = 0.97  # final loss over ln k, the loss of guessing
@@ -160,8 +161,8 @@ def _of_sizes(
                 "clusters."
                 if distinct > 1
                 else "All images are the same.",
-                f"Ask for at most {distinct} clusters (--clusters), or look for what went wrong "
-                "when the images were written.",
+                f"Ask for at most {counted(distinct, 'cluster')} (--clusters), or look for what "
+                "went wrong when the images were written.",
             )
         )
     elif clusters == 1 and total > 1:

@@ -144,6 +144,9 @@ def _summary(
     numbers, sizes = np.unique(clusters[clusters >= 0], return_counts=True)
     counts = info.get("counts", {})
     scores = info.get("scores", {})
+    comparable = dict(scores)
+    if counts.get("pixel_clusters", counts.get("clusters")) != counts.get("clusters"):
+        comparable.pop("pixels", None)
     skipped = run.read_skipped()
     title = str(info.get("name") or run.path.resolve().name)
     labels = items["label"]
@@ -153,7 +156,7 @@ def _summary(
     verdict = judge(
         sizes.tolist(),
         metrics,
-        scores,
+        comparable,
         method=config.method,
         asked=asked,
         distinct=_distinct(embeddings),

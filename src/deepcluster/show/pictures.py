@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from deepcluster.config import GUESSING
+from deepcluster.progress import counted
 from deepcluster.run import RunDir, Thumbnails
 
 GRID_SIDE = 8  # images on a side of a cluster's grid
@@ -48,7 +49,9 @@ def write_pictures(run: RunDir) -> list[Path]:
             path
         )
         written.append(path)
-        rows.append((f"{cluster}: {len(members):,} images", [pick(i) for i in best[:ROW_LENGTH]]))
+        rows.append(
+            (f"{cluster}: {counted(len(members), 'image')}", [pick(i) for i in best[:ROW_LENGTH]])
+        )
     if not rows:
         return written
     overview = run.pictures / "clusters.png"

@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from deepcluster.progress import counted
 from deepcluster.run import RunDir
 from deepcluster.show.exact import escaped, show
 
@@ -72,7 +73,8 @@ def print_run(run: RunDir, as_json: bool) -> None:
     if stopped and status != "failed":
         status = "stopped before its end"
     show(
-        f"{facts['name']}: {counts['images']:,} images, {counts['clusters']} clusters, {status}"
+        f"{facts['name']}: {counted(counts['images'], 'image')}, "
+        f"{counted(counts['clusters'], 'cluster')}, {status}"
         + (f" in {facts['seconds']:.0f} s" if "seconds" in facts else "")
         + (f", {counts['skipped']} left out" if counts["skipped"] else "")
     )
@@ -81,7 +83,10 @@ def print_run(run: RunDir, as_json: bool) -> None:
     found = scores.get("fit", {})
     if "nmi" in found:
         rows = []
-        for name, title in (("fit", "deepcluster"), ("pixels", "k-means on the pixels")):
+        plain, of_pixels = "k-means on the pixels", counts.get("pixel_clusters")
+        if of_pixels not in (None, counts["clusters"]):
+            plain += f", {counted(of_pixels, 'cluster')}"
+        for name, title in (("fit", "deepcluster"), ("pixels", plain)):
             if name in scores:
                 figures = [f"{scores[name][key]:.3f}" for key in ("nmi", "ari", "acc")]
                 stable = f"{last[-1]:.3f}" if last and name == "fit" else ""
@@ -99,8 +104,8 @@ def print_run(run: RunDir, as_json: bool) -> None:
         if (run.classifier / "classifier.json").is_file():
             taught = run.read_classifier()[1]
             show(
-                f"classifier: {taught['method']}, {len(taught['classes'])} classes from "
-                f"{taught['labels']} labels, expected to be right on "
+                f"classifier: {taught['method']}, {counted(len(taught['classes']), 'class')} from "
+                f"{counted(taught['labels'], 'label')}, expected to be right on "
                 f"{taught['expected']['accuracy']:.0%} of images like these"
             )
     if stopped:
@@ -124,12 +129,13 @@ def _print_changes(run: RunDir, said: dict[str, Any]) -> None:
     sizes = Counter(items["cluster"].to_pylist())
     outside = sizes.pop(-1, 0)
     show(
-        f"changed by a person: {len(sizes)} clusters now, {len(names)} with names, "
-        f"{len(merged)} merged into others, {moved} images moved ({outside} out of every cluster)"
+        f"changed by a person: {counted(len(sizes), 'cluster')} now, {len(names)} with names, "
+        f"{len(merged)} merged into others, {counted(moved, 'image')} moved ({outside} out of "
+        "every cluster)"
     )
     if moved or merged:
         show("scores above are of the fit; of the clusters now: `deepcluster evaluate RUN`")
     for number, name in sorted(names.items(), key=lambda item: int(item[0])):
-        show(f"  {number}: {name} ({sizes[int(number)]} images)")
+        show(f"  {number}: {name} ({counted(sizes[int(number)], 'image')})")
     for old, new in sorted(merged.items(), key=lambda item: int(item[0])):
         show(f"  {old}: now part of {new}")

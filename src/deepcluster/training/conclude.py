@@ -25,7 +25,7 @@ from deepcluster.clustering.plane import layout
 from deepcluster.clustering.prototypes import Prototypes
 from deepcluster.clustering.tree import Tree
 from deepcluster.config import Config
-from deepcluster.progress import Progress
+from deepcluster.progress import Progress, counted
 from deepcluster.training.chance import ORDER, mix
 from deepcluster.training.plan import PIXEL_IMAGES, PIXEL_SIDE
 
@@ -143,7 +143,7 @@ def conclude(
     pca, prototypes, tree, choice = final_clusters(embeddings, config, generator)
     clusters = len(prototypes.cluster.unique())
     if choice:
-        progress.note(f"{clusters} clusters, chosen among 2 to {max(choice)}")
+        progress.note(f"{counted(clusters, 'cluster')}, chosen among 2 to {max(choice)}")
     if tree is not None and tree.largest > clusters:
         progress.note(
             f"another number, from 2 to {tree.largest}: `deepcluster recluster`, or the slider of "

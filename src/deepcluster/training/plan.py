@@ -43,6 +43,7 @@ from deepcluster.errors import ConfigError
 from deepcluster.images.listing import Listing
 from deepcluster.images.store import ImageStore, auto_size, scan_images
 from deepcluster.methods import load_method
+from deepcluster.progress import counted
 from deepcluster.training.optimizers import build_optimizer
 from deepcluster.training.step import Step
 from deepcluster.training.views import resolve_views
@@ -157,8 +158,8 @@ def resolve(config: Config, *, n: int, size: int, channels: int) -> Config:
     clusters = most_clusters(n) if config.clusters == "auto" else config.clusters
     if not 1 <= clusters <= n:
         raise ConfigError(
-            f"{clusters} clusters cannot be made of {n} images: "
-            f"give --clusters a number from 1 to {n}"
+            f"{counted(clusters, 'cluster')} cannot be made of {counted(n, 'image')}: give "
+            f"--clusters a number from 1 to {n}"
         )
     backbone = config.backbone
     if backbone == "auto":

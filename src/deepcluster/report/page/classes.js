@@ -2,7 +2,7 @@
 "use strict";
 
 (() => {
-  const { changes, h, count, images, percent, clusterLink, grid } = deepcluster;
+  const { changes, h, count, counted, images, percent, clusterLink, grid } = deepcluster;
 
   const { dot, heading, strip, first } = deepcluster.members;
 
@@ -42,7 +42,7 @@
       "div", {},
       h("header", { class: "hero" }, heading("Classes"), h(
         "p", { class: "lead" },
-        `What ${count(taught.labels)} labels make of ${images(deepcluster.table.n)}. Expected to be right on ${percent(taught.accuracy)} of them; nine times in ten that is between ${percent(taught.low)} and ${percent(taught.high)}.`,
+        `What ${counted(taught.labels, "label")} make of ${images(deepcluster.table.n)}. Expected to be right on ${percent(taught.accuracy)} of them; nine times in ten that is between ${percent(taught.low)} and ${percent(taught.high)}.`,
       )),
       chips,
       ...(chosen < 0 ? toLabel(taught) : ofClass(chosen, byClass[chosen])),
@@ -56,7 +56,7 @@
 
   function toLabel(taught) {
     return [
-      h("h2", {}, `Label these ${count(taught.next.length)} next`),
+      h("h2", {}, taught.next.length === 1 ? "Label this one next" : `Label these ${count(taught.next.length)} next`),
       h("p", { class: "note" }, "The classifier doubts them, and what is most like them: their labels would help most. This makes the page to label such images in:"),
       h("pre", {}, taught.suggest),
     ];

@@ -113,7 +113,8 @@ const deepcluster = (() => {
 
   const grouped = new Intl.NumberFormat("en");
   const count = (n) => grouped.format(n);
-  const images = (n) => `${count(n)} ${n === 1 ? "image" : "images"}`;
+  const counted = (n, what) => `${count(n)} ${n === 1 ? what : `${what}s`}`;
+  const images = (n) => counted(n, "image");
   const percent = (share, digits = 0) => `${(100 * share).toFixed(digits)} %`;
 
   function duration(seconds) {
@@ -179,17 +180,24 @@ const deepcluster = (() => {
     "#a9a02c", "#2aa3b3",
   ];
 
-  /** A colour for the number of a cluster or of a class, as [r, g, b]. */
+  /** A colour for the number of a cluster, as [r, g, b]. */
   function colourOf(number) {
     if (number < 0) return [140, 140, 140];
     if (number < HUES.length) {
       const hex = HUES[number];
       return [1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16));
     }
-    // Golden angle: neighbours in number differ, and it never runs out.
+    return spun(number, 0.42, 0.55);
+  }
+
+  /** A colour for the number of a class: paler and brighter, for no class is a cluster. */
+  const classColourOf = (number) => (number < 0 ? [140, 140, 140] : spun(number, 0.6, 0.9));
+
+  /** Golden angle: neighbours in number differ, and it never runs out. */
+  function spun(number, darkest, strength) {
     const hue = (number * 137.508) % 360;
-    const light = 0.42 + 0.2 * ((number * 0.37) % 1);
-    const chroma = 0.55 * Math.min(light, 1 - light);
+    const light = darkest + 0.2 * ((number * 0.37) % 1);
+    const chroma = strength * Math.min(light, 1 - light);
     return [0, 8, 4].map((shift) => {
       const k = (shift + hue / 30) % 12;
       return Math.round(255 * (light - chroma * Math.max(-1, Math.min(k - 3, 9 - k, 1))));
@@ -229,9 +237,9 @@ const deepcluster = (() => {
   }
 
   return {
-    NO_CLUSTER, receive, load, loadTable, unpack, shares, clusterShares, classMix, count,
+    NO_CLUSTER, receive, load, loadTable, unpack, shares, clusterShares, classMix, count, counted,
     images, percent, duration, h, tileOf, showTile, picture, imageLink, clusterLink, nameOf,
-    colourOf, css, soon, toast, views: {},
+    colourOf, classColourOf, css, soon, toast, views: {},
     get summary() { return received.summary; },
     get table() { return table; },
   };

@@ -2,7 +2,7 @@
 "use strict";
 
 (async () => {
-  const { h, count, showTile, toast } = deepcluster;
+  const { h, count, counted, showTile, toast } = deepcluster;
   const data = await deepcluster.load("label");
   const main = document.getElementById("main");
   const KEYS = "123456789abcdefghijklmnopqrstuvwxyz";
@@ -190,7 +190,7 @@
   function draw() {
     const done = data.groups.filter(([lead]) => labels.has(data.ids[lead])).length;
     const hourly = seconds > 5 ? ` · ${count(Math.round((given / seconds) * 3600))} labels an hour` : "";
-    document.getElementById("progress").textContent = `${done} of ${data.groups.length} · ${count(labels.size)} labels${hourly}`;
+    document.getElementById("progress").textContent = `${done} of ${data.groups.length} · ${counted(labels.size, "label")}${hourly}`;
     document.getElementById("undo").disabled = history.length === 0;
     const line = h("div", { class: "progress-line" }, h("i", { style: { width: `${(100 * done) / data.groups.length}%` } }));
     const notice = kept ? "" : h("p", { class: "verdict bad" }, "This browser does not keep what you do here. Download labels.csv before you close the page.");

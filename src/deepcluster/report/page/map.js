@@ -30,7 +30,7 @@
       legend.replaceChildren(...entries.slice(0, MOST).map(({ key, name, colour: paint, size }) => {
         const button = h(
           "button", { type: "button", class: "key-button", "aria-pressed": "false", title: `${images(size)}: show only these` },
-          h("i", { class: "swatch", style: { background: paint } }), h("span", { dir: "auto" }, name),
+          h("i", { class: colour.value === "label" ? "swatch of-class" : "swatch", style: { background: paint } }), h("span", { dir: "auto" }, name),
         );
         button.addEventListener("click", () => {
           const on = pressed !== button;

@@ -2,9 +2,10 @@
 "use strict";
 
 (() => {
-  const { changes, h, count, images, picture, colourOf, css, toast, clusterLink, grid } = deepcluster;
+  const { changes, h, count, images, picture, colourOf, classColourOf, css, toast, clusterLink, grid } = deepcluster;
 
   const dot = (cluster) => h("i", { class: "swatch", style: { background: css(colourOf(cluster)) }, "aria-hidden": "true" });
+  const classDot = (code) => h("i", { class: "swatch of-class", style: { background: css(classColourOf(code)) }, "aria-hidden": "true" });
   const heading = (text, ...more) => h("h1", { dir: "auto" }, text, ...more);
 
   // -- orders ------------------------------------------------------------------------------------
@@ -117,13 +118,13 @@
     if (!deepcluster.summary.labelled || !rows.length) return null;
     const mix = deepcluster.classMix(rows);
     const texts = deepcluster.shares(mix.map(({ size }) => size));
-    const words = mix.slice(0, most).map(({ name, code }, i) => h("span", { class: "mix-word" }, dot(code), h("bdi", {}, name), h("span", {}, texts[i])));
+    const words = mix.slice(0, most).map(({ name, code }, i) => h("span", { class: "mix-word" }, classDot(code), h("bdi", {}, name), h("span", {}, texts[i])));
     if (mix.length > most) words.push(h("span", { class: "mix-word" }, `${mix.length - most} more`));
     return h(
       "div", { class: "mixture" },
       h("div", { class: "stripes", role: "img", "aria-label": `Classes: ${mix.slice(0, 5).map(({ name }, i) => `${name} ${texts[i]}`).join(", ")}` },
         ...mix.slice(0, 20).map(({ code, size, name }, i) => h("i", {
-          title: `${name}: ${texts[i]}`, style: { width: `${(100 * size) / rows.length}%`, background: css(colourOf(code)) },
+          title: `${name}: ${texts[i]}`, style: { width: `${(100 * size) / rows.length}%`, background: css(classColourOf(code)) },
         }))),
       h("div", { class: "mix-words" }, ...words),
     );

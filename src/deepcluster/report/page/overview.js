@@ -2,7 +2,7 @@
 "use strict";
 
 (() => {
-  const { changes, h, count, images, duration, picture, clusterLink, charts } = deepcluster;
+  const { changes, h, count, counted, images, duration, picture, clusterLink, charts } = deepcluster;
 
   const { dot, heading, typical } = deepcluster.members;
   const COVERED = 24; // clusters on the first screen
@@ -199,6 +199,8 @@
   function scoreTable({ scores, labelled, images: total, info }) {
     const fit = scores.fit ?? {};
     const pixels = scores.pixels ?? {};
+    const { clusters, pixel_clusters: ofPixels = clusters } = info.counts ?? {};
+    const ofOthers = ofPixels === clusters ? "" : ` in ${counted(ofPixels, "cluster")}`;
     const known = SCORES.filter(([key]) => charts.isNumber(fit[key]));
     const named = new Set([...SCORES.map(([key]) => key), "nmi_arithmetic"]);
     const other = Object.keys(fit).filter((key) => !named.has(key) && charts.isNumber(fit[key]));
@@ -221,7 +223,7 @@
       h("p", {}, measured),
       beside ? h(
         "p", { class: "readings" }, h("span", { class: "reading" }, h("i", { class: "key ours" }), "this fit"),
-        h("span", { class: "reading" }, h("i", { class: "key theirs" }), "plain k-means on the pixels, for comparison"),
+        h("span", { class: "reading" }, h("i", { class: "key theirs" }), `plain k-means on the pixels${ofOthers}, for comparison`),
       ) : null,
       h("dl", { class: "scores" }, ...rows.map(([key, name, meaning, low, high]) => h(
         "div", {},

@@ -2,7 +2,7 @@
 "use strict";
 
 deepcluster.plot = (() => {
-  const { changes, h, tileOf, colourOf, css, images, percent, nameOf, NO_CLUSTER, soon } = deepcluster;
+  const { changes, h, tileOf, colourOf, classColourOf, css, images, percent, nameOf, NO_CLUSTER, soon } = deepcluster;
   const PICTURES = 500; // points in sight from which pictures are drawn
   const PICTURE = 40; // their side
   const NAMED = 60; // clusters up to which their names are on the map
@@ -106,6 +106,7 @@ deepcluster.plot = (() => {
     // -- colours ---------------------------------------------------------------------------
 
     const pack = ([r, g, b], alpha = 255) => ((alpha << 24) | (b << 16) | (g << 8) | r) >>> 0;
+    const paintOf = (key) => (colour === "label" ? classColourOf(key) : colourOf(key));
     const keyOf = (row) => (colour === "label" ? table.label[row] : changes.clusterOf(row));
 
     function recolour() {
@@ -117,7 +118,7 @@ deepcluster.plot = (() => {
           colours[row] = pack(Number.isNaN(value) ? [140, 140, 140] : ramp(value));
         } else {
           const key = keyOf(row);
-          if (!known.has(key)) known.set(key, pack(colourOf(key)));
+          if (!known.has(key)) known.set(key, pack(paintOf(key)));
           colours[row] = known.get(key);
         }
       }
@@ -439,7 +440,7 @@ deepcluster.plot = (() => {
         if (colour === "confidence") return [];
         for (let row = 0; row < table.n; row++) sizes.set(keyOf(row), (sizes.get(keyOf(row)) ?? 0) + 1);
         return [...sizes].sort((a, b) => b[1] - a[1]).map(([key, size]) => ({
-          key, size, colour: css(colourOf(key)),
+          key, size, colour: css(paintOf(key)),
           name: colour === "cluster" ? changes.titleOf(key) : key < 0 ? "no label" : table.classes[key],
         }));
       },

@@ -2,7 +2,7 @@
 "use strict";
 
 (() => {
-  const { NO_CLUSTER, changes, h, count, picture, imageLink, clusterLink, nameOf, toast, grid } = deepcluster;
+  const { NO_CLUSTER, changes, h, count, images, picture, imageLink, clusterLink, nameOf, toast, grid } = deepcluster;
 
   const { heading } = deepcluster.members;
 
@@ -24,7 +24,8 @@
     const show = () => deepcluster.load("neighbours").then((data) => {
       if (!pairs) {
         const rows = Int32Array.from(deepcluster.unpack(data.outliers));
-        view.setRows(rows, `Shown ${count(rows.length)} of ${count(deepcluster.table.n)}`);
+        const { n } = deepcluster.table;
+        view.setRows(rows, rows.length < n ? `The ${count(rows.length)} farthest of ${images(n)}` : `All ${images(n)}`);
         return;
       }
       const list = deepcluster.unpack(data.pairs);
