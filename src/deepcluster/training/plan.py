@@ -73,11 +73,11 @@ BESIDE = {"cpu": (0.07, 3.3e-5), "cuda": (0.35, 1.5e-6)}
 STEP_EXTRAS = 1.05  # times a timed step: reading the images
 CHOOSING = 0.3  # for each number of clusters that is looked at
 
-# Bytes, as the largest resident size of whole fits of 10,000 to a million images was measured.
+# Bytes, by the largest resident sizes of fits of 10,000 and 100,000 images, and a million vectors.
 LIBRARIES = 800_000_000  # torch and the others, once they are loaded
 KERNELS = 200_000_000  # what they keep of a net that has run
 CUTTING = 170_000_000  # scores of a block and tables of the final clusters
-IMAGE = 700  # an image's id, clusters, neighbours and rows of tables and pages
+IMAGE = 1100  # an image's id, clusters, neighbours and rows of tables and pages
 BANK = 130  # an image, of the default method
 
 ADAPT_LR = {1: 1e-3, 3: 3e-4}  # by channels: grey images lie further from what weights know
