@@ -240,11 +240,11 @@ def test_settings_made_for_many_more_images_are_told() -> None:
     config = resolve(asked, n=1000, size=16, channels=1)
     assert config.deepcluster.pca == 20  # of 1,000 images
     assert too_few(config, 1000) == [
-        "500 pseudo-clusters of 1000 images have 2.0 each, too few to learn from: say "
+        "500 pseudo-clusters of 1,000 images have 2.0 each, too few to learn from: say "
         "--deepcluster.pseudo_clusters 50"
     ]
     config = override(config, {"deepcluster.pca": 256, "deepcluster.pseudo_clusters": 50})
-    assert "256 whitened components of 1000 images" in too_few(config, 1000)[0]
+    assert "256 whitened components of 1,000 images" in too_few(config, 1000)[0]
     assert "say --deepcluster.pca 20" in too_few(config, 1000)[0]
     assert not too_few(override(config, {"deepcluster.whiten": False}), 1000)
     assert not too_few(resolve(Config(), n=1000, size=16, channels=1), 1000)

@@ -446,8 +446,13 @@ def test_a_damaged_tiff_is_listed_and_libtiff_says_nothing_itself(
     assert store.ids == ["good.png"] and len(store.skipped) == 2
     if sys.platform == "linux":  # elsewhere Pillow may hold a libtiff that it does not show
         assert capfd.readouterr() == ("", "")
-    from deepcluster.images.decode import _libtiff_handlers
+    from deepcluster.images.decode import _libtiff_handlers, quiet_pillow
 
+    one, other = quiet_pillow(), quiet_pillow()  # as of two threads
+    one.__enter__()
+    other.__enter__()
+    one.__exit__()
+    other.__exit__()
     for put in _libtiff_handlers():  # back as it was, for others in the process
         before = put(None)
         assert before is not None

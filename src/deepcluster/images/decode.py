@@ -46,6 +46,9 @@ from deepcluster.images.grey import (
 from deepcluster.images.listing import MAX_PIXELS, Raw, reason
 
 GIANT = 2**25  # pixels; images with more are decoded one at a time
+_QUIET = threading.Lock()
+_quiet: list[Any] = []  # who wants libtiff to say nothing
+_handlers: list[Any] = []  # and what it had before, with what puts it back
 _ONE_GIANT = threading.Lock()
 
 
@@ -101,7 +104,8 @@ class quiet_pillow(warnings.catch_warnings):
 
     Bombs are skipped by :data:`MAX_PIXELS`; a broken EXIF block or odd palette is of no harm. What
     libtiff writes to stderr by itself names no file and is off as well: a file that it cannot read
-    is listed with the reason.
+    is listed with the reason. libtiff has one handler a process: the last thread to leave puts it
+    back.
     """
 
     def __enter__(self) -> None:
@@ -109,12 +113,18 @@ class quiet_pillow(warnings.catch_warnings):
         super().__enter__()
         warnings.filterwarnings("ignore", module=r"PIL\.")
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        self._handlers = [(put, put(None)) for put in _libtiff_handlers()]
+        with _QUIET:
+            if not _quiet:
+                _handlers.extend((put, put(None)) for put in _libtiff_handlers())
+            _quiet.append(self)
 
     def __exit__(self, *error: Any) -> None:
         """Turn them on again."""
-        for put, before in self._handlers:
-            put(before)
+        with _QUIET:
+            _quiet.remove(self)
+            while _handlers and not _quiet:
+                put, before = _handlers.pop()
+                put(before)
         super().__exit__(*error)
 
 
