@@ -188,6 +188,17 @@ def test_what_was_not_used_for_longest_goes_first(
     assert [path for path, _, _ in kept.files(cache)] == left  # too large by itself: none goes
 
 
+def test_a_file_that_is_replaced_takes_no_room_beside_the_new_one(
+    cache: Path, folder: Path, decoded: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kept, "KEPT_BYTES", 4000)  # two of 6 or 7 × 8 × 8 × 3
+    for fit in ("crop", "pad"):
+        open_images(folder, size=8, data=DataSettings(fit=fit), keep=True)  # type: ignore[arg-type]
+    save(folder / "7.png", picture(7))
+    open_images(folder, size=8, data=DataSettings(fit="pad"), keep=True)
+    assert len(list(cache.iterdir())) == 2
+
+
 def test_a_cache_that_cannot_be_written_is_no_failure(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -138,7 +138,7 @@ class Kept:
         """
         facts = self._facts[list(places)]
         known = np.array([self.keys[place] is not None for place in places], bool)
-        if not self._new or not _make_room(known.sum() * pixels[0].nbytes):
+        if not self._new or not _make_room(self.file, known.sum() * pixels[0].nbytes):
             return
         with contextlib.suppress(OSError):  # of a full disk, or a folder that is not ours
             self.file.parent.mkdir(parents=True, exist_ok=True)
@@ -206,12 +206,14 @@ def _header(file: Any) -> tuple[int, ...]:
     return shape
 
 
-def _make_room(size: int) -> bool:
-    """Remove what was not used for longest, until `size` bytes more may be kept: if they may."""
+def _make_room(file: Path, size: int) -> bool:
+    """Remove what was not used for longest, until a file of `size` bytes may be kept: if it may."""
     if size > KEPT_BYTES:
         return False
     room = KEPT_BYTES - size
     for path, _, held in reversed(files(folder())):  # the newest first
+        if path == file:  # it is replaced
+            continue
         room -= held
         if room < 0 and _OWN.fullmatch(path.name):
             with contextlib.suppress(OSError):
