@@ -210,6 +210,16 @@ def test_same_seed_same_bits(init):
     assert not torch.equal(one.centers, other.centers)
 
 
+@pytest.mark.parametrize("d", [768, 1280])
+def test_threads_sum_the_same_rows(d, monkeypatch):
+    x = torch.randn(7000, d, generator=generator(0))
+    sizes = set()
+    for threads in (1, 2, 4):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        sizes.add(engine._Rows(x, "l2", 10, None, None).chunk_size % engine.SUMMED)
+    assert sizes == {0}
+
+
 def test_more_starts_are_no_worse():
     x = blobs(400, 2)
     one = kmeans(x, 12, init="random", n_init=1, generator=generator())

@@ -354,3 +354,14 @@ def test_threads_mind_what_the_process_may_use(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3}, raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: 64)
     assert free_cores() == 1
+
+
+def test_the_folder_above_a_link_is_that_of_what_it_leads_to(tmp_path: Path) -> None:
+    save(tmp_path / "real" / "a.png", picture(0))
+    save(tmp_path / "here" / "a.png", picture(1))
+    (tmp_path / "real" / "inside").mkdir()
+    (tmp_path / "here" / "link").symlink_to(tmp_path / "real" / "inside")
+    (found,) = list_source(tmp_path / "here" / "link" / "..").paths
+    assert found is not None and Path(found).samefile(tmp_path / "real" / "a.png")
+    (plain,) = list_source(tmp_path / "real" / "inside" / "..").paths
+    assert plain == str(tmp_path / "real" / "a.png")

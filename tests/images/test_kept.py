@@ -99,7 +99,7 @@ def test_the_last_image_in_colour_goes(cache: Path, tmp_path: Path) -> None:
     same(found, open_images(folder, size=8))
 
 
-@pytest.mark.parametrize("damage", ["cut", "pixel", "text", "empty"])
+@pytest.mark.parametrize("damage", ["cut", "pixel", "content", "header", "text", "empty"])
 def test_a_damaged_file_costs_time_alone(
     damage: str, cache: Path, folder: Path, decoded: list[str]
 ) -> None:
@@ -108,10 +108,15 @@ def test_a_damaged_file_costs_time_alone(
     held = bytearray(file.read_bytes())
     if damage == "pixel":
         held[200] ^= 1
-    file.write_bytes({"cut": held[:-300], "pixel": held, "text": b"pixels", "empty": b""}[damage])
+    elif damage == "content":
+        held[-10] ^= 1  # before the pages, flags and checksum of the last image
+    elif damage == "header":
+        held[held.index(b"}")] = ord(" ")
+    other = {"cut": held[:-300], "text": b"pixels", "empty": b""}
+    file.write_bytes(other.get(damage, held))
     decoded.clear()
     same(open_images(folder, size=8, keep=True), first)
-    assert len(decoded) == (2 if damage == "pixel" else 7)
+    assert len(decoded) == (2 if damage in ("pixel", "content") else 7)
     decoded.clear()
     same(open_images(folder, size=8), first)  # it was mended
     assert decoded == ["broken.png"]
@@ -146,6 +151,22 @@ def test_two_at_once_leave_a_whole_file(
     assert set(decoded) == {"broken.png"} and len(list(cache.iterdir())) == 1
 
 
+def test_one_that_another_process_clears_is_read_to_its_end(
+    cache: Path, folder: Path, decoded: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = open_images(folder, size=8, keep=True)
+    real = np.load
+
+    def clearing(*args: object, **options: object) -> object:
+        kept.clear()
+        return real(*args, **options)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(np, "load", clearing)
+    decoded.clear()
+    same(open_images(folder, size=8), first)
+    assert decoded == ["broken.png"]
+
+
 def test_what_was_not_used_for_longest_goes_first(
     cache: Path, folder: Path, decoded: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -165,6 +186,17 @@ def test_what_was_not_used_for_longest_goes_first(
     monkeypatch.setattr(kept, "KEPT_BYTES", 100)
     open_images(folder, size=8, data=DataSettings(channels="grey"), keep=True)
     assert [path for path, _, _ in kept.files(cache)] == left  # too large by itself: none goes
+
+
+def test_a_file_that_is_replaced_takes_no_room_beside_the_new_one(
+    cache: Path, folder: Path, decoded: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kept, "KEPT_BYTES", 4000)  # two of 6 or 7 × 8 × 8 × 3
+    for fit in ("crop", "pad"):
+        open_images(folder, size=8, data=DataSettings(fit=fit), keep=True)  # type: ignore[arg-type]
+    save(folder / "7.png", picture(7))
+    open_images(folder, size=8, data=DataSettings(fit="pad"), keep=True)
+    assert len(list(cache.iterdir())) == 2
 
 
 def test_a_cache_that_cannot_be_written_is_no_failure(

@@ -125,6 +125,13 @@ def test_folds_hold_each_label_out_once_and_classes_are_spread() -> None:
     assert (folds(np.array([0, 1, 2]), np.random.default_rng(0), alone=False) == -1).all()
 
 
+def test_all_images_may_have_a_label_and_each_be_alone_in_its_class() -> None:
+    x, _ = blobs(3)
+    everything = Pool(x, neighbour_graph(x))
+    found = teach(everything, np.arange(3), np.arange(3), NAMES, drawn=False)
+    assert found.expected.checked == 0 and len(found.classifier.confidences) == 3
+
+
 def test_classes_of_one_label_each_give_a_wide_interval() -> None:
     pool, y = hard()
     rows = np.array([int(np.flatnonzero(y == k)[0]) for k in range(4)])

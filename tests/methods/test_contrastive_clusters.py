@@ -79,6 +79,22 @@ def test_labels_teach_only_when_it_is_time_and_are_the_images_own() -> None:
     assert torch.equal(answers, method.labels)
 
 
+def test_nothing_is_taught_without_a_cut() -> None:
+    """A fit went on from before its epochs became fewer: the bank is not there, nor are labels."""
+    n = 90
+    method = build(n, recluster_every=2)
+    optimizer = torch.optim.SGD(method.groups(), lr=0.0)
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(n, 16, generator=generator)
+    views = [images.view(n, 1, 4, 4), images.view(n, 1, 4, 4)]
+    method.feature_bank.copy_(torch.randn(method.feature_bank.shape, generator=generator))
+    for labelling in (False, True):
+        assert method.reads(4)
+        method.start_epoch(4, lambda: images, optimizer, generator)
+        assert method.labelling == labelling
+        method.loss(views, method.order(generator).sort().values)
+
+
 def test_every_image_is_in_the_bank_after_an_epoch(tiny: Config) -> None:
     store = open_images(np.random.default_rng(0).integers(0, 256, (50, 8, 8), dtype=np.uint8))
     config = resolve(tiny, n=50, size=8, channels=1)  # 32 do not divide 50

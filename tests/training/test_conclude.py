@@ -1,6 +1,8 @@
 """Features made elsewhere: the same clusters wherever they lie."""
 
+import os
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 import pytest
@@ -33,7 +35,16 @@ def test_rows_that_do_not_fit_in_memory_lie_in_a_file(
     inside = fit_source(None, config, embeddings=file, out=tmp_path / "inside")
     assert not (tmp_path / "cache" / "pixels").exists()
     monkeypatch.setattr(conclude, "free_memory", lambda: 1000.0)
-    found = conclude.unit_rows(mapped)
+    real, held = np.memmap, []
+
+    def mapping(opened: IO[bytes], *args: Any, **options: Any) -> Any:
+        held.append(os.fstat(opened.fileno()).st_size)
+        return real(opened, *args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "memmap", mapping)
+        found = conclude.unit_rows(mapped)
+    assert held == [expected.nbytes]  # written before it was mapped: a full disk is an error
     assert torch.equal(found, expected)
     outside = fit_source(None, config, embeddings=file, out=tmp_path / "outside")
     assert not list((tmp_path / "cache" / "pixels").iterdir())  # the file has no name

@@ -353,3 +353,16 @@ def test_one_gpu_for_several_processes_is_refused(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(processes, "helpers", lambda: 2)
     with pytest.raises(ConfigError, match="--device cuda, and each takes"):
         sharing.send_fit(open_images(make_shapes(7)), Config(device="cuda:0"))
+
+
+@pytest.mark.parametrize("device", ["auto", "cuda"])
+def test_fewer_gpus_than_processes_are_refused(
+    device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "helpers", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="1 GPU for 2 processes: say --nproc-per-node 1"):
+        sharing.refuse_one_gpu(device)
+    sharing.refuse_one_gpu("cpu")

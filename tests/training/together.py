@@ -282,6 +282,14 @@ def checkpoints() -> None:
             for name, value in another.state_dict().items():
                 assert torch.equal(value, method.state_dict()[name]) or not processes.first(), name
             assert torch.equal(another.bank, method.bank)
+            method.epochs = 1  # who wrote this one thought that there was no epoch to come
+            save_checkpoint(run, 2, method, optimizer, None)
+            another, optimizer = learner()
+            assert another.reads(2) and not method.reads(2)
+            done = 0 if run is None else load_newest(run, another, optimizer)[0]
+            assert share_state(run, done, another, optimizer) == 2 and not another.bank.any()
+            if run is not None:
+                (run.checkpoints / "epoch-00002.safetensors").unlink()
         if run is not None:
             alone, optimizer = learner()
             assert load_newest(run, alone, optimizer)[0] == 1

@@ -312,7 +312,10 @@ class _Rows:
         blocks = min(max(CACHED // (SUMMED * self.d), 1), 4) * min(torch.get_num_threads(), 4)
         most = SUMMED * blocks if cpu else 2**20
         scores = 2**22 if cpu else 2**26
-        self.chunk_size = chunk_size or min(max(scores // max(k, self.d), 256), most)
+        several = max(scores // max(k, self.d), 256)
+        if cpu and several > SUMMED:
+            several -= several % SUMMED
+        self.chunk_size = chunk_size or min(several, most)
         self.chunk_size = min(self.chunk_size, self.n)
         self.kept: Tensor | None = None
         self.room: Tensor | None = None  # (chunk_size, d), where a block is shifted to

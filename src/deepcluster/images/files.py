@@ -286,10 +286,19 @@ def from_files(name: str, files: list[Path], ids: list[str]) -> Listing:
     def some(most: int) -> Iterator[Raw]:
         return (_as_raw(files[i]) for i in spread(len(files), most))
 
-    paths: list[str | None] = [printable(os.path.normpath(file.absolute())) for file in files]
+    plain = {folder: _plain(folder) for folder in {file.parent for file in files}}
+    paths: list[str | None] = [printable(str(plain[file.parent] / file.name)) for file in files]
     return Listing(
         name, ids, paths, lambda: ((i, _as_raw(file)) for i, file in enumerate(files)), some
     )
+
+
+def _plain(folder: Path) -> Path:
+    """The absolute path without ``..``; behind a link, that is not what stands before it."""
+    plain = Path(os.path.normpath(folder.absolute()))
+    if ".." in folder.parts and os.path.realpath(plain) != os.path.realpath(folder):
+        return Path(os.path.realpath(folder))
+    return plain
 
 
 def _as_raw(file: Path) -> Raw:

@@ -72,22 +72,24 @@ class Kept:
         self._places: dict[bytes, int] = {}
         self._grey = wanted.channels == "auto"
         self._opened: Any = None
-        with contextlib.suppress(OSError, ValueError, EOFError):  # there is none, or it is damaged
+        with contextlib.suppress(Exception):  # there is none, or it is damaged in any way
             self._open()
 
     def _open(self) -> None:
-        with self.file.open("rb") as file:
+        with contextlib.ExitStack() as stack:
+            file = stack.enter_context(self.file.open("rb"))
             shape = _header(file)
             start = file.tell()
             file.seek(start + int(np.prod(shape)))
             rows = np.load(BytesIO(file.read()), allow_pickle=False)
-        if rows.dtype != _ROW or len(rows) != shape[0]:
-            raise ValueError("it is of another kind")
-        self._rows, self._start, self._shape = rows, start, shape[1:]
+            if rows.dtype != _ROW or rows.shape != shape[:1]:
+                raise ValueError("it is of another kind")
+            stack.pop_all()
+        # This file to the end: one under its name later may be another fit's, or gone.
+        self._opened, self._rows, self._start, self._shape = file, rows, start, shape[1:]
         self._places = {key.tobytes(): i for i, key in enumerate(rows["key"])}
-        self._opened = self.file.open("rb")
         with contextlib.suppress(OSError):
-            self.file.touch()
+            os.utime(self.file)
 
     def get(self, place: int) -> Square | None:
         """The image at that place as it was decoded before; None if it was not."""
@@ -96,10 +98,13 @@ class Kept:
         if i is None:
             return None
         size = int(np.prod(self._shape))
-        self._opened.seek(self._start + i * size)
-        held = self._opened.read(size)
+        try:
+            self._opened.seek(self._start + i * size)
+            held = self._opened.read(size)
+        except OSError:  # of a bad sector, or a share that is gone
+            return None
         row = self._rows[i]
-        if len(held) != size or zlib.crc32(held) != row["crc"]:
+        if len(held) != size or _checksum(row, held) != row["crc"]:
             return None
         pixels = np.frombuffer(held, np.uint8).reshape(self._shape)
         if self._grey and (pixels == pixels[..., :1]).all():
@@ -133,7 +138,7 @@ class Kept:
         """
         facts = self._facts[list(places)]
         known = np.array([self.keys[place] is not None for place in places], bool)
-        if not self._new or not _make_room(known.sum() * pixels[0].nbytes):
+        if not self._new or not _make_room(self.file, known.sum() * pixels[0].nbytes):
             return
         with contextlib.suppress(OSError):  # of a full disk, or a folder that is not ours
             self.file.parent.mkdir(parents=True, exist_ok=True)
@@ -158,11 +163,18 @@ def _write(
     for start in range(0, len(chosen), PIECE):
         some = chosen[start : start + PIECE]
         rows = pixels[some]
-        facts["crc"][some] = [zlib.crc32(row.data) for row in rows]
+        facts["crc"][some] = [
+            _checksum(fact, row.data) for fact, row in zip(facts[some], rows, strict=True)
+        ]
         file.write(rows.data)
     held = BytesIO()
     np.save(held, facts[chosen], allow_pickle=False)
     file.write(held.getvalue())
+
+
+def _checksum(row: Any, pixels: Any) -> int:
+    """Of an image, and of what is said of it but the checksum itself."""
+    return zlib.crc32(pixels, zlib.crc32(row.tobytes()[: -_ROW["crc"].itemsize]))
 
 
 def folder() -> Path:
@@ -194,12 +206,14 @@ def _header(file: Any) -> tuple[int, ...]:
     return shape
 
 
-def _make_room(size: int) -> bool:
-    """Remove what was not used for longest, until `size` bytes more may be kept: if they may."""
+def _make_room(file: Path, size: int) -> bool:
+    """Remove what was not used for longest, until a file of `size` bytes may be kept: if it may."""
     if size > KEPT_BYTES:
         return False
     room = KEPT_BYTES - size
     for path, _, held in reversed(files(folder())):  # the newest first
+        if path == file:  # it is replaced
+            continue
         room -= held
         if room < 0 and _OWN.fullmatch(path.name):
             with contextlib.suppress(OSError):

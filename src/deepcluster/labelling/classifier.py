@@ -259,6 +259,8 @@ def teach(
     unseen[rows] = np.nan
     unseen[rows[fold >= 0]] = _softmax(held_out[method][fold >= 0] / temperature)
     unseen = unseen[np.isfinite(unseen).all(axis=1)]
+    if not len(unseen):  # all are labelled, and none could be held out
+        unseen = raw
     curve = _accuracies(unseen.max(1))
     order = np.argsort(curve)
     low, high = np.interp(QUANTILES, np.cumsum(weight[order]), curve[order])

@@ -132,6 +132,8 @@ class ContrastiveClusters(nn.Module):
             fresh = not bool(self.labels.any())
             bank = Spread(normalise_(self.bank.float()), self.n)
             self._relabel(bank, generator, fresh=fresh)
+        if not bool(self.labels.any()):
+            self.labelling = False  # they would teach that all images are of one class
         features = F.normalize(self.feature_bank[:-1].float())
         result = kmeans(
             features,

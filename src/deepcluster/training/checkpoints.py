@@ -108,6 +108,12 @@ def load_checkpoint(
     return epoch, tensors.get("previous")
 
 
+def _holds(path: Path, name: str) -> bool:
+    """Whether a bank is in a checkpoint."""
+    with safe_open(path, framework="pt") as file:
+        return _key(name) in file.keys()  # noqa: SIM118 (it is no dict)
+
+
 def _rows(file: Any, name: str, dim: int, rows: slice) -> Tensor:
     """Some rows of a bank in a checkpoint; only these are read."""
     found: Tensor = file.get_slice(name)[(*[slice(None)] * dim, rows)]
@@ -140,6 +146,8 @@ def share_state(
     if not processes.first():
         _restore(load(held), method, optimizer, "what the first process sent")
     for name, dim in method.refilled.items() if epochs and method.reads(epochs) else ():
+        if not processes.agree(int(run is not None and _holds(_path(run, epochs), name))):
+            continue  # it was not to be read, when it was written: the epochs became fewer since
         bank = method.get_buffer(name)
         if not processes.first():
             bank.copy_(processes.receive(_copy(bank), 0))

@@ -132,16 +132,20 @@ def unit_rows(rows: np.ndarray) -> Tensor:
     Args:
         rows: ``(n, d)`` numbers, wherever they lie: they are read piece by piece.
     """
+    starts = range(0, len(rows), PIECE)
+    pieces = (np.require(rows[a : a + PIECE], np.float32, ["C", "W"]) for a in starts)
+    made = (normalise(torch.from_numpy(piece)) for piece in pieces)
     if rows.size * 4 > free_memory() / 3:
         folder = cache_folder() / "pixels"
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as file:
-            found = torch.from_numpy(np.memmap(file, np.float32, "w+", shape=rows.shape))
-    else:
-        found = torch.empty(rows.shape)
-    for start in range(0, len(rows), PIECE):
-        some = np.require(rows[start : start + PIECE], np.float32, ["C", "W"])
-        found[start : start + PIECE] = normalise(torch.from_numpy(some))
+            for piece in made:  # a full disk is an error here; through a map it would be a signal
+                file.write(piece.numpy().data)
+            file.flush()
+            return torch.from_numpy(np.memmap(file, np.float32, "r+", shape=rows.shape))
+    found = torch.empty(rows.shape)
+    for start, piece in zip(starts, made, strict=True):
+        found[start : start + PIECE] = piece
     return found
 
 

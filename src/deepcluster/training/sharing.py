@@ -10,6 +10,7 @@ import dataclasses
 import json
 import math
 import mmap
+import os
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ from deepcluster.errors import ConfigError
 from deepcluster.images.sinks import FileSink, MemorySink, free_memory
 from deepcluster.images.sources import cache_folder
 from deepcluster.images.store import ImageStore
+from deepcluster.progress import counted
 
 PIECE = 2**26  # bytes of images that are sent at a time
 NET = ("config.json", "model.safetensors")
@@ -153,13 +155,24 @@ def _tuple(value: Any) -> Any:
 def refuse_one_gpu(device: str) -> None:
     """Refuse to put several processes on one GPU.
 
+    Args:
+        device: as it was asked for.
+
     Raises:
         ConfigError: it is so.
     """
-    if device.startswith("cuda:") and processes.helpers() > 1:
+    if processes.helpers() == 1:
+        return
+    if device.startswith("cuda:"):
         raise ConfigError(
             f"device {device!r} is one GPU for {processes.helpers()} processes: say --device cuda, "
             "and each takes the one of its number"
+        )
+    here, there = int(os.environ.get("LOCAL_WORLD_SIZE") or 1), torch.cuda.device_count()
+    if device in ("auto", "cuda") and torch.cuda.is_available() and here > there:
+        raise ConfigError(
+            f"{counted(there, 'GPU')} for {here} processes: say --nproc-per-node {there}, or "
+            "--device cpu"
         )
 
 
