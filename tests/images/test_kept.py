@@ -3,6 +3,7 @@
 import json
 import os
 import threading
+from collections import namedtuple
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from deepcluster.images import kept
 from deepcluster.images import store as stores
 from deepcluster.images.decode import Wanted
 from deepcluster.images.store import ImageStore, open_images
+
+Disk = namedtuple("Disk", ["total", "used", "free"])
 
 
 @pytest.fixture
@@ -230,3 +233,12 @@ def test_clear_removes_what_was_kept_and_nothing_else(
     said = json.loads(capsys.readouterr().out)
     assert [one["files"] for one in said["kept"]] == [0, 0, 1]
     assert all(other.exists() for other in others)
+
+
+def test_what_a_fit_has_to_write_has_room(
+    cache: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for free, files in ((2000, 0), (4000, 1)):  # 6 × 8 × 8 × 3 bytes and what is said of them
+        monkeypatch.setattr(kept.shutil, "disk_usage", lambda path, free=free: Disk(0, 0, free))
+        open_images(folder, size=8, keep=True)
+        assert len(list(cache.glob("*"))) == files

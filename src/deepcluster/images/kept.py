@@ -14,6 +14,7 @@ import contextlib
 import hashlib
 import os
 import re
+import shutil
 import tempfile
 import time
 import zlib
@@ -138,10 +139,12 @@ class Kept:
         """
         facts = self._facts[list(places)]
         known = np.array([self.keys[place] is not None for place in places], bool)
-        if not self._new or not _make_room(self.file, known.sum() * pixels[0].nbytes):
+        if not self._new:
             return
         with contextlib.suppress(OSError):  # of a full disk, or a folder that is not ours
             self.file.parent.mkdir(parents=True, exist_ok=True)
+            if not _make_room(self.file, known.sum() * pixels[0].nbytes):
+                return
             with tempfile.NamedTemporaryFile(
                 dir=self.file.parent, suffix=".part", delete=False
             ) as part:
@@ -207,8 +210,11 @@ def _header(file: Any) -> tuple[int, ...]:
 
 
 def _make_room(file: Path, size: int) -> bool:
-    """Remove what was not used for longest, until a file of `size` bytes may be kept: if it may."""
-    if size > KEPT_BYTES:
+    """Remove what was not used for longest, until a file of `size` bytes may be kept: if it may.
+
+    None may that takes more than half of what is free on the disk: a fit has more to write.
+    """
+    if size > min(KEPT_BYTES, shutil.disk_usage(file.parent).free / 2):
         return False
     room = KEPT_BYTES - size
     for path, _, held in reversed(files(folder())):  # the newest first
@@ -218,7 +224,7 @@ def _make_room(file: Path, size: int) -> bool:
         if room < 0 and _OWN.fullmatch(path.name):
             with contextlib.suppress(OSError):
                 path.unlink()
-    for path in folder().glob("*.part"):
+    for path in folder().glob("tmp*.part"):
         with contextlib.suppress(OSError):
             if path.stat().st_mtime < time.time() - ABANDONED:
                 path.unlink()
