@@ -164,6 +164,45 @@ def test_adapting_a_module_begins_with_its_weights():
     np.testing.assert_allclose(seen[0], seen[1], atol=1e-5)
 
 
+def conv(channels: int) -> torch.nn.Module:
+    layers = torch.nn.Conv2d(channels, 8, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()
+    return torch.nn.Sequential(*layers)
+
+
+MODULES = {
+    "grey": lambda: conv(1),
+    "three channels": lambda: conv(3),
+    "of timm, grey": lambda: timm.create_model("resnet10t", num_classes=0, in_chans=1),
+    "no weights": lambda: torch.nn.Sequential(torch.nn.AvgPool2d(4), torch.nn.Flatten()),
+    "float64": lambda: conv(1).double(),
+}
+
+
+@pytest.mark.parametrize("start", ["frozen", "adapt", "scratch"])
+@pytest.mark.parametrize("kind", MODULES)
+def test_modules_of_many_kinds_on_grey_images(kind: str, start: Any):
+    images, length = make_shapes(40, side=32), {} if start == "frozen" else {"minutes": 0.02}
+    options = {"n_clusters": 3, "device": "cpu", "random_state": 0, "size": 32}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # a slow machine says that it was late
+        found = DeepCluster(backbone=MODULES[kind](), start=start, **length, **options).fit(images)
+    assert np.array_equal(found.predict(images), found.labels_)
+    assert found.embeddings_.dtype == np.float32
+
+
+def test_modules_that_cannot_be_a_start():
+    options = {"n_clusters": 3, "device": "cpu", "random_state": 0, "size": 24}
+    nan = conv(3)
+    torch.nn.init.constant_(nan[0].weight, torch.nan)
+    with pytest.raises(ConfigError, match="NaN"):
+        DeepCluster(backbone=nan, start="frozen", **options).fit(make_shapes(20, side=24))
+    colour = make_shapes(20, side=24, colour=True)
+    with pytest.raises(ConfigError, match=r"data\.channels = grey"):
+        DeepCluster(backbone=conv(1), epochs=1, **options).fit(colour)
+    grey = DeepCluster(backbone=conv(1), start="frozen", **options).fit(colour)  # made so by itself
+    assert grey.config_.data.channels == "grey"
+
+
 # -- adapted, and the best of several ------------------------------------------------------------
 
 ADAPT = {"start": "adapt", "epochs": 2, "size": 32, "train.batch_size": 32}

@@ -162,7 +162,8 @@ class DeepCluster(
             SourceError: the source cannot be opened.
             NoImagesError: there is no usable image in it.
         """
-        own_net = copy.deepcopy(self.backbone) if isinstance(self.backbone, nn.Module) else None
+        module = isinstance(self.backbone, nn.Module)
+        own_net = copy.deepcopy(self.backbone).float() if module else None  # type: ignore[union-attr]
         asked = self._asked(own_net)
         if own_net is not None and asked.start == "auto":
             asked = dataclasses.replace(asked, start="scratch")

@@ -87,6 +87,17 @@ def prepare_backbone(
     return model
 
 
+def takes(net: nn.Module, channels: int) -> int:
+    """Channels of the images that a module takes: those of its first convolution, 1 or 3.
+
+    Args:
+        net: of the user's own.
+        channels: of the images, for one that has no convolution.
+    """
+    first = next((each for each in net.modules() if isinstance(each, nn.Conv2d)), None)
+    return first.in_channels if first is not None and first.in_channels in (1, 3) else channels
+
+
 def auto_backbone(size: int, channels: int, n: int, device_type: str) -> str:
     """Name of the backbone that suits the images and the machine.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -150,6 +151,13 @@ class Preprocessing:
         how = said.get("interpolation")
         how = how if how in ("bicubic", "bilinear") else "bicubic"
         return cls(size, tuple(said["mean"]), tuple(said["std"]), side, how)
+
+    def of_channels(self, channels: int) -> Preprocessing:
+        """For a net that takes so many channels: one that all share, or the mean of all."""
+        if len(self.mean) == channels:
+            return self
+        mean, std = (sum(each) / len(each) for each in (self.mean, self.std))
+        return dataclasses.replace(self, mean=(mean,) * channels, std=(std,) * channels)
 
     @property
     def crop_pct(self) -> float:

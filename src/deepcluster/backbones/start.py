@@ -29,6 +29,7 @@ from deepcluster.backbones.build import (
     cfg_of,
     has_fixed_size,
     prepare_backbone,
+    takes,
 )
 from deepcluster.backbones.nets import OWN_BACKBONES
 from deepcluster.backbones.preprocessing import Preprocessing
@@ -184,11 +185,7 @@ class Weights:
                 f"the weights in {self.path} do not fit {self.architecture} at {size} pixels "
                 f"({reason}): give the name that they were made with, or leave --size out"
             ) from error
-        if any(not tensor.isfinite().all() for tensor in model.state_dict().values()):
-            raise ConfigError(
-                f"the weights in {self.path} hold NaN or infinity: the file is damaged, or the "
-                "training they come from has failed; take another"
-            )
+        _refuse_nan(model, str(self.path))
         return prepare_backbone(
             model, channels=self.channels, size=size, name=self.architecture
         ).eval()
@@ -247,11 +244,24 @@ def weights_of(net: nn.Module, *, size: int, channels: int) -> Weights:
         net: ``(b, c, s, s)`` -> ``(b, d)``. A net of timm says what it wants of an image.
         size: side in pixels, for one that does not.
         channels: of the images, for one that does not.
+
+    Raises:
+        ConfigError: its weights hold NaN.
     """
-    if Preprocessing.of_module(net, size) is None:  # mean and deviation are the images' own
-        return Weights(CUSTOM, CUSTOM, None, channels, size, (), (), net=net)
-    said: dict[str, Any] = net.pretrained_cfg  # type: ignore[assignment]
-    return dataclasses.replace(_described(CUSTOM, CUSTOM, said, path=None), net=net)
+    _refuse_nan(net, "this net")
+    found = Weights(CUSTOM, CUSTOM, None, channels, size, (), (), net=net)
+    if Preprocessing.of_module(net, size) is not None:  # else they are the images' own
+        said: dict[str, Any] = net.pretrained_cfg  # type: ignore[assignment]
+        found = dataclasses.replace(_described(CUSTOM, CUSTOM, said, path=None), net=net)
+    return dataclasses.replace(found, channels=takes(net, found.channels))
+
+
+def _refuse_nan(net: nn.Module, name: str) -> None:
+    if any(not tensor.isfinite().all() for tensor in net.state_dict().values()):
+        raise ConfigError(
+            f"the weights in {name} hold NaN or infinity: the file is damaged, or the "
+            "training they come from has failed; take another"
+        )
 
 
 def _model_in(folder: Path) -> Path | None:

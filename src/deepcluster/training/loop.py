@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from deepcluster import metrics, processes
 from deepcluster.backbones.adapt import hold, keep_statistics
-from deepcluster.backbones.build import prepare_backbone
+from deepcluster.backbones.build import prepare_backbone, takes
 from deepcluster.backbones.features import extract, kept_features
 from deepcluster.backbones.preprocessing import Batches, Preprocessing
 from deepcluster.backbones.start import build_net, find_weights
@@ -27,6 +27,7 @@ from deepcluster.backbones.weights import save_timm
 from deepcluster.clustering.pca import normalise_
 from deepcluster.config import Config
 from deepcluster.device import Compute
+from deepcluster.errors import ConfigError
 from deepcluster.methods import Snapshot, load_method
 from deepcluster.progress import Progress
 from deepcluster.run import RunDir
@@ -243,6 +244,11 @@ def begin(images: Images, config: Config, backbone: nn.Module | None) -> Begun:
             own = said
         if config.start == "adapt":  # it learns on whole images
             own = dataclasses.replace(own, side=config.size)
+        if takes(backbone, channels) < channels:
+            raise ConfigError(
+                "this net takes grey images and these have colour: say data.channels = grey"
+            )
+        own = own.of_channels(takes(backbone, len(own.mean)))
         backbone = prepare_backbone(backbone, channels=len(own.mean), size=config.size)
         return Begun(backbone, config.backbone, len(own.mean), own)
     built = build_net(config, channels)

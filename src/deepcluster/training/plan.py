@@ -12,6 +12,7 @@ Long, because where the net begins, size, net, epochs and memory are one answer 
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import math
 import statistics
@@ -26,7 +27,7 @@ from torch import nn
 
 from deepcluster import processes
 from deepcluster.backbones.adapt import hold, keep_statistics
-from deepcluster.backbones.build import auto_backbone
+from deepcluster.backbones.build import auto_backbone, prepare_backbone, takes
 from deepcluster.backbones.features import find_speed
 from deepcluster.backbones.preprocessing import Batches, Preprocessing
 from deepcluster.backbones.start import (
@@ -35,7 +36,6 @@ from deepcluster.backbones.start import (
     Weights,
     build_net,
     find_weights,
-    weights_of,
 )
 from deepcluster.clustering.neighbours import TILE
 from deepcluster.config import Config, check_settings
@@ -715,7 +715,7 @@ def estimate(
     )
     names = [str(i) for i in range(batch)]
     store = ImageStore(name="", pixels=pixels, size=size, ids=names, paths=[None] * batch)
-    deep = 3 if config.start == "adapt" else channels
+    deep = _channels_of_net(config, channels, net)
     preprocessing = Preprocessing(size, (0.5,) * deep, (0.25,) * deep)
     one_step = Step(method, optimizer, probe, preprocessing, Batches(store, device))
     one_step.begin(0)
@@ -785,6 +785,16 @@ def estimate(
     )
 
 
+def _channels_of_net(config: Config, channels: int, own: nn.Module | None) -> int:
+    """Channels that the net takes; grey images fill three."""
+    if own is not None:
+        return takes(own, channels)
+    if config.start == "scratch":
+        return channels
+    weights = find_weights(config.backbone, config.weights)
+    return channels if weights is None else weights.channels
+
+
 def _net_to_time(config: Config, channels: int, own: nn.Module | None) -> tuple[nn.Module, int]:
     """The net, and the side of the images to time steps with: of giants, a part of theirs.
 
@@ -793,7 +803,8 @@ def _net_to_time(config: Config, channels: int, own: nn.Module | None) -> tuple[
     """
     assert isinstance(config.size, int)
     if own is not None:
-        return weights_of(own, size=config.size, channels=channels).build(config.size), config.size
+        own = copy.deepcopy(own)
+        return prepare_backbone(own, channels=takes(own, channels), size=config.size), config.size
     size = config.size
     while 2 * round(size * config.data.margin) ** 2 > FIRST_PIXELS:
         size //= 2
