@@ -351,8 +351,11 @@ def test_vectors_that_cannot_be(tmp_path: Path):
     rows, _ = blobs()
     rows[3, 2] = np.nan
     np.save(tmp_path / "nan.npy", rows)
-    with pytest.raises(SourceError, match="1 of 90 vectors hold NaN"):
+    with pytest.raises(SourceError, match=r"1 of 90 vectors hold NaN.*the first is row 3:"):
         read_vectors(tmp_path / "nan.npy")
+    rows[3, 2] = 1e30
+    with pytest.raises(SourceError, match="or divide all by the same number"):
+        read_vectors(rows)
     with pytest.raises(SourceError, match=r"not float64 of shape \(3,\)"):
         read_vectors(np.zeros(3))
     with pytest.raises(SourceError, match="there is no file"):

@@ -467,11 +467,12 @@ def teach(run: RunPath, labels: Path, *, as_json: AsJson = False) -> None:
     head = ["class", "labels", "held out, right", "images", "expected right"]
     print_rows(head, rows, as_json=False)
     show(*(found.notes + found.mistakes or ["no label looks like a mistake"]))
-    show(
-        f"labels that would help most: {', '.join(found.helpful[:5])} … "
-        f"(deepcluster suggest {shlex.quote(str(run))})",
-        f"to look at the classes: deepcluster report {shlex.quote(str(run))}",
-    )
+    if found.helpful:
+        show(
+            f"labels that would help most: {', '.join(found.helpful[:5])} … "
+            f"(deepcluster suggest {shlex.quote(str(run))})"
+        )
+    show(f"to look at the classes: deepcluster report {shlex.quote(str(run))}")
 
 
 @app.command

@@ -55,6 +55,10 @@ def joined() -> Iterator[None]:
     if not _launched():
         yield
         return
+    # An optimizer imports it at its first step, and imported while there is a group it keeps that
+    # for good: the group's threads would abort a process that ends while one of them is slow.
+    import torch._dynamo
+
     cuda = torch.cuda.is_available()
     place = int(os.environ.get("LOCAL_RANK", "0"))
     if place < torch.cuda.device_count():  # a fit on the processor may have more processes

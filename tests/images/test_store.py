@@ -908,3 +908,13 @@ def test_a_fingerprint_sees_ids_shape_and_pixels() -> None:
 def test_importing_does_not_import_torch() -> None:
     code = "import deepcluster.images.store, sys; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_cache_folder_that_cannot_be_made_says_what_to_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path / "images" / "one.png")
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("DEEPCLUSTER_CACHE", str(tmp_path / "file"))
+    with pytest.raises(SourceError, match="set DEEPCLUSTER_CACHE to a folder"):
+        open_images(tmp_path / "images", data=DataSettings(memory_gb=0.0))

@@ -309,3 +309,5 @@ if __name__ == "__main__":
         checkpoints()
         if not processes.first():
             assert processes.tell(b"") == b""  # the first one leaves
+    threads = [each.read_text() for each in Path("/proc/self/task").glob("*/comm")]
+    assert not any("gloo" in name for name in threads), threads  # they abort a process that ends

@@ -158,3 +158,20 @@ def _from_named(name: str, split: str) -> Listing:
 def cache_folder() -> Path:
     """The folder of downloads and of decoded images: DEEPCLUSTER_CACHE, or one in the home."""
     return Path(os.environ.get("DEEPCLUSTER_CACHE") or "~/.cache/deepcluster").expanduser()
+
+
+def pixels_folder() -> Path:
+    """The folder for what does not fit in memory, made if need be.
+
+    Raises:
+        SourceError: it cannot be made.
+    """
+    folder = cache_folder() / "pixels"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SourceError(
+            f"what does not fit in memory would go to {folder}, which cannot be made "
+            f"({error.strerror}): set DEEPCLUSTER_CACHE to a folder that can be written"
+        ) from error
+    return folder

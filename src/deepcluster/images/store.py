@@ -51,7 +51,7 @@ from deepcluster.images.grey import (
 from deepcluster.images.kept import Kept
 from deepcluster.images.listing import SAMPLE, Labels, Listing, Look, PassedOver, Raw, add_up
 from deepcluster.images.sinks import FileSink, MemorySink, free_cores, free_memory, pixel_digest
-from deepcluster.images.sources import NAMED, cache_folder, list_source
+from deepcluster.images.sources import NAMED, list_source, pixels_folder
 from deepcluster.progress import counted
 
 __all__ = [
@@ -322,7 +322,7 @@ def open_images(
     if scan.in_memory:
         sink = MemorySink(scan.count, side)
     else:
-        folder = Path(cache_dir) if cache_dir is not None else cache_folder() / "pixels"
+        folder = Path(cache_dir) if cache_dir is not None else pixels_folder()
         folder.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(folder).free
         if free < scan.bytes_needed:

@@ -24,6 +24,7 @@ from deepcluster.images.store import ImageStore
 from deepcluster.progress import counted
 
 BLANK = 16  # side in pixels of what stands for an image that nobody gave
+LARGE = 1e18  # of a float32; the square of a longer vector may be infinite
 PIECE = 8192  # rows that are looked at at a time
 COLUMNS = ("embedding", "embeddings", "vector", "features")
 """Names that are looked for where a table has several columns of lists."""
@@ -141,13 +142,19 @@ def _checked(found: Vectors) -> Vectors:
             f"{found.name}: vectors are an array (n, d) of numbers, not {rows.dtype} of shape "
             f"{rows.shape}"
         )
-    bad = 0
+    bad, first = 0, 0
     with np.errstate(over="ignore"):  # what float32 cannot hold is not finite then
         for start in range(0, len(rows), PIECE):
             some = rows[start : start + PIECE].astype(np.float32)
-            bad += int((~np.isfinite(some)).any(1).sum())
+            wrong = np.flatnonzero(~(np.abs(some) < LARGE).all(1))
+            first = first if bad or not len(wrong) else start + int(wrong[0])
+            bad += len(wrong)
     if bad:
-        raise SourceError(f"{found.name}: {bad:,} of {len(rows):,} vectors hold NaN or infinity")
+        raise SourceError(
+            f"{found.name}: {bad:,} of {len(rows):,} vectors hold NaN, infinity or numbers from "
+            f"{LARGE:.0e} on, the first is row {first:,}: leave them out, and their images with "
+            "--images, or divide all by the same number"
+        )
     if found.ids is not None and len(set(found.ids)) != len(rows):
         raise SourceError(
             f"{found.name}: {len(set(found.ids)):,} different ids for {len(rows):,} vectors; there "

@@ -28,7 +28,7 @@ from deepcluster.clustering.tree import Tree
 from deepcluster.config import Config
 from deepcluster.device import give_back_memory
 from deepcluster.images.sinks import free_memory
-from deepcluster.images.sources import cache_folder
+from deepcluster.images.sources import pixels_folder
 from deepcluster.progress import Progress, counted
 from deepcluster.training.chance import ORDER, mix
 
@@ -136,9 +136,7 @@ def unit_rows(rows: np.ndarray) -> Tensor:
     pieces = (np.require(rows[a : a + PIECE], np.float32, ["C", "W"]) for a in starts)
     made = (normalise(torch.from_numpy(piece)) for piece in pieces)
     if rows.size * 4 > free_memory() / 3:
-        folder = cache_folder() / "pixels"
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as file:
+        with tempfile.TemporaryFile(dir=pixels_folder()) as file:
             for piece in made:  # a full disk is an error here; through a map it would be a signal
                 file.write(piece.numpy().data)
             file.flush()

@@ -29,7 +29,7 @@ from deepcluster.config import Config, DataSettings, flatten, override
 from deepcluster.device import Compute
 from deepcluster.errors import ConfigError
 from deepcluster.images.sinks import FileSink, MemorySink, free_memory
-from deepcluster.images.sources import cache_folder
+from deepcluster.images.sources import pixels_folder
 from deepcluster.images.store import ImageStore
 from deepcluster.progress import counted
 
@@ -225,9 +225,7 @@ def _room(count: int, whole: tuple[int, ...]) -> MemorySink | FileSink:
     if count * math.prod(whole[1:]) <= free_memory() / 3:
         sink = MemorySink(count, side)
     else:
-        folder = cache_folder() / "pixels"
-        folder.mkdir(parents=True, exist_ok=True)
-        sink = FileSink(folder, side)
+        sink = FileSink(pixels_folder(), side)
     if channels == 3:
         sink.widen()
     return sink
