@@ -76,7 +76,7 @@ def test_classes_stand_beside_clusters_the_doubtful_first(
         ids[7],
     ]
     page.click('a[href="#/classes/1"]')
-    assert page.locator("h2").inner_text().strip() == NAMES[1].strip()
+    page.get_by_role("heading", level=2, name=NAMES[1].strip()).wait_for()
     first = page.locator(".tile").first.get_attribute("aria-label")
     assert first.startswith(f"{ids[39]},")  # the least sure
     for width in (420, 320):  # nothing in the bar is broken, and nothing sticks out
