@@ -395,9 +395,7 @@ def _posterior(confidence: np.ndarray, hit: np.ndarray, evidence: float) -> np.n
 
 
 def _accuracies(confidence: np.ndarray) -> np.ndarray:
-    """Mean confidence of images under each of SLOPES and SHIFTS; 1 where there are no images."""
-    if not len(confidence):
-        return np.ones(len(SHIFTS))
+    """Mean confidence of images under each of SLOPES and SHIFTS."""
     points = min(POINTS, len(confidence))
     z = np.quantile(_logit(confidence), (np.arange(points) + 0.5) / points)
     found: np.ndarray = (1 / (1 + np.exp(-(np.outer(SLOPES, z) + SHIFTS[:, None])))).mean(axis=1)
