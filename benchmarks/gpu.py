@@ -79,7 +79,9 @@ def flop_an_image(config: Config) -> float:
         256, (batch, channels, config.size, config.size), dtype=torch.uint8, device=device
     )
     views = [Views(config.views, config.size)] * method.views
-    views += [small_views(config.views, config.size)] * method.small_views
+    if method.small_views:
+        small = small_views(config.views, config.size, method.small_views)
+        views += [small] * method.small_views.count
     with FlopCounterMode(display=False) as counter:
         made = [view(images, generator) for view in views]
         if config.start == "adapt":  # grey images fill a net's three channels

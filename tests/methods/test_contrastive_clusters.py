@@ -10,7 +10,12 @@ from torch import nn
 from deepcluster.config import Config, override
 from deepcluster.images.store import open_images
 from deepcluster.methods import contrastive_clusters
-from deepcluster.methods.contrastive_clusters import ContrastiveClusters, match_labels, nt_xent
+from deepcluster.methods.contrastive_clusters import (
+    ContrastiveClusters,
+    crops_to_views,
+    match_labels,
+    nt_xent,
+)
 from deepcluster.progress import Progress
 from deepcluster.training.conclude import compare_with_pixels
 from deepcluster.training.loop import fit
@@ -27,6 +32,7 @@ class Flat(nn.Module):
 
 
 def build(n: int, **settings: object) -> ContrastiveClusters:
+    settings = {"small_views": 0} | settings
     values = {f"contrastive_clusters.{name}": value for name, value in settings.items()}
     torch.manual_seed(0)
     config = override(Config(), {"clusters": 3, "epochs": 10, **values})
@@ -42,6 +48,55 @@ def test_nt_xent_by_hand() -> None:
         scores = [math.exp(float(z[i] @ z[j]) / 0.2) for j in range(6) if j != i]
         expected -= math.log(math.exp(float(z[i] @ z[other]) / 0.2) / sum(scores)) / 6
     assert nt_xent(z, 0.2).item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_crops_find_the_views_of_their_image_by_hand() -> None:
+    generator = torch.Generator().manual_seed(0)
+    views = nn.functional.normalize(torch.randn(6, 4, generator=generator)).double()
+    small = nn.functional.normalize(torch.randn(12, 4, generator=generator)).double()  # 4 of each
+    expected = 0.0
+    for i, crop in enumerate(small):
+        scores = [math.exp(float(crop @ view) / 0.2) for view in views]
+        for own in (i % 3, i % 3 + 3):
+            expected -= math.log(scores[own] / sum(scores)) / 24
+    assert crops_to_views(small, views, 0.2).item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_small_crops_count_as_many_as_they_are() -> None:
+    method = build(30, small_views=4).eval()
+    views = list(torch.randn(6, 30, 1, 4, 4, generator=torch.Generator().manual_seed(0)))
+    index = torch.arange(30)
+    found = method.loss(views, index)
+    z = nn.functional.normalize(method.projector(torch.cat(views).flatten(1)))
+    parts = nt_xent(z[:60], 0.2), crops_to_views(z[60:], z[:60].detach(), 0.2)
+    assert found.item() == pytest.approx((2 * parts[0] + 4 * parts[1]).item() / 6, rel=1e-5)
+    (2 * parts[0] + 4 * parts[1]).div(6).backward()
+    weight = method.projector[0].weight
+    assert weight.grad is not None
+    expected, weight.grad = weight.grad, None
+    found.backward()
+    assert torch.allclose(weight.grad, expected, atol=1e-6)  # no gradient into the crops' answers
+
+
+@pytest.mark.parametrize(
+    ("values", "size", "channels", "expected"),
+    [
+        ({}, 32, 3, 4),
+        ({"backbone": "resnet18-small"}, 96, 3, 4),
+        ({"backbone": "resnet18"}, 96, 3, 0),
+        ({"contrastive_clusters.small_views": 2, "backbone": "resnet18"}, 96, 3, 2),
+        ({}, 8, 3, 0),
+        ({}, 28, 1, 0),
+        ({"views.preset": "shape"}, 32, 3, 0),
+        ({"method": "deepcluster-v2"}, 32, 3, 0),
+    ],
+)
+def test_photographs_have_small_crops(
+    values: dict[str, object], size: int, channels: int, expected: int
+) -> None:
+    config = override(Config(), {"clusters": 3, "device": "cpu", **values})
+    found = resolve(config, n=500, size=size, channels=channels)
+    assert found.contrastive_clusters.small_views == expected
 
 
 def test_labels_keep_their_numbers() -> None:

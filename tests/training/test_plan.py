@@ -73,6 +73,7 @@ def test_few_images_get_enough_steps_and_no_more() -> None:
         assert plan.guess_epochs(n, 96, 256) * steps >= plan.FEWEST_STEPS
 
 
+@pytest.mark.parametrize("small_views", [0, 4])
 @pytest.mark.parametrize(
     ("minutes", "size", "expected"),
     [
@@ -87,10 +88,17 @@ def test_few_images_get_enough_steps_and_no_more() -> None:
     ],
 )
 def test_size_and_net_follow_from_the_minutes(
-    minutes: float, size: int, expected: tuple[int, str], monkeypatch: pytest.MonkeyPatch
+    minutes: float,
+    size: int,
+    expected: tuple[int, str],
+    small_views: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    costs(monkeypatch, {"convnet_small": 30.0, "convnet_tiny": 8.0})
-    asked = override(Config(), {"minutes": minutes, "device": "cpu"})
+    """Half as long again with small crops, of which fewer epochs are enough."""
+    longer = plan.worth(small_views)
+    costs(monkeypatch, {"convnet_small": 30.0 * longer, "convnet_tiny": 8.0 * longer})
+    values = {"device": "cpu", "contrastive_clusters.small_views": small_views}
+    asked = override(Config(), {"minutes": minutes, **values})
     found = choose_scale(asked, n=10_000, size=size, channels=3)
     assert (found.size, found.backbone) == expected
 
@@ -100,9 +108,10 @@ def test_without_minutes_no_more_is_wanted_than_the_usual_epochs(
 ) -> None:
     costs(monkeypatch, {"convnet_small": 20.0, "convnet_tiny": 8.0}, rest=0.0)
     assert plan.guess_epochs(20_000, 96, 256) == 15
+    asked = override(Config(), {"device": "cpu", "contrastive_clusters.small_views": 0})
     for minutes, size in [(45, 96), (42, 64)]:  # 15.5 and 14.5 epochs of 96 pixels
         monkeypatch.setattr(plan, "IMAGES_A_MINUTE", 20_000 / minutes)
-        found = choose_scale(override(Config(), {"device": "cpu"}), n=20_000, size=96, channels=3)
+        found = choose_scale(asked, n=20_000, size=96, channels=3)
         assert found.size == size
 
 

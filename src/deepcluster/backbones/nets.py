@@ -25,7 +25,7 @@ from torch.nn import functional as F
 
 from deepcluster.errors import ConfigError
 
-__all__ = ["CFGS", "NETS", "OWN_BACKBONES", "AlexNet", "ConvNet", "Sobel"]
+__all__ = ["ANY_SIZE", "CFGS", "NETS", "OWN_BACKBONES", "AlexNet", "ConvNet", "Sobel"]
 
 
 class Sobel(nn.Module):
@@ -267,6 +267,9 @@ CFGS = {
     "resnet18_small": _cfg(32, "conv1", "fc"),
 }
 """What timm shall know of each net, and of ``resnet18_small``."""
+
+ANY_SIZE = ("convnet_small", "convnet_tiny", "resnet18_small")
+"""Those that take images of another side than the one they were built for."""
 
 OWN_BACKBONES = tuple(CFGS)
 """Names of the nets that are not timm's; each takes ``sobel=True``."""

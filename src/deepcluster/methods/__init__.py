@@ -40,12 +40,21 @@ class Snapshot:
     rows: Tensor | None = None  # (m,) int64, on the CPU: images they are of; None: all, in order
 
 
+@dataclass(frozen=True)
+class SmallViews:
+    """Small crops beside the large views (multi-crop; Caron et al., NeurIPS 2020)."""
+
+    count: int
+    scale: tuple[float, float]  # smallest and largest share of the area that a crop keeps
+    side: float  # of a crop, over that of the large views
+
+
 class Method(Protocol):
     """The contract. Implementations are ``nn.Module``: what `state_dict` holds is checkpointed.
 
     Attributes:
         views: random views of each image that :meth:`loss` takes.
-        small_views: small crops beside them (multi-crop), behind them in the list.
+        small_views: small crops beside them, behind them in the list.
         epochs: of the fit, for those that go by it; the loop lowers it where time is short.
         n: images in the fit.
         refilled: buffers with a row an image that every epoch's steps write anew, and which of
@@ -55,7 +64,7 @@ class Method(Protocol):
     """
 
     views: int
-    small_views: int
+    small_views: SmallViews | None
     n: int
     refilled: Mapping[str, int]
 
@@ -105,8 +114,9 @@ class Method(Protocol):
         """Loss of a batch, a mean over its images.
 
         Args:
-            views: :attr:`views` tensors ``(b, c, size, size)``, normalised; where several
-                processes share a batch, of this one's share of it.
+            views: :attr:`views` tensors ``(b, c, size, size)``, normalised, and those of
+                :attr:`small_views`; where several processes share a batch, of this one's share of
+                it.
             index: which images, ``(b,)`` int64, on the views' device; always those of the whole
                 batch: :func:`deepcluster.processes.features_of_all` gives their features.
         """

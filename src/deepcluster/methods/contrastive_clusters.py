@@ -4,7 +4,9 @@ Where DeepCluster trains from the first step on clusters of a net that knows not
 with what no cluster is needed for, and lets clusters teach only once they are worth something:
 
 1. Contrast: two views of an image belong together, all other images of the batch do not (NT-Xent;
-   Chen et al., "SimCLR", ICML 2020).
+   Chen et al., "SimCLR", ICML 2020). Of photographs there are small crops as well, which cost a
+   quarter: each is to find the two large views of its image (multi-crop; Caron et al., "SwAV",
+   NeurIPS 2020).
 2. Cluster: from a share `label_from` of the fit on, the neighbour graph of the projections is cut
    into the k clusters asked for (``clustering/graph.py``), every few epochs. Projections come from
    a bank that the training pass fills, so no pass over the images is spent on it (as in
@@ -34,12 +36,13 @@ from deepcluster.clustering.graph import cluster_graph
 from deepcluster.clustering.kmeans import kmeans
 from deepcluster.clustering.pca import normalise_
 from deepcluster.config import Config
-from deepcluster.methods import Snapshot
+from deepcluster.methods import SmallViews, Snapshot
 from deepcluster.processes import Spread, features_of_all, share
 
 FIGURE_ROWS = 2000  # images, spread evenly, of which an epoch's figures are, or ten a cluster
 ADAPT_HIDDEN = 512  # width of the projector's hidden layer where weights are adapted, and
 ADAPT_HEAD_LR = 1e-3  # the least learning rate of what is new then
+SMALL = (0.08, 0.4), 0.5  # area that small crops keep, and their side over that of the large views
 MOST_CUTS = 20  # about, in a fit: a cut takes as long as many steps on a GPU
 
 
@@ -47,7 +50,6 @@ class ContrastiveClusters(nn.Module):
     """The contract is :class:`deepcluster.methods.Method`."""
 
     views = 2
-    small_views = 0
     refilled = {"bank": 0}  # noqa: RUF012 (never written to)
 
     def __init__(self, config: Config, backbone: nn.Module, n: int) -> None:
@@ -55,6 +57,9 @@ class ContrastiveClusters(nn.Module):
         self.settings = config.contrastive_clusters
         assert isinstance(config.clusters, int)
         assert isinstance(config.epochs, int)
+        count = self.settings.small_views
+        assert count != "auto"
+        self.small_views = SmallViews(count, *SMALL) if count else None
         self.k, self.epochs, self.n = config.clusters, config.epochs, n
         self.neighbours = config.final.neighbours
         self.backbone = backbone
@@ -178,15 +183,23 @@ class ContrastiveClusters(nn.Module):
 
     def loss(self, views: list[Tensor], index: Tensor) -> Tensor:
         """The contrast and, once there are labels, the cross-entropy of both views."""
-        features = features_of_all(self.backbone, views, len(index))  # (2b, d)
+        features = features_of_all(self.backbone, views[: self.views], len(index))  # (2b, d)
         z = F.normalize(self.projector(features).float())
         features = F.normalize(features.float())
         Spread(self.bank, self.n).put(index, z.detach().unflatten(0, (2, -1)).sum(0).half())
         both = features.detach().unflatten(0, (2, -1)).sum(0)
         self.feature_bank[self._slots(index)] = both.half()
         settings = self.settings
+        small, crops = None, self.small_views
+        if crops:
+            of_small = features_of_all(self.backbone, views[self.views :], len(index))  # (mb, d)
+            small = F.normalize(self.projector(of_small).float())
         with torch.autocast(z.device.type, enabled=False):  # cosines over 0.1 need the digits
             loss = nt_xent(z, settings.temperature)
+            if crops and small is not None:
+                found = crops_to_views(small, z.detach(), settings.temperature)
+                mean = crops.count / (self.views + crops.count)  # over the views of both kinds
+                loss = torch.lerp(loss, found, mean)
             if self.labelling:
                 logits = features @ F.normalize(self.head.weight).T / settings.head_temperature
                 targets = self.labels[index].long().repeat(2)
@@ -216,6 +229,21 @@ def nt_xent(z: Tensor, temperature: float) -> Tensor:
     scores.fill_diagonal_(-torch.inf)
     other = torch.arange(2 * b, device=z.device).roll(b)
     return F.cross_entropy(scores, other)
+
+
+def crops_to_views(small: Tensor, views: Tensor, temperature: float) -> Tensor:
+    """Cross-entropy of finding the two large views of a small crop's image among all of the batch.
+
+    Args:
+        small: ``(mb, d)`` rows of length 1; row i is a crop of image i modulo b.
+        views: ``(2b, d)`` rows of length 1; rows i and b + i are views of one image.
+        temperature: of the softmax.
+    """
+    b = len(views) // 2
+    scores = (small @ views.T / temperature).view(-1, b, 2 * b)
+    own = torch.arange(b, device=small.device)
+    mean = (scores[:, own, own] + scores[:, own, own + b]) / 2
+    return (scores.logsumexp(2) - mean).mean()
 
 
 def match_labels(labels: Tensor, before: Tensor, k: int) -> Tensor:

@@ -41,7 +41,7 @@ class DeepCluster(nn.Module):
     """The method of 2018; the contract is :class:`deepcluster.methods.Method`."""
 
     views = 1
-    small_views = 0
+    small_views = None
     refilled: Mapping[str, int] = {}
 
     def __init__(self, config: Config, backbone: nn.Module, n: int) -> None:

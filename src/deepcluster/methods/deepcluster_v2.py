@@ -25,10 +25,11 @@ from torch import Tensor, nn
 
 from deepcluster.clustering.kmeans import kmeans
 from deepcluster.config import Config
-from deepcluster.methods import Snapshot
+from deepcluster.methods import SmallViews, Snapshot
 from deepcluster.processes import Spread, features_of_all, share
 
 BANKS = 2  # a bank a large view; head h is clustered on bank h mod 2, as in the authors' code
+SMALL = (0.05, 0.14), 96 / 224  # area and side of the small crops, as in the authors' code
 LLOYD = 10  # iterations of k-means, as in the authors' code
 
 
@@ -45,7 +46,8 @@ class DeepClusterV2(nn.Module):
         self.k, self.n = min(self.settings.prototypes, n), n
         assert isinstance(config.epochs, int)
         self.epochs = config.epochs
-        self.small_views = self.settings.small_views
+        count = self.settings.small_views
+        self.small_views = SmallViews(count, *SMALL) if count else None
         self.backbone = backbone
         d, out = int(backbone.num_features), self.settings.dimensions  # type: ignore[arg-type]
         hidden = self.settings.hidden or 2 * d

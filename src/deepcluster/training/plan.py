@@ -27,8 +27,9 @@ from torch import nn
 
 from deepcluster import processes
 from deepcluster.backbones.adapt import hold, keep_statistics
-from deepcluster.backbones.build import auto_backbone, prepare_backbone, takes
+from deepcluster.backbones.build import auto_backbone, prepare_backbone, takes, untagged
 from deepcluster.backbones.features import find_speed
+from deepcluster.backbones.nets import ANY_SIZE
 from deepcluster.backbones.preprocessing import Batches, Preprocessing
 from deepcluster.backbones.start import (
     GIVEN,
@@ -44,6 +45,7 @@ from deepcluster.errors import ConfigError
 from deepcluster.images.listing import Listing
 from deepcluster.images.store import ImageStore, auto_size, scan_images
 from deepcluster.methods import load_method
+from deepcluster.methods.contrastive_clusters import SMALL, ContrastiveClusters
 from deepcluster.progress import counted
 from deepcluster.training.optimizers import build_optimizer
 from deepcluster.training.step import Step
@@ -54,7 +56,10 @@ MANY_FOR_A_GPU = 20_000  # images of which a step on a GPU takes more: there are
 IMAGES_A_MINUTE = 500  # where no time is given: so many minutes of training, but
 LEAST_MINUTES, AN_HOUR = 1.0, 60.0  # not fewer than these, nor more
 # Below so many epochs, smaller images learn more in the same time; of the smallest, a smaller net.
+# (Epochs of two views: :func:`worth`.)
 ENOUGH_FOR_SIDE, ENOUGH_FOR_NET = 16, 12
+SMALL_VIEWS = 4  # small crops of photographs, and
+SMALLEST_CROPPED = 16  # pixels: the least side of images that have them
 MOST_EPOCHS = 1000
 SIZES = (64, 48, 32)  # smaller sides that images may get, to keep to the time
 LATE = 0.1  # of the minutes that were given: by so much a fit may be expected to end after them
@@ -115,13 +120,22 @@ def usual_batch(n: int, device_type: str) -> int:
     return 512 if device_type == "cuda" and n >= MANY_FOR_A_GPU else 256
 
 
-def guess_epochs(n: int, size: int, batch_size: int) -> int:
+def worth(small_views: int) -> float:
+    """Epochs of two views alone for one that has so many small crops beside them.
+
+    By the pixels that the net sees, and so by the time: what is learnt in it is no less.
+    """
+    return 1 + small_views * SMALL[1] ** 2 / ContrastiveClusters.views
+
+
+def guess_epochs(n: int, size: int, batch_size: int, small_views: int = 0) -> int:
     """Epochs where none were asked for: fewer of more and of larger images.
 
     24 of 60,000 small images, growing with the inverse of the number to the power 0.3 up to 80;
-    never fewer than FEWEST_STEPS steps, nor than 5 epochs.
+    fewer where each is :func:`worth` more; never fewer than FEWEST_STEPS steps, nor than 5 epochs.
     """
     epochs = min(80.0, 24 * math.pow(60_000 / n, 0.3)) * min(1.0, (64 / size) ** 2)
+    epochs /= worth(small_views)
     return max(5, round(epochs), math.ceil(FEWEST_STEPS / math.ceil(n / batch_size)))
 
 
@@ -169,7 +183,19 @@ def resolve(config: Config, *, n: int, size: int, channels: int) -> Config:
     backbone = config.backbone
     if backbone == "auto":
         backbone = auto_backbone(size, channels, n, device.type)
+    # a small image that is enlarged for its net stays a small image
+    views = resolve_views(config.views, min(size, round(size * config.data.margin)), channels)
     train, deepcluster = config.train, config.deepcluster
+    small_views = config.contrastive_clusters.small_views
+    if small_views == "auto":
+        crops = (
+            config.method == "contrastive-clusters"
+            and start == "scratch"
+            and views.preset in ("photo", "small-photo")
+            and untagged(backbone) in ANY_SIZE
+            and size >= SMALLEST_CROPPED
+        )
+        small_views = SMALL_VIEWS if crops else 0
     precision = train.precision
     if precision == "auto":
         precision = "bfloat16" if fast_bfloat16(device) else "float32"
@@ -184,7 +210,7 @@ def resolve(config: Config, *, n: int, size: int, channels: int) -> Config:
         lr = ADAPT_LR[channels] if start == "adapt" else DEFAULT_LR[optimizer]
     epochs = config.epochs
     if epochs == "auto":
-        epochs = 0 if start == "frozen" else guess_epochs(n, size, batch_size)
+        epochs = 0 if start == "frozen" else guess_epochs(n, size, batch_size, small_views)
     pseudo_clusters = deepcluster.pseudo_clusters
     if pseudo_clusters == "auto":
         pseudo_clusters = max(clusters, min(10 * clusters, n // 20))
@@ -200,8 +226,7 @@ def resolve(config: Config, *, n: int, size: int, channels: int) -> Config:
         device=str(device),
         size=size,
         backbone=backbone,
-        # a small image that is enlarged for its net stays a small image
-        views=resolve_views(config.views, min(size, round(size * config.data.margin)), channels),
+        views=views,
         data=dataclasses.replace(config.data, channels="grey" if channels == 1 else "rgb"),
         train=dataclasses.replace(
             train,
@@ -209,6 +234,9 @@ def resolve(config: Config, *, n: int, size: int, channels: int) -> Config:
             optimizer=optimizer,
             lr=lr,
             precision=precision,
+        ),
+        contrastive_clusters=dataclasses.replace(
+            config.contrastive_clusters, small_views=small_views
         ),
         deepcluster_v2=dataclasses.replace(
             config.deepcluster_v2,
@@ -591,15 +619,16 @@ def choose_scale(config: Config, *, n: int, size: int, channels: int) -> Config:
         side = min(TRIAL_SIDE, size)
         trial = dataclasses.replace(config, minutes="auto", epochs=1, size=side, backbone=net)
         resolved = resolve(trial, n=n, size=side, channels=channels)
-        batch = resolved.train.batch_size
-        assert isinstance(batch, int)
+        batch, small = resolved.train.batch_size, resolved.contrastive_clusters.small_views
+        assert isinstance(batch, int) and isinstance(small, int)
         cost = estimate(resolved, n=n, channels=channels, store_bytes=0, patience=2.0)
         room, fixed = 60 * minutes - cost.rest, beside_steps(n, device.type)
         for option in options:
             if option[1] == net:
-                enough = ENOUGH_FOR_NET if option[0] == sizes[-1] else ENOUGH_FOR_SIDE
+                most = ENOUGH_FOR_NET if option[0] == sizes[-1] else ENOUGH_FOR_SIDE
+                enough = most / worth(small)
                 if config.minutes == "auto":
-                    enough = min(enough, guess_epochs(n, option[0], batch))
+                    enough = min(enough, guess_epochs(n, option[0], batch, small))
                 steps = (cost.epoch - fixed) * (option[0] / side) ** 2
                 reached[option] = room / (steps + fixed) / enough
     side, net = next((option for option in options if reached[option] >= 1), options[-1])
@@ -767,7 +796,9 @@ def estimate(
     seconds_an_image = STEP_EXTRAS * seconds / batch_size
     choosing = CHOOSING * config.clusters if config.final.choose else 0.0
     passes = 1.5 if config.method == "deepcluster" else 1.0  # features of all images an epoch
-    forward = seconds_an_image / (3 * method.views)
+    small = config.contrastive_clusters.small_views
+    assert isinstance(small, int)
+    forward = seconds_an_image / (3 * method.views * worth(small))
     d = int(backbone.num_features)  # type: ignore[arg-type]
     parameters = sum(p.numel() for p in method.parameters()) * 4  # type: ignore[attr-defined]
     activations = round(2 * sum(held.values()) / part)  # and as much for gradients and the views

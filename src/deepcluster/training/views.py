@@ -30,6 +30,7 @@ from torch.nn import functional as F
 from deepcluster.backbones.preprocessing import centre, filled
 from deepcluster.config import ViewSettings
 from deepcluster.errors import ConfigError
+from deepcluster.methods import SmallViews
 
 LUMA = (0.2989, 0.587, 0.114)
 """Weights of red, green and blue in grey, as in torchvision."""
@@ -38,12 +39,6 @@ SMALLEST_SIGMA = 0.1
 
 TINY = 24
 """Shapes below this side in pixels are tiny: they bear, and need, stronger views."""
-
-SMALL_SCALE = (0.05, 0.14)
-"""Shares of the area that small crops keep, as in the code of DeepCluster-v2."""
-
-SMALL_SIDE = 96 / 224
-"""Their side over that of the large crops."""
 
 FIELD = (4, 4)
 """Points of the smooth random field that bends a view."""
@@ -244,16 +239,17 @@ class Views:
         return x
 
 
-def small_views(settings: ViewSettings, size: int) -> Views:
-    """The small crops of multi-crop (Caron et al., NeurIPS 2020): 96 pixels where others take 224.
+def small_views(settings: ViewSettings, size: int, small: SmallViews) -> Views:
+    """The small crops of multi-crop.
 
     Args:
-        settings: of the large views, resolved.
+        settings: of the large views, from :func:`resolve_views`.
         size: side of the large views in pixels.
+        small: what the method wants.
     """
-    low, high = SMALL_SCALE
-    small = dataclasses.replace(settings, crop_scale=low, crop_scale_max=high)
-    return Views(small, max(1, round(size * SMALL_SIDE)))
+    low, high = small.scale
+    cropped = dataclasses.replace(settings, crop_scale=low, crop_scale_max=high)
+    return Views(cropped, max(1, round(size * small.side)))
 
 
 # -- where --------------------------------------------------------------------------------------
