@@ -206,9 +206,9 @@ class ContrastiveClustersSettings:
     label_smoothing: float = within(0.1, 0, 1)
     """Share of the target that is spread over all clusters."""
     small_views: int | Auto = within("auto", 0)
-    """Small crops beside the two large views (multi-crop), each to be found among the large ones;
-    auto is 4 for photographs that convnet-small, convnet-tiny or resnet18-small learns from
-    scratch, else 0. Not for nets of one image size."""
+    """Views of half the side beside the two large ones, which each is to find among all; auto is 4
+    for photographs that convnet-small, convnet-tiny or resnet18-small learns from scratch, else 0.
+    Not for nets of one image size."""
 
 
 @dataclass(frozen=True)

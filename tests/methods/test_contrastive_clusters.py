@@ -12,9 +12,9 @@ from deepcluster.images.store import open_images
 from deepcluster.methods import contrastive_clusters
 from deepcluster.methods.contrastive_clusters import (
     ContrastiveClusters,
-    crops_to_views,
     match_labels,
     nt_xent,
+    small_to_large,
 )
 from deepcluster.progress import Progress
 from deepcluster.training.conclude import compare_with_pixels
@@ -50,32 +50,32 @@ def test_nt_xent_by_hand() -> None:
     assert nt_xent(z, 0.2).item() == pytest.approx(expected, rel=1e-6)
 
 
-def test_crops_find_the_views_of_their_image_by_hand() -> None:
+def test_small_views_find_the_large_ones_by_hand() -> None:
     generator = torch.Generator().manual_seed(0)
     views = nn.functional.normalize(torch.randn(6, 4, generator=generator)).double()
     small = nn.functional.normalize(torch.randn(12, 4, generator=generator)).double()  # 4 of each
     expected = 0.0
-    for i, crop in enumerate(small):
-        scores = [math.exp(float(crop @ view) / 0.2) for view in views]
+    for i, row in enumerate(small):
+        scores = [math.exp(float(row @ view) / 0.2) for view in views]
         for own in (i % 3, i % 3 + 3):
             expected -= math.log(scores[own] / sum(scores)) / 24
-    assert crops_to_views(small, views, 0.2).item() == pytest.approx(expected, rel=1e-6)
+    assert small_to_large(small, views, 0.2).item() == pytest.approx(expected, rel=1e-6)
 
 
-def test_small_crops_count_as_many_as_they_are() -> None:
+def test_small_views_count_as_many_as_they_are() -> None:
     method = build(30, small_views=4).eval()
     views = list(torch.randn(6, 30, 1, 4, 4, generator=torch.Generator().manual_seed(0)))
     index = torch.arange(30)
     found = method.loss(views, index)
     z = nn.functional.normalize(method.projector(torch.cat(views).flatten(1)))
-    parts = nt_xent(z[:60], 0.2), crops_to_views(z[60:], z[:60].detach(), 0.2)
+    parts = nt_xent(z[:60], 0.2), small_to_large(z[60:], z[:60].detach(), 0.2)
     assert found.item() == pytest.approx((2 * parts[0] + 4 * parts[1]).item() / 6, rel=1e-5)
     (2 * parts[0] + 4 * parts[1]).div(6).backward()
     weight = method.projector[0].weight
     assert weight.grad is not None
     expected, weight.grad = weight.grad, None
     found.backward()
-    assert torch.allclose(weight.grad, expected, atol=1e-6)  # no gradient into the crops' answers
+    assert torch.allclose(weight.grad, expected, atol=1e-6)  # none into what is to be found
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_small_crops_count_as_many_as_they_are() -> None:
         ({"method": "deepcluster-v2"}, 32, 3, 0),
     ],
 )
-def test_photographs_have_small_crops(
+def test_photographs_have_small_views(
     values: dict[str, object], size: int, channels: int, expected: int
 ) -> None:
     config = override(Config(), {"clusters": 3, "device": "cpu", **values})

@@ -94,7 +94,7 @@ def test_size_and_net_follow_from_the_minutes(
     small_views: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Half as long again with small crops, of which fewer epochs are enough."""
+    """With small views epochs take half as long again, and fewer are enough."""
     longer = plan.worth(small_views)
     costs(monkeypatch, {"convnet_small": 30.0 * longer, "convnet_tiny": 8.0 * longer})
     values = {"device": "cpu", "contrastive_clusters.small_views": small_views}

@@ -42,11 +42,11 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class SmallViews:
-    """Small crops beside the large views (multi-crop; Caron et al., NeurIPS 2020)."""
+    """Views of fewer pixels beside the large ones."""
 
     count: int
-    scale: tuple[float, float]  # smallest and largest share of the area that a crop keeps
-    side: float  # of a crop, over that of the large views
+    side: float  # over that of the large views
+    scale: tuple[float, float] | None = None  # of the area that a crop keeps, if not as of those
 
 
 class Method(Protocol):
@@ -54,7 +54,7 @@ class Method(Protocol):
 
     Attributes:
         views: random views of each image that :meth:`loss` takes.
-        small_views: small crops beside them, behind them in the list.
+        small_views: of fewer pixels beside them, behind them in the list.
         epochs: of the fit, for those that go by it; the loop lowers it where time is short.
         n: images in the fit.
         refilled: buffers with a row an image that every epoch's steps write anew, and which of

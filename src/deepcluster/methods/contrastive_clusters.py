@@ -4,9 +4,10 @@ Where DeepCluster trains from the first step on clusters of a net that knows not
 with what no cluster is needed for, and lets clusters teach only once they are worth something:
 
 1. Contrast: two views of an image belong together, all other images of the batch do not (NT-Xent;
-   Chen et al., "SimCLR", ICML 2020). Of photographs there are small crops as well, which cost a
-   quarter: each is to find the two large views of its image (multi-crop; Caron et al., "SwAV",
-   NeurIPS 2020).
+   Chen et al., "SimCLR", ICML 2020). Of photographs there are
+   small views as well, of half the side, which cost a quarter: each is to find the two large views
+   of its image. (SwAV's multi-crop, Caron et al., NeurIPS 2020, has small crops in their place;
+   with crops as large as those of the large views the features were better: docs/log.md.)
 2. Cluster: from a share `label_from` of the fit on, the neighbour graph of the projections is cut
    into the k clusters asked for (``clustering/graph.py``), every few epochs. Projections come from
    a bank that the training pass fills, so no pass over the images is spent on it (as in
@@ -42,7 +43,7 @@ from deepcluster.processes import Spread, features_of_all, share
 FIGURE_ROWS = 2000  # images, spread evenly, of which an epoch's figures are, or ten a cluster
 ADAPT_HIDDEN = 512  # width of the projector's hidden layer where weights are adapted, and
 ADAPT_HEAD_LR = 1e-3  # the least learning rate of what is new then
-SMALL = (0.08, 0.4), 0.5  # area that small crops keep, and their side over that of the large views
+SMALL_SIDE = 0.5  # of small views, over that of the large ones
 MOST_CUTS = 20  # about, in a fit: a cut takes as long as many steps on a GPU
 
 
@@ -59,7 +60,7 @@ class ContrastiveClusters(nn.Module):
         assert isinstance(config.epochs, int)
         count = self.settings.small_views
         assert count != "auto"
-        self.small_views = SmallViews(count, *SMALL) if count else None
+        self.small_views = SmallViews(count, SMALL_SIDE) if count else None
         self.k, self.epochs, self.n = config.clusters, config.epochs, n
         self.neighbours = config.final.neighbours
         self.backbone = backbone
@@ -190,15 +191,15 @@ class ContrastiveClusters(nn.Module):
         both = features.detach().unflatten(0, (2, -1)).sum(0)
         self.feature_bank[self._slots(index)] = both.half()
         settings = self.settings
-        small, crops = None, self.small_views
-        if crops:
+        small, extra = None, self.small_views
+        if extra:
             of_small = features_of_all(self.backbone, views[self.views :], len(index))  # (mb, d)
             small = F.normalize(self.projector(of_small).float())
         with torch.autocast(z.device.type, enabled=False):  # cosines over 0.1 need the digits
             loss = nt_xent(z, settings.temperature)
-            if crops and small is not None:
-                found = crops_to_views(small, z.detach(), settings.temperature)
-                mean = crops.count / (self.views + crops.count)  # over the views of both kinds
+            if extra and small is not None:
+                found = small_to_large(small, z.detach(), settings.temperature)
+                mean = extra.count / (self.views + extra.count)  # over the views of both kinds
                 loss = torch.lerp(loss, found, mean)
             if self.labelling:
                 logits = features @ F.normalize(self.head.weight).T / settings.head_temperature
@@ -231,11 +232,11 @@ def nt_xent(z: Tensor, temperature: float) -> Tensor:
     return F.cross_entropy(scores, other)
 
 
-def crops_to_views(small: Tensor, views: Tensor, temperature: float) -> Tensor:
-    """Cross-entropy of finding the two large views of a small crop's image among all of the batch.
+def small_to_large(small: Tensor, views: Tensor, temperature: float) -> Tensor:
+    """Cross-entropy of finding the two large views of a small view's image among all of the batch.
 
     Args:
-        small: ``(mb, d)`` rows of length 1; row i is a crop of image i modulo b.
+        small: ``(mb, d)`` rows of length 1; row i is a view of image i modulo b.
         views: ``(2b, d)`` rows of length 1; rows i and b + i are views of one image.
         temperature: of the softmax.
     """

@@ -29,7 +29,7 @@ from deepcluster.methods import SmallViews, Snapshot
 from deepcluster.processes import Spread, features_of_all, share
 
 BANKS = 2  # a bank a large view; head h is clustered on bank h mod 2, as in the authors' code
-SMALL = (0.05, 0.14), 96 / 224  # area and side of the small crops, as in the authors' code
+SMALL = 96 / 224, (0.05, 0.14)  # side of the small crops and their area, as in the authors' code
 LLOYD = 10  # iterations of k-means, as in the authors' code
 
 

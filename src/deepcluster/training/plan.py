@@ -45,7 +45,7 @@ from deepcluster.errors import ConfigError
 from deepcluster.images.listing import Listing
 from deepcluster.images.store import ImageStore, auto_size, scan_images
 from deepcluster.methods import load_method
-from deepcluster.methods.contrastive_clusters import SMALL, ContrastiveClusters
+from deepcluster.methods.contrastive_clusters import SMALL_SIDE, ContrastiveClusters
 from deepcluster.progress import counted
 from deepcluster.training.optimizers import build_optimizer
 from deepcluster.training.step import Step
@@ -58,8 +58,8 @@ LEAST_MINUTES, AN_HOUR = 1.0, 60.0  # not fewer than these, nor more
 # Below so many epochs, smaller images learn more in the same time; of the smallest, a smaller net.
 # (Epochs of two views: :func:`worth`.)
 ENOUGH_FOR_SIDE, ENOUGH_FOR_NET = 16, 12
-SMALL_VIEWS = 4  # small crops of photographs, and
-SMALLEST_CROPPED = 16  # pixels: the least side of images that have them
+SMALL_VIEWS = 4  # of photographs, and
+SIDE_FOR_SMALL = 16  # pixels: the least side of images that have them
 MOST_EPOCHS = 1000
 SIZES = (64, 48, 32)  # smaller sides that images may get, to keep to the time
 LATE = 0.1  # of the minutes that were given: by so much a fit may be expected to end after them
@@ -121,11 +121,11 @@ def usual_batch(n: int, device_type: str) -> int:
 
 
 def worth(small_views: int) -> float:
-    """Epochs of two views alone for one that has so many small crops beside them.
+    """Epochs of two views alone for one that has so many small ones beside them.
 
     By the pixels that the net sees, and so by the time: what is learnt in it is no less.
     """
-    return 1 + small_views * SMALL[1] ** 2 / ContrastiveClusters.views
+    return 1 + small_views * SMALL_SIDE**2 / ContrastiveClusters.views
 
 
 def guess_epochs(n: int, size: int, batch_size: int, small_views: int = 0) -> int:
@@ -188,14 +188,14 @@ def resolve(config: Config, *, n: int, size: int, channels: int) -> Config:
     train, deepcluster = config.train, config.deepcluster
     small_views = config.contrastive_clusters.small_views
     if small_views == "auto":
-        crops = (
+        wanted = (
             config.method == "contrastive-clusters"
             and start == "scratch"
             and views.preset in ("photo", "small-photo")
             and untagged(backbone) in ANY_SIZE
-            and size >= SMALLEST_CROPPED
+            and size >= SIDE_FOR_SMALL
         )
-        small_views = SMALL_VIEWS if crops else 0
+        small_views = SMALL_VIEWS if wanted else 0
     precision = train.precision
     if precision == "auto":
         precision = "bfloat16" if fast_bfloat16(device) else "float32"

@@ -240,16 +240,17 @@ class Views:
 
 
 def small_views(settings: ViewSettings, size: int, small: SmallViews) -> Views:
-    """The small crops of multi-crop.
+    """The views of fewer pixels.
 
     Args:
         settings: of the large views, from :func:`resolve_views`.
         size: side of the large views in pixels.
         small: what the method wants.
     """
-    low, high = small.scale
-    cropped = dataclasses.replace(settings, crop_scale=low, crop_scale_max=high)
-    return Views(cropped, max(1, round(size * small.side)))
+    if small.scale is not None:
+        low, high = small.scale
+        settings = dataclasses.replace(settings, crop_scale=low, crop_scale_max=high)
+    return Views(settings, max(1, round(size * small.side)))
 
 
 # -- where --------------------------------------------------------------------------------------
