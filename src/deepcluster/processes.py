@@ -363,24 +363,58 @@ def _batch_norm(
     """As torch.nn.functional.batch_norm, of ``(b, c, …)``, with the statistics of all processes."""
     if not training:
         return F.batch_norm(x, running_mean, running_var, weight, bias, False, momentum, eps)
-    others = [d for d in range(x.ndim) if d != 1]
-    values = x.float()
-    var, mean = torch.var_mean(values, others, correction=0)
-    count = torch.full_like(mean, x.numel() / x.shape[1])
-    counts, means, variances = gather(torch.stack([count, mean, var])[None], world()).unbind(1)
-    total = counts.sum(0)  # (c,), as all below
-    mean = (counts * means).sum(0) / total
-    var = (counts * (variances + (means - mean) ** 2)).sum(0) / total
+    normed: Tensor
+    normed, mean, var, total = _Normed.apply(x, weight, bias, eps)
     if running_mean is not None and running_var is not None:
         with torch.no_grad():
             running_mean.lerp_(mean, momentum)
             running_var.lerp_(var * total / (total - 1), momentum)
-    scale = torch.rsqrt(var + eps)
-    scale = scale if weight is None else scale * weight
-    shift = -mean * scale
-    shift = shift if bias is None else shift + bias
-    shape = (1, -1, *[1] * (x.ndim - 2))
-    return torch.addcmul(shift.view(shape), values, scale.view(shape)).to(x.dtype)
+    return normed
+
+
+class _Normed(torch.autograd.Function):
+    """Batch norm in as many passes as torch's own, which computes all but what is sent.
+
+    What it takes as running statistics, when it does not train, are those of all processes here.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Returns what is normed, and ``(c,)`` each mean, variance and how many values."""
+        unused = torch.zeros(2, x.shape[1], device=x.device)  # float32, and so are the others then
+        mean, var = torch.batch_norm_update_stats(x, *unused, 0.0)
+        count = torch.full_like(mean, x.numel() / x.shape[1])
+        counts, means, variances = gather(torch.stack([count, mean, var])[None], world()).unbind(1)
+        total = counts.sum(0)
+        mean = (counts * means).sum(0) / total
+        var = (counts * (variances + (means - mean) ** 2)).sum(0) / total
+        ctx.save_for_backward(x, weight, mean, var, total)
+        ctx.eps = eps
+        ctx.mark_non_differentiable(mean, var, total)
+        normed = torch.native_batch_norm(x, weight, bias, mean, var, False, 0.0, eps)[0]
+        return normed, mean, var, total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, mean, var, total = ctx.saved_tensors
+        # y = w z + b of z = (x - mean) / std. Of dx = w / std (dy - mean(dy) - z mean(z dy)) torch
+        # has the first term, which is all where statistics are fixed, and sums for dw and db.
+        fixed = mean, var, None, None, False, ctx.eps
+        first, *own = torch.ops.aten.native_batch_norm_backward(
+            gradients[0], x, torch.ones_like(mean) if weight is None else weight, *fixed, [True] * 3
+        )
+        sums = torch.stack(own)
+        _add_up(sums)
+        factor = -torch.rsqrt(var + ctx.eps) / total
+        scale, shift = sums * (factor if weight is None else factor * weight)
+        rest = torch.native_batch_norm(x, scale, shift, mean, var, False, 0.0, ctx.eps)[0]
+        dweight, dbias = (
+            gradient if wanted else None
+            for gradient, wanted in zip(own, ctx.needs_input_grad[1:3], strict=True)
+        )
+        return first.add_(rest), dweight, dbias, None
 
 
 # -- torch.distributed --------------------------------------------------------------------------
