@@ -144,6 +144,16 @@ def clusters() -> None:
             close(together, alone)
             assert init is not start or more or alone[0][2] > 0  # of empty clusters
 
+    with processes.training():  # the row is the first process's: the others say the same of it
+        rows = whole[processes.share(400)].clone()
+        rows[0] += torch.inf if processes.first() else 0
+        try:
+            kmeans(Spread(rows, 400), 7, generator=torch.Generator())
+        except ValueError as error:
+            assert "1 of 400 rows hold NaN" in str(error)
+        else:
+            raise AssertionError("a row that is not finite")
+
     def cut() -> list[Tensor]:
         x = spread()
         found = cluster_graph(x, 4, generator=torch.Generator().manual_seed(0))

@@ -380,12 +380,13 @@ class _Rows:
 
     def explain_nan(self) -> None:
         """Raise a ValueError that says how many rows are not finite."""
-        bad = 0
+        bad = torch.zeros(1, dtype=torch.int64, device=self.device)
         for a, b in self.ranges():
-            bad += int((~self._raw(a, b).isfinite().all(1)).sum())
+            bad += (~self._raw(a, b).isfinite().all(1)).sum()
+        self.add_up(bad)
         if bad:
             raise ValueError(
-                f"{bad} of {self.n} rows hold NaN or infinity: leave those rows out or repair them"
+                f"{int(bad)} of {self.total} rows hold NaN or infinity: leave those rows out or repair them"
             )
         raise ValueError("values are too large to add up: divide the input by a constant")
 
