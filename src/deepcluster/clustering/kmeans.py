@@ -386,7 +386,8 @@ class _Rows:
         self.add_up(bad)
         if bad:
             raise ValueError(
-                f"{int(bad)} of {self.total} rows hold NaN or infinity: leave those rows out or repair them"
+                f"{int(bad)} of {self.total} rows hold NaN or infinity: leave those rows out or "
+                "repair them"
             )
         raise ValueError("values are too large to add up: divide the input by a constant")
 
