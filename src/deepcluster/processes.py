@@ -394,7 +394,7 @@ class _Normed(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Returns what is normed, and ``(c,)`` each mean, variance and how many values."""
         unused = torch.zeros(2, x.shape[1], device=x.device)  # float32, and so are the others then
-        mean, var = torch.batch_norm_update_stats(x, *unused, 0.0)
+        mean, var = torch.batch_norm_update_stats(x, unused[0], unused[1], 0.0)
         count = torch.full_like(mean, x.numel() / x.shape[1])
         counts, means, variances = gather(torch.stack([count, mean, var])[None], world()).unbind(1)
         total = counts.sum(0)
