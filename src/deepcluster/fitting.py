@@ -31,7 +31,7 @@ from deepcluster.images.store import ImageStore, open_images, scan_images
 from deepcluster.images.vectors import Vectors, pair, read_vectors
 from deepcluster.machine import hardware, launcher, versions
 from deepcluster.naming import Remembered, carry_names
-from deepcluster.progress import Progress, epoch_sentence
+from deepcluster.progress import Progress, epoch_sentence, span
 from deepcluster.report import write_report
 from deepcluster.results import write_finished, write_result
 from deepcluster.run import RunDir
@@ -41,7 +41,6 @@ from deepcluster.saying import (
     changed,
     left_out,
     notes,
-    span,
 )
 from deepcluster.show.pictures import write_pictures
 from deepcluster.show.tensorboard import TensorBoard

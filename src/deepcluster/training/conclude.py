@@ -172,7 +172,7 @@ def conclude(
     generator = torch.Generator().manual_seed(mix(config.seed, config.epochs, ORDER))
     progress.phase("clusters", 1)
     give_back_memory()
-    pca, prototypes, tree, choice = final_clusters(embeddings, config, generator)
+    pca, prototypes, tree, choice = final_clusters(embeddings, config, generator, progress)
     clusters = len(prototypes.cluster.unique())
     if choice:
         progress.note(f"{counted(clusters, 'cluster')}, chosen among 2 to {max(choice)}")
@@ -248,7 +248,10 @@ def fit_scores(
 
 
 def final_clusters(
-    embeddings: Tensor, config: Config, generator: torch.Generator
+    embeddings: Tensor,
+    config: Config,
+    generator: torch.Generator,
+    progress: Progress | None = None,
 ) -> tuple[PCA | None, Prototypes, Tree | None, dict[int, float]]:
     """The clusters a person gets, their tree, and the scores of numbers if one is chosen."""
     final = config.final
@@ -267,7 +270,9 @@ def final_clusters(
     if final.algorithm == "graph" and k < min(len(x), MOST_GRAPH_CLUSTERS):
         found = cluster_tree(x, k, neighbours=final.neighbours, generator=generator)
         return pca, *found, choice
-    result = kmeans(x, k, max_iter=300, n_init=final.restarts, generator=generator)
+    result = kmeans(
+        x, k, max_iter=300, n_init=final.restarts, generator=generator, progress=progress
+    )
     prototypes = Prototypes(result.centers.cpu(), torch.arange(k))
     if k > MOST_IN_TREE:
         return pca, prototypes, None, choice
