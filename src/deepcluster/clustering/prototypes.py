@@ -160,7 +160,9 @@ class Prototypes:
                     apart[:, each.group] = squares[:, each.centers[:, 0]].sqrt_()
                     continue
                 several = each.counted.shape[1]
-                around = squares[:, each.centers].masked_fill_(each.missing, torch.inf)
+                wanted = each.centers.flatten().expand(len(squares), -1)
+                around = squares.gather(1, wanted).unflatten(1, each.missing.shape)
+                around.masked_fill_(each.missing, torch.inf)
                 near = _least(around, several).sqrt_()
                 near.masked_fill_(each.counted == 0, 0)
                 apart[:, each.group] = (near * each.counted).sum(2)
