@@ -18,9 +18,9 @@ FEW_TO_LEARN = 5  # images a pseudo-cluster
 FEW_TO_WHITEN = 10  # images a whitened component
 
 
-def about_start(weights: Weights | None, sentence: str) -> list[str]:
-    """What a person should know of where the net begins."""
-    return [text for text in (weights.terms if weights else "", sentence) if text]
+def about_start(weights: Weights | None, sentence: str, busy: str) -> list[str]:
+    """What a person should know of where the net begins, and on what machine."""
+    return [text for text in (weights.terms if weights else "", sentence, busy) if text]
 
 
 def left_out(store: ImageStore) -> list[str]:
