@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -86,9 +87,10 @@ def test_both_numbers_are_timed_in_turns(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_a_plan_and_a_fit_say_it_and_the_settings_keep_it(tmp_path: Path) -> None:
     small = override(CPU, {"size": 8, "backbone": "convnet_tiny", "start": "scratch"})
-    assert any("cores): 1 thread" in note for note in plan_source("digits", small).notes)
+    images = np.random.default_rng(0).integers(256, size=(60, 8, 8), dtype=np.uint8)
+    assert any("cores): 1 thread" in note for note in plan_source(images, small).notes)
     assert torch.get_num_threads() == 4  # as before
     config = override(small, {"epochs": 1, "train.threads": 1})
-    run = fit_source("digits", config, out=tmp_path / "one")
+    run = fit_source(images, config, out=tmp_path / "one")
     assert run.read_info()["hardware"]["threads"] == run.read_config().train.threads == 1
     assert torch.get_num_threads() == 4

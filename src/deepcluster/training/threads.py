@@ -96,7 +96,7 @@ def _are_faster(fewer: int, usual: int) -> bool:
     config = dataclasses.replace(
         Config(), device="cpu", clusters=10, epochs=1, size=TRIAL_SIDE, backbone="convnet_tiny"
     )
-    n = 10_000
+    n = 64  # a batch
     trial = resolve(config, n=n, size=TRIAL_SIDE, channels=3)
 
     def seconds(threads: int) -> float:
