@@ -45,7 +45,12 @@ from deepcluster.saying import (
 from deepcluster.show.pictures import write_pictures
 from deepcluster.show.tensorboard import TensorBoard
 from deepcluster.training.best import Best, fit_best
-from deepcluster.training.conclude import FitResult, compare_with_pixels, fit_vectors
+from deepcluster.training.conclude import (
+    FitResult,
+    compare_with_pixels,
+    cuts_graph,
+    fit_vectors,
+)
 from deepcluster.training.plan import (
     Cost,
     Pace,
@@ -458,7 +463,10 @@ def _train(
         for sentence in info["notes"]:
             log.note(sentence)
         memory = f"about {work.cost.memory / 1e9:.1f} GB of memory"
-        log.note(f"expected: {span(work.cost.seconds)}, {memory}")
+        clusters, n = work.resolved.clusters, len(work.store)
+        assert isinstance(clusters, int)
+        beside = "" if cuts_graph(work.resolved, clusters, n) else " beside k-means"
+        log.note(f"expected: {span(work.cost.seconds)}{beside}, {memory}")
         best = _fit(run, work, resume=resume, log=log, pace=pace)
         result = best.result
         if result.config.start != work.resolved.start:

@@ -247,6 +247,11 @@ def fit_scores(
     return found
 
 
+def cuts_graph(config: Config, k: int, n: int) -> bool:
+    """Whether k clusters of n images are a cut of their graph, and not those of k-means."""
+    return config.final.algorithm == "graph" and k < min(n, MOST_GRAPH_CLUSTERS)
+
+
 def final_clusters(
     embeddings: Tensor,
     config: Config,
@@ -267,7 +272,7 @@ def final_clusters(
     if final.choose:
         chosen = choose_clusters(x, largest=k, neighbours=final.neighbours, generator=generator)
         k, choice = chosen.k, chosen.scores
-    if final.algorithm == "graph" and k < min(len(x), MOST_GRAPH_CLUSTERS):
+    if cuts_graph(config, k, len(x)):
         found = cluster_tree(x, k, neighbours=final.neighbours, generator=generator)
         return pca, *found, choice
     result = kmeans(
