@@ -252,6 +252,7 @@ def predict(
         return _follow()
     if how is not None and into is None:
         raise ConfigError(f"--how {how} needs --into: the folder to put the images in")
+    finished.check_risk(risk)
     opened = RunDir.open(run)
     target = None if out is None else Output(out)
     if into is not None:
@@ -515,7 +516,7 @@ def cache(
     if clear:
         show(f"freed {freed / 1e6:.1f} MB")
     for one in found:
-        show(f"{one.kind}: {one.files:,} files, {one.bytes / 1e6:.1f} MB in {one.folder}")
+        show(f"{one.kind}: {counted(one.files, 'file')}, {one.bytes / 1e6:.1f} MB in {one.folder}")
 
 
 @app.command
