@@ -207,8 +207,8 @@ class ContrastiveClustersSettings:
     """Share of the target that is spread over all clusters."""
     small_views: int | Auto = within("auto", 0)
     """Views of half the side beside the two large ones, which each is to find among all; auto is 4
-    for photographs that convnet-small, convnet-tiny or resnet18-small learns from scratch, else 0.
-    Not for nets of one image size."""
+    for 4,000 photographs or more that convnet-small, convnet-tiny or resnet18-small learns from
+    scratch, else 0. Not for nets of one image size."""
 
 
 @dataclass(frozen=True)
@@ -252,6 +252,9 @@ class TrainSettings:
     """Decay biases and norms as well, as the paper's code does."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Arithmetic of the net; auto takes bfloat16 where the device is faster with it."""
+    threads: int | Auto = within("auto", 1, 1024)
+    """Threads of a processor; auto is torch's number (OMP_NUM_THREADS), or fewer where other
+    programs use the cores, fewer are faster in a trial, and epochs follow from the clock anyway."""
     checkpoint_every: int = within(1, 1)
     """Epochs between two checkpoints, at least: a fit writes a hundred (the last two are kept)."""
 

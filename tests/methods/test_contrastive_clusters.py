@@ -81,6 +81,7 @@ def test_small_views_count_as_many_as_they_are() -> None:
 @pytest.mark.parametrize(
     ("values", "size", "channels", "expected"),
     [
+        ({"n": 3999}, 32, 3, 0),
         ({}, 32, 3, 4),
         ({"backbone": "resnet18-small"}, 96, 3, 4),
         ({"backbone": "resnet18"}, 96, 3, 0),
@@ -94,8 +95,10 @@ def test_small_views_count_as_many_as_they_are() -> None:
 def test_photographs_have_small_views(
     values: dict[str, object], size: int, channels: int, expected: int
 ) -> None:
-    config = override(Config(), {"clusters": 3, "device": "cpu", **values})
-    found = resolve(config, n=500, size=size, channels=channels)
+    values = {"n": 4000, "clusters": 3, "device": "cpu"} | values
+    n = values.pop("n")
+    assert isinstance(n, int)
+    found = resolve(override(Config(), values), n=n, size=size, channels=channels)
     assert found.contrastive_clusters.small_views == expected
 
 

@@ -58,8 +58,9 @@ LEAST_MINUTES, AN_HOUR = 1.0, 60.0  # not fewer than these, nor more
 # Below so many epochs, smaller images learn more in the same time; of the smallest, a smaller net.
 # (Epochs of two views: :func:`worth`.)
 ENOUGH_FOR_SIDE, ENOUGH_FOR_NET = 16, 12
-SMALL_VIEWS = 4  # of photographs, and
-SIDE_FOR_SMALL = 16  # pixels: the least side of images that have them
+SMALL_VIEWS = 4  # of photographs, where
+SIDE_FOR_SMALL = 16  # pixels is their side at least, and
+MANY_FOR_SMALL = 4000  # or more they are: of fewer there are too few steps as it is
 MOST_EPOCHS = 1000
 SIZES = (64, 48, 32)  # smaller sides that images may get, to keep to the time
 LATE = 0.1  # of the minutes that were given: by so much a fit may be expected to end after them
@@ -194,6 +195,7 @@ def resolve(config: Config, *, n: int, size: int, channels: int) -> Config:
             and views.preset in ("photo", "small-photo")
             and untagged(backbone) in ANY_SIZE
             and size >= SIDE_FOR_SMALL
+            and n >= MANY_FOR_SMALL
         )
         small_views = SMALL_VIEWS if wanted else 0
     precision = train.precision
