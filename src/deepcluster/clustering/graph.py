@@ -18,9 +18,8 @@ one kind is most of the data, cut it in two and merge the rare. There is no rank
 serves both: with less wish for even sizes a clear group of a few rows stands in the place of one
 of two large classes that touch. And no edges tell a class of fewer rows than a row has neighbours.
 So three cuts are made, with a rank half-way (SIZE), by modularity and by average linkage of the
-landmarks, which knows distances alone, and the one is taken whose edges tell most, the mutual
-information of the clusters at their ends over their entropy to the power EVENNESS, and whose cuts
-of other landmarks come to the same: halves of one group lie elsewhere each time.
+landmarks, which knows distances alone, and the one is taken whose edges tell most: the mutual
+information of the clusters at their ends, over their entropy to the power EVENNESS.
 
 Landmarks move afterwards to the cluster that most of their edges go to, at the half-way price of
 size. No cluster is refused for being small. What makes a group is that its rows are one another's
@@ -32,7 +31,6 @@ Long, because the three cuts, the vote and the tree share one way to merge.
 
 from __future__ import annotations
 
-import itertools
 from collections import defaultdict
 
 import numpy as np
@@ -47,6 +45,7 @@ from torch import Tensor
 from deepcluster.clustering.neighbours import as_matrix, knn, score_blocks
 from deepcluster.clustering.prototypes import Prototypes
 from deepcluster.clustering.tree import Tree, parts_of
+from deepcluster.metrics import nmi
 from deepcluster.processes import Spread
 
 CUTS = 5
@@ -60,11 +59,9 @@ SETTLING = 20_000
 """Rows at most, unless there are more landmarks, that tell landmarks where to settle."""
 SIZE = 0.25
 """Wish for even sizes: 0 is none (and leaves lone landmarks), 1/2 joins by density alone."""
-EVENNESS = 0.75
+EVENNESS = 0.8
 """Power of the entropy of the sizes by which the information of an edge is divided: at 1 an island
 of a few rows outweighs two large classes that touch, at 0 halves of a giant outweigh all else."""
-STEADINESS = 0.5
-"""Power of the NMI of two cuts by which that is multiplied."""
 KEPT = 0.25 - 1e-9
 """Share of its edges that a group of average linkage keeps at least. Of five rows apart from all
 others, with 15 neighbours each, it is 0.4, of three 0.2. A hair below a quarter: a group that keeps
@@ -152,7 +149,7 @@ def _cut_by_vote(
     several = wanted <= LANDMARKS
     asking, found = edges(x, neighbours, QUERIES if several else QUERIES_A_CUT, generator)
     cuts: dict[str, list[Prototypes]] = defaultdict(list)
-    worths: dict[str, list[float]] = defaultdict(list)
+    worths: dict[str, float] = defaultdict(float)
     graph = np.empty((0, 0))
     for _ in range(CUTS if several else 1):
         centers, patch = landmarks(x, wanted, k, generator)
@@ -172,38 +169,11 @@ def _cut_by_vote(
         }
         for kind, cluster in kinds.items():
             if cluster is None:
-                worths[kind].append(-np.inf)
+                worths[kind] = -np.inf
                 continue
-            worths[kind].append(worth(weights, cluster))
+            worths[kind] += worth(weights, cluster)
             cuts[kind].append(Prototypes(centers.cpu(), torch.from_numpy(cluster)))
-    merits = {
-        kind: np.mean(worths[kind]) + STEADINESS * np.log(max(steadiness(drawn), UNLINKED))
-        for kind, drawn in cuts.items()
-    }
-    return vote(cuts[max(merits, key=lambda kind: merits[kind])], k), graph
-
-
-def steadiness(cuts: list[Prototypes]) -> float:
-    """NMI of two cuts of the same rows, from 0 to 1: the mean over all pairs; 1 of a lone cut."""
-    pairs = _alike(_said(cuts))[np.triu_indices(len(cuts), 1)]
-    return float(pairs.mean()) if len(pairs) else 1.0
-
-
-def _alike(said: list[np.ndarray]) -> np.ndarray:
-    """NMI of each two of several clusterings of the same rows, ``(c, c)``; 0 of a lone cluster."""
-    found = np.zeros((len(said), len(said)))
-    for (i, one), (j, other) in itertools.combinations_with_replacement(enumerate(said), 2):
-        shared = np.zeros((one.max() + 1, other.max() + 1))
-        np.add.at(shared, (one, other), 1 / len(one))
-        a, b, both = (scipy.special.entr(p).sum() for p in (shared.sum(1), shared.sum(0), shared))
-        found[i, j] = found[j, i] = (a + b - both) / max(np.sqrt(a * b), UNLINKED)
-    return found
-
-
-def _said(cuts: list[Prototypes]) -> list[np.ndarray]:
-    """The clusters of the landmarks of the first cut, as each of the cuts has them."""
-    own = cuts[0].cluster.numpy()
-    return [own, *(each.assign(cuts[0].centers)[0].numpy() for each in cuts[1:])]
+    return vote(cuts[max(worths, key=lambda kind: worths[kind])], k), graph
 
 
 def vote(cuts: list[Prototypes], k: int) -> Prototypes:
@@ -220,11 +190,13 @@ def vote(cuts: list[Prototypes], k: int) -> Prototypes:
     Returns:
         The landmarks of the first cut, in the clusters of the vote.
     """
+    centers = cuts[0].centers
+    own = cuts[0].cluster.numpy()
     if len(cuts) == 1:
         return cuts[0]
-    said = _said(cuts)
-    own = said[0]
-    middle = said[int(_alike(said).sum(0).argmax())]
+    said = [own, *(each.assign(centers)[0].numpy() for each in cuts[1:])]
+    alike = [sum(nmi(one, other) for other in said) for one in said]
+    middle = said[int(np.argmax(alike))]
     votes = np.zeros((len(own), k))
     votes[np.arange(len(own)), middle] = 0.5
     for one in said:
@@ -235,7 +207,7 @@ def vote(cuts: list[Prototypes], k: int) -> Prototypes:
     for cluster in (votes.argmax(1), middle, own):  # a cluster may be outvoted everywhere
         if len(np.unique(cluster)) == k:
             break
-    return Prototypes(cuts[0].centers, torch.from_numpy(cluster))
+    return Prototypes(centers, torch.from_numpy(cluster))
 
 
 def edges(
