@@ -22,6 +22,7 @@ LAYERS = [  # a room imports only from rooms above it in this list
     {"methods"},
     {"training.step", "training.checkpoints", "training.sharing"},
     {"training.plan"},
+    {"training.threads"},
     {"training.conclude"},
     {"training.loop"},
     {"training.best"},

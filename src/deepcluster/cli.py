@@ -12,11 +12,13 @@ import ctypes
 import dataclasses
 import errno
 import io
+import json
 import os
 import re
 import shlex
 import signal
 import sys
+import time
 import typing
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -35,7 +37,7 @@ from deepcluster.config import (
     override,
     recipe_names,
 )
-from deepcluster.errors import ConfigError, NoImagesError, RunError, SourceError
+from deepcluster.errors import ConfigError, NoImagesError, ProcessError, RunError, SourceError
 from deepcluster.files import Output
 from deepcluster.methods import METHODS
 from deepcluster.progress import counted
@@ -250,6 +252,7 @@ def predict(
         return _follow()
     if how is not None and into is None:
         raise ConfigError(f"--how {how} needs --into: the folder to put the images in")
+    finished.check_risk(risk)
     opened = RunDir.open(run)
     target = None if out is None else Output(out)
     if into is not None:
@@ -513,7 +516,7 @@ def cache(
     if clear:
         show(f"freed {freed / 1e6:.1f} MB")
     for one in found:
-        show(f"{one.kind}: {one.files:,} files, {one.bytes / 1e6:.1f} MB in {one.folder}")
+        show(f"{one.kind}: {counted(one.files, 'file')}, {one.bytes / 1e6:.1f} MB in {one.folder}")
 
 
 @app.command
@@ -695,16 +698,34 @@ def keep_freed_memory() -> None:
             mallopt(-1, -1)
 
 
+def _tell_torchrun(text: str, *, after_another: bool = False) -> None:
+    """Leave what was said where torchrun, which speaks last, finds it and says it again.
+
+    The file's name and form are those of torch.distributed.elastic's errors. Last of all stands
+    what failed first, to the second: so what failed `after_another` process is put into the next.
+    """
+    if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        when = int(time.time()) + after_another
+        said = {"message": text, "extraInfo": {"timestamp": str(when)}}
+        Path(file).write_text(json.dumps({"message": said}), encoding="utf-8")
+
+
 def run_app(arguments: list[str] | None = None) -> int:
     """Run a command line and return its exit code."""
 
     def tell(text: str) -> None:
         with suppress(OSError):  # a terminal that is gone
             sys.stderr.write(escaped(text, but="\n") + "\n")
+            said.append(text)
+            _tell_torchrun("\n".join(said), after_another=after_another)
 
+    said: list[str] = []
+    after_another = False
     try:
         app(arguments, exit_on_error=False, print_error=True)
-    except cyclopts.CycloptsError:
+    except cyclopts.CycloptsError as error:
+        with suppress(OSError):
+            _tell_torchrun(str(error))
         return USAGE
     except SystemExit as leaving:
         return int(leaving.code or 0)
@@ -719,6 +740,7 @@ def run_app(arguments: list[str] | None = None) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except Exception as error:
+        after_another = isinstance(error, ProcessError)
         if isinstance(error, OSError) and error.strerror:
             place = f": {error.filename}" if error.filename is not None else ""
             tell(f"deepcluster: {error.strerror}{place}")

@@ -248,6 +248,9 @@ class TrainSettings:
     """Decay biases and norms as well, as the paper's code does."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Arithmetic of the net; auto takes bfloat16 where the device is faster with it."""
+    threads: int | Auto = within("auto", 1, 1024)
+    """Threads of a processor; auto is torch's number (OMP_NUM_THREADS), or fewer where other
+    programs use the cores, fewer are faster in a trial, and epochs follow from the clock anyway."""
     checkpoint_every: int = within(1, 1)
     """Epochs between two checkpoints, at least: a fit writes a hundred (the last two are kept)."""
 

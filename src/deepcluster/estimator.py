@@ -59,6 +59,7 @@ from deepcluster.training.plan import (
     take_weights,
     untimed_starts,
 )
+from deepcluster.training.threads import own_threads, settle_threads
 
 ORDER = "labels_ and the like are in the order of ids_"
 
@@ -168,7 +169,10 @@ class DeepCluster(
         if own_net is not None and asked.start == "auto":
             asked = dataclasses.replace(asked, start="scratch")
         self._started = datetime.now().astimezone().isoformat()
-        with self._progress() as progress:
+        with self._progress() as progress, own_threads():
+            asked, busy = settle_threads(asked, timed=asked.minutes != "auto")
+            if busy:
+                progress.note(busy)
             return self._fit(images, asked, own_net, progress)
 
     def _fit(

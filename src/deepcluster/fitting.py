@@ -31,7 +31,7 @@ from deepcluster.images.store import ImageStore, open_images, scan_images
 from deepcluster.images.vectors import Vectors, pair, read_vectors
 from deepcluster.machine import hardware, launcher, versions
 from deepcluster.naming import Remembered, carry_names
-from deepcluster.progress import Progress, epoch_sentence
+from deepcluster.progress import Progress, epoch_sentence, span
 from deepcluster.report import write_report
 from deepcluster.results import write_finished, write_result
 from deepcluster.run import RunDir
@@ -41,12 +41,16 @@ from deepcluster.saying import (
     changed,
     left_out,
     notes,
-    span,
 )
 from deepcluster.show.pictures import write_pictures
 from deepcluster.show.tensorboard import TensorBoard
 from deepcluster.training.best import Best, fit_best
-from deepcluster.training.conclude import FitResult, compare_with_pixels, fit_vectors
+from deepcluster.training.conclude import (
+    FitResult,
+    compare_with_pixels,
+    cuts_graph,
+    fit_vectors,
+)
 from deepcluster.training.plan import (
     Cost,
     Pace,
@@ -60,6 +64,7 @@ from deepcluster.training.plan import (
     usual_minutes,
 )
 from deepcluster.training.sharing import refuse_one_gpu, stored
+from deepcluster.training.threads import own_threads, settle_threads
 
 
 class Logged(Progress):
@@ -110,6 +115,11 @@ def plan_source(source: Any, config: Config, *, labels: str | None = None) -> Pl
     """Look at a source and say what a fit of it would do; decodes nothing, writes nothing."""
     check_settings(config)
     listing = list_source(source, labels)
+    with own_threads():
+        return _plan(listing, *settle_threads(config, timed=config.epochs == "auto"))
+
+
+def _plan(listing: Listing, config: Config, busy: str) -> Plan:
     asked, weights, sentence = settle_start(config)
     if weights is not None and weights.path is None:
         raise ConfigError(
@@ -131,7 +141,7 @@ def plan_source(source: Any, config: Config, *, labels: str | None = None) -> Pl
     else:
         side = round(scan.size * opened.data.margin)
         _, resolved, cost = plan_starts(asked, opened, weights, side=side, **facts)
-    sentences = scan.remarks + about_start(weights, sentence)
+    sentences = scan.remarks + about_start(weights, sentence, busy)
     sentences += notes(asked, resolved, scan.count, cost, limit=limit)
     return Plan(scan.name, scan.count, resolved, cost, sentences)
 
@@ -201,6 +211,7 @@ def fit_source(
         )
     with contextlib.ExitStack() as held:
         held.enter_context(processes.joined())
+        held.enter_context(own_threads())
         refuse_one_gpu(asked.device)
         undone = held.enter_context(contextlib.ExitStack())  # ends after the lock: see withdraw
         run, rivals = None, None
@@ -237,6 +248,8 @@ def fit_source(
             run = _begin(out, asked, first, len(images), overwrite=overwrite)
             held.enter_context(run.locked())
             undone.callback(run.withdraw, keep_folder=there)
+        timed = vectors is None and asked.epochs == "auto"
+        asked, busy = settle_threads(asked, timed=timed)
         if vectors is not None:
             work = _take(vectors, images, asked, sitting, progress)
         else:
@@ -244,7 +257,7 @@ def fit_source(
             work = _look(images, asked, sitting, progress, rivals)
         if remembered is not None and work.store.contents is not None:
             remembered.check(work.store.contents)
-        info = first | _facts(work)
+        info = first | _facts(work, busy)
         if resume:
             work, info = _continue(run, work, info)
         run.write_config(work.resolved)
@@ -373,7 +386,7 @@ def _take(
     return Work(store, asked, resolved, cost, 0.0, spent, rows=rows, seen=seen)
 
 
-def _facts(work: Work) -> dict[str, Any]:
+def _facts(work: Work, busy: str) -> dict[str, Any]:
     """What run.json says while the fit is at work, beside what it said at the beginning."""
     store, resolved = work.store, work.resolved
     return {
@@ -392,7 +405,7 @@ def _facts(work: Work) -> dict[str, Any]:
         "rivals": [flatten(dataclasses.asdict(rival)) for rival in work.rivals],
         "notes": left_out(store)
         + store.remarks
-        + about_start(work.weights, work.sentence)
+        + about_start(work.weights, work.sentence, busy)
         + notes(work.asked, resolved, len(store), work.cost, limit=work.limit, spent=work.spent),
     }
 
@@ -450,7 +463,10 @@ def _train(
         for sentence in info["notes"]:
             log.note(sentence)
         memory = f"about {work.cost.memory / 1e9:.1f} GB of memory"
-        log.note(f"expected: {span(work.cost.seconds)}, {memory}")
+        clusters, n = work.resolved.clusters, len(work.store)
+        assert isinstance(clusters, int)
+        beside = "" if cuts_graph(work.resolved, clusters, n) else " beside k-means"
+        log.note(f"expected: {span(work.cost.seconds)}{beside}, {memory}")
         best = _fit(run, work, resume=resume, log=log, pace=pace)
         result = best.result
         if result.config.start != work.resolved.start:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -47,10 +48,29 @@ class Progress:
         return tell
 
 
+class Lines(Progress):
+    """A line on stderr for each piece of work, and for each sentence."""
+
+    def phase(self, name: str, total: int) -> None:
+        """Its name."""
+        self.note(name)
+
+    def note(self, text: str) -> None:
+        """The sentence."""
+        sys.stderr.write(f"{text}\n")
+
+
 def counted(number: int, what: str) -> str:
     """A number and a noun, in the plural where it is not one."""
     plural = f"{what}es" if what.endswith("s") else f"{what}s"
     return f"{number:,} {what if number == 1 else plural}"
+
+
+def span(seconds: float) -> str:
+    """Seconds in words."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 3 * 3600 else f"{seconds / 3600:.0f} h"
 
 
 def epoch_sentence(line: dict[str, Any]) -> str:

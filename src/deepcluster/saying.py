@@ -10,7 +10,7 @@ import numpy as np
 from deepcluster.backbones.start import GIVEN, Weights
 from deepcluster.config import SECTIONS, Config, flatten
 from deepcluster.images.store import ImageStore
-from deepcluster.progress import counted
+from deepcluster.progress import counted, span
 from deepcluster.training.conclude import FitResult
 from deepcluster.training.plan import LATE, MOST_EPOCHS, Cost, guess_epochs, resolve
 
@@ -18,9 +18,9 @@ FEW_TO_LEARN = 5  # images a pseudo-cluster
 FEW_TO_WHITEN = 10  # images a whitened component
 
 
-def about_start(weights: Weights | None, sentence: str) -> list[str]:
-    """What a person should know of where the net begins."""
-    return [text for text in (weights.terms if weights else "", sentence) if text]
+def about_start(weights: Weights | None, sentence: str, busy: str) -> list[str]:
+    """What a person should know of where the net begins, and on what machine."""
+    return [text for text in (weights.terms if weights else "", sentence, busy) if text]
 
 
 def left_out(store: ImageStore) -> list[str]:
@@ -177,8 +177,3 @@ def afterwards(asked: Config, result: FitResult, store: ImageStore, seconds: flo
             f"{span(seconds - training)}; was the machine busy?"
         )
     return sentences
-
-
-def span(seconds: float) -> str:
-    """Seconds in words."""
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"

@@ -293,11 +293,14 @@ def test_the_messages_of_a_step_are_counted(load: Any) -> None:
 
     asked = {"backbone": "convnet_tiny", "clusters": 3, "epochs": 2, "device": "cpu"}
     config = resolve(override(Config(), asked), n=40, size=16, channels=1)
-    before = processes.world, processes.exchange
-    counted = load("processes").traffic(config, 2)
-    assert (processes.world, processes.exchange) == before
-    assert counted["messages"] % 2 == 0  # there and back, once the gradients and once the images
-    assert counted["bytes"] > 4 * 189_936  # weights of the net alone
+    before = processes.world, processes._trade
+    sizes = load("processes").messages(config, 2)
+    assert (processes.world, processes._trade) == before
+    weights = 189_936  # of the net alone
+    gradients = [size for size in sizes if size > 4 * weights]
+    assert len(gradients) == 1
+    assert sum(sizes) < 2 * gradients[0]  # Muon's matrices: half of them to the other
+    assert len(sizes) == 1 + 2 * 8 + 2 + 1 + 1  # images, norms, features, gradients, matrices
 
 
 def test_processes_have_a_row_each(load: Any) -> None:

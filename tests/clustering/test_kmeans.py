@@ -1,3 +1,4 @@
+import itertools
 from typing import Any
 
 import numpy as np
@@ -9,9 +10,11 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import adjusted_rand_score
 from sklearn.utils.estimator_checks import check_estimator
 
+from deepcluster.clustering import estimator
 from deepcluster.clustering import kmeans as engine
 from deepcluster.clustering.estimator import KMeans
 from deepcluster.clustering.kmeans import assign, kmeans
+from deepcluster.progress import Progress
 
 SHAPES = [(300, 2, 3), (1000, 16, 10), (800, 40, 60), (50, 5, 50), (64, 3, 1)]
 
@@ -337,17 +340,105 @@ def test_plus_plus_is_better_than_random_and_draws_different_rows(monkeypatch):
     x, blob = make_blobs(900, 2, centers=30, cluster_std=0.01, random_state=0)
     for seed in range(5):  # the best of several draws: without that, one or two are missed
         rows = engine._Rows(x, "l2", 30, None, None)
-        drawn = rows.unplace(engine._plus_plus(rows, 30, generator(seed)))
-        hit = (drawn[:, None] - torch.from_numpy(x)).norm(dim=2).argmin(1)
-        assert len(np.unique(blob[hit])) == 30
+        drawn = engine._plus_plus(rows, 30, generator(seed))
+        assert len(np.unique(blob[drawn])) == 30
     random = kmeans(x, 30, init="random", generator=generator())
     found = kmeans(x, 30, generator=generator())
     assert found.inertia < random.inertia / 50
     monkeypatch.setattr(engine, "ONE_BY_ONE", 8)  # so that blocks are drawn here, too
     rows = engine._Rows(x, "l2", 300, None, None)
     drawn = engine._plus_plus(rows, 300, generator())
-    assert drawn.shape == (300, 2)
-    assert len(drawn.unique(dim=0)) == 300
+    assert drawn.shape == (300,)
+    assert len(drawn.unique()) == 300
+
+
+def test_among_very_many_rows_a_sample_is_read_for_the_start(tmp_path, monkeypatch):
+    monkeypatch.setattr(engine, "FEWEST_SEEDING", 200)
+    monkeypatch.setattr(engine, "SEEDING", 10)
+    x, blob = make_blobs(3000, 2, centers=30, cluster_std=0.01, random_state=0)
+    x = x.astype(np.float16)
+    np.save(tmp_path / "x.npy", x)
+    passes = []
+    ranges = engine._Rows.ranges
+
+    def counting(rows):
+        passes.append(rows.n)
+        return ranges(rows)
+
+    monkeypatch.setattr(engine._Rows, "ranges", counting)
+    rows = engine._Rows(np.load(tmp_path / "x.npy", mmap_mode="r"), "l2", 30, 512, None)
+    drawn = engine._seeds(rows, 30, generator())
+    assert passes.count(3000) == 1 and passes.count(300) > 29  # once, to look for NaN
+    assert len(np.unique(blob[drawn])) > 25 and len(drawn.unique()) == 30
+    found = [kmeans(each, 30, metric=metric, chunk_size=512, generator=generator())
+             for each in (x, rows.x) for metric in ("l2", "cosine")]  # fmt: skip
+    for one, other in zip(found[:2], found[2:], strict=True):
+        assert torch.equal(one.centers, other.centers)
+        assert torch.equal(one.labels, other.labels)
+
+
+class Told(Progress):
+    def __init__(self):
+        self.notes, self.phases, self.rows = [], [], 0
+
+    def phase(self, name, total):
+        self.phases.append((name, total))
+
+    def advance(self, count):
+        self.rows += count
+
+    def note(self, text):
+        self.notes.append(text)
+
+
+def test_long_work_is_told(monkeypatch):
+    x = blobs(500, 6)
+    told = Told()
+    silent = kmeans(x, 5, max_iter=3, n_init=2, generator=generator(), progress=told)
+    assert not told.notes and not told.phases  # it takes no time
+    monkeypatch.setattr(engine, "_seconds_an_iteration", lambda rows, k: 20.04)
+    found = kmeans(x, 5, max_iter=3, tol=0, n_init=2, generator=generator(), progress=told)
+    assert told.notes == [
+        "k-means, 500 rows, k = 5: 2 starts of at most 3 iterations of about 20 s: at most 2 min"
+    ]
+    names = [f"k-means {i}/3, start {j} of 2" for j in (1, 2) for i in (1, 2, 3)]
+    assert told.phases == [(name, 500) for name in names]
+    assert told.rows == 6 * 500
+    assert torch.equal(found.labels, silent.labels)  # and draws nothing
+
+
+def test_the_time_of_an_iteration_is_that_of_some_blocks(monkeypatch):
+    clock = itertools.count()
+    monkeypatch.setattr(engine.time, "perf_counter", lambda: next(clock))
+    for metric in ("l2", "cosine"):
+        rows = engine._Rows(blobs(5000, 6), metric, 5, 10, None)  # 500 blocks, of which 16
+        assert engine._seconds_an_iteration(rows, 5) == pytest.approx(500 / 16)
+
+
+def test_the_estimator_reads_a_mapped_file_in_blocks_and_tells(tmp_path, monkeypatch, capsys):
+    x = blobs(500, 6).astype(np.float16)
+    np.save(tmp_path / "x.npy", x)
+    mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
+    seen = []
+    real = estimator.kmeans
+    monkeypatch.setattr(estimator, "kmeans", lambda X, *a, **b: seen.append(X) or real(X, *a, **b))
+    monkeypatch.setattr(engine, "LONG", 0)
+    model = KMeans(5, random_state=0, verbose=True).fit(mapped)
+    assert engine.is_memory_mapped(seen[0]) and seen[0].dtype == np.float16
+    assert "at most 300 iterations" in capsys.readouterr().err
+    whole = KMeans(5, random_state=0).fit(x)
+    assert capsys.readouterr().err == ""
+    np.testing.assert_array_equal(model.labels_, whole.labels_)
+    assert model.transform(mapped).dtype == np.float32
+    np.testing.assert_array_equal(model.transform(mapped), whole.transform(x))
+    with pytest.raises(ValueError, match="1 of 2 rows hold NaN"):
+        KMeans(2).fit(np.array([[0.0, np.nan], [1, 2]]))
+
+
+def test_rows_that_are_no_numbers_are_refused():
+    for rows in (np.array([["a", "b"]], object), np.array([["a", "b"]]), np.array([[1j]])):
+        with pytest.raises(ValueError, match="numbers"):
+            kmeans(rows, 1, generator=generator())
 
 
 @pytest.mark.parametrize(

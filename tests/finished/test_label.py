@@ -209,5 +209,5 @@ def test_the_command_line(
     command = ["predict", str(run.path), str(folder), "--classes", "--risk", "0.000001"]
     assert run_app([*command, "--into", str(into)]) == 0
     assert any(place.name.endswith("unsure") for place in into.iterdir())
-    assert run_app([*command[:-1], "2"]) == 2
-    assert "risk" in capsys.readouterr().err
+    assert run_app(["predict", str(run.path), "nowhere", "--risk", "2"]) == 2  # before any work
+    assert "risk 2" in capsys.readouterr().err

@@ -125,6 +125,40 @@ def test_a_damaged_file_costs_time_alone(
     assert decoded == ["broken.png"]
 
 
+def test_where_nothing_is_kept_or_to_be_no_file_is_looked_at(
+    cache: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str | None] = []
+    real = kept._key
+    monkeypatch.setattr(kept, "_key", lambda path: asked.append(path) or real(path))
+    open_images(folder, size=8)
+    assert not asked
+    open_images(folder, size=8, keep=True)
+    assert len(asked) == 7
+    open_images(folder, size=8)
+    assert len(asked) == 14
+
+
+@pytest.mark.parametrize("library", ["pillow", "pillow-heif"])
+def test_another_version_of_what_decodes_decodes_again(
+    library: str,
+    cache: Path,
+    folder: Path,
+    decoded: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(kept, "know_formats", lambda: True)
+    monkeypatch.setattr(kept, "version", lambda name: "1.0")
+    open_images(folder, size=8, keep=True)
+    decoded.clear()
+    if library == "pillow":
+        monkeypatch.setattr(kept, "pillow", "0.1")
+    else:
+        monkeypatch.setattr(kept, "version", lambda name: "1.1")
+    open_images(folder, size=8, keep=True)
+    assert len(decoded) == 7
+
+
 def test_a_file_that_changed_just_now_is_not_kept(
     cache: Path, folder: Path, decoded: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -228,7 +262,8 @@ def test_clear_removes_what_was_kept_and_nothing_else(
     said = json.loads(capsys.readouterr().out)
     assert said["freed"] == 0 and [one["files"] for one in said["kept"]] == [1, 0, 1]
     assert run_app(["cache", "--clear"]) == 0
-    assert "freed 0.0 MB" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "freed 0.0 MB" in told and "sets: 1 file," in told and "images: 0 files," in told
     assert run_app(["cache", "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
     assert [one["files"] for one in said["kept"]] == [0, 0, 1]

@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tracemalloc
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -524,6 +525,23 @@ def test_nearest_clusters_are_those_of_the_nearest_means() -> None:
     means = np.stack([points[clusters == c].mean(axis=0) for c in numbers])
     expected = NearestNeighbors(n_neighbors=5).fit(means).kneighbors(return_distance=False)
     np.testing.assert_array_equal(write._nearest_clusters(points, clusters, numbers), expected)
+
+
+def test_features_are_read_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    points = rng.normal(size=(20_000, 64)).astype(np.float32)
+    points[100:150] = points[:50]
+    clusters = rng.integers(-1, 30, size=len(points))
+    numbers = np.arange(30)
+    tracemalloc.start()
+    try:
+        assert write._distinct(points) == len(points) - 50
+        near = write._nearest_clusters(points, clusters, numbers)
+        assert tracemalloc.get_traced_memory()[1] < points.nbytes / 3
+    finally:
+        tracemalloc.stop()
+    monkeypatch.setattr(write, "PIECE", len(points))
+    np.testing.assert_array_equal(write._nearest_clusters(points, clusters, numbers), near)
 
 
 # -- labels.csv ----------------------------------------------------------------------------------

@@ -66,3 +66,11 @@ def test_k_means_of_a_mapped_file_is_that_of_an_array(
 
     for metric in ("l2", "cosine"):
         assert cluster(mapped, metric) == cluster(np.array(mapped), metric)
+
+
+@pytest.mark.parametrize("algorithm", ["graph", "kmeans"])
+def test_the_time_of_k_means_is_said_apart(algorithm: str, file: Path, tmp_path: Path) -> None:
+    config = override(Config(), {"clusters": 3, "device": "cpu", "final.algorithm": algorithm})
+    run = fit_source(None, config, embeddings=file, out=tmp_path / "run")
+    said = run.log.read_text()
+    assert ("beside k-means" in said) == (algorithm == "kmeans") and "expected: " in said

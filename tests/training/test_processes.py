@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_shapes
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
-from deepcluster import processes
+from deepcluster import cli, processes
 from deepcluster.cli import run_app
 from deepcluster.config import Config
-from deepcluster.errors import ConfigError, RunError
+from deepcluster.errors import ConfigError, ProcessError, RunError
 from deepcluster.fitting import fit_source
 from deepcluster.images.sinks import free_memory
 from deepcluster.images.store import open_images
@@ -284,6 +285,36 @@ def test_when_the_first_has_nothing_to_do_the_other_stops(tmp_path: Path) -> Non
     first, second = start([fit_words(tmp_path / "nowhere", tmp_path / "run")] * 2)
     assert first.code == 2 and "there is no file or folder" in first.err
     assert second.code == 1 and "another process of this fit has ended" in second.err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["fit", "nowhere", "--clusters", "3"], "there is no file or folder"),
+        (["fit", "nowhere", "--clusters", "nope"], "nope"),
+    ],
+)
+def test_torchrun_says_last_what_failed(
+    words: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It shows what it finds in a file of its own below its traceback."""
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
+    monkeypatch.chdir(tmp_path)
+    assert run_app(words) == 2
+    failure = ProcessFailure(0, 1, 2, str(tmp_path / "error.json"))
+    shown = str(ChildFailedError("deepcluster", {0: failure}))
+    assert said in shown.partition("Root Cause")[2]
+
+    def ends(arguments: list[str] | None, **how: bool) -> None:
+        raise ProcessError("another process of this fit has ended")
+
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "later.json"))
+    monkeypatch.setattr(cli, "app", ends)
+    assert run_app(words) == 1
+    later = ProcessFailure(1, 2, 1, str(tmp_path / "later.json"))
+    shown = str(ChildFailedError("deepcluster", {1: later, 0: failure}))
+    assert "another process" in shown.partition("Root Cause")[0]
+    assert said in shown.partition("Root Cause")[2]
 
 
 # -- alone --------------------------------------------------------------------------------------

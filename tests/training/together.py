@@ -31,12 +31,13 @@ from deepcluster.run import RunDir
 from deepcluster.training.checkpoints import load_newest, save_checkpoint, share_state
 from deepcluster.training.conclude import Clock
 from deepcluster.training.loop import train
-from deepcluster.training.optimizers import build_optimizer
+from deepcluster.training.optimizers import build_optimizer, orthogonalise_together
 from deepcluster.training.plan import resolve
 from deepcluster.training.sharing import Images
 from deepcluster.training.step import Step
 
 N = 33  # images: no even number
+FLOAT = torch.float32
 
 
 def close(ones: list[Tensor], others: list[Tensor], tolerance: float = 1e-4) -> None:
@@ -143,6 +144,16 @@ def clusters() -> None:
             close(together, alone)
             assert init is not start or more or alone[0][2] > 0  # of empty clusters
 
+    with processes.training():  # the row is the first process's: the others say the same of it
+        rows = whole[processes.share(400)].clone()
+        rows[0] += torch.inf if processes.first() else 0
+        try:
+            kmeans(Spread(rows, 400), 7, generator=torch.Generator())
+        except ValueError as error:
+            assert "1 of 400 rows hold NaN" in str(error)
+        else:
+            raise AssertionError("a row that is not finite")
+
     def cut() -> list[Tensor]:
         x = spread()
         found = cluster_graph(x, 4, generator=torch.Generator().manual_seed(0))
@@ -168,6 +179,19 @@ def norms() -> None:
         return [found.detach(), *gradients, *buffers]
 
     close(*both(normed))
+
+
+def matrices() -> None:
+    """Each process moves a part of the weights; of a single one, all but one process none."""
+    torch.manual_seed(0)
+    stacks = [torch.randn(3, 8, 20), torch.randn(1, 30, 9), torch.randn(2, 4, 4)]
+    for some in (stacks, stacks[1:2]):
+        both_ways = both(lambda some=some: orthogonalise_together(some, [5] * len(some), FLOAT))
+        close(*both_ways, tolerance=1e-5)
+    found = both_ways[0][0]
+    theirs = found.clone()
+    processes.equalise([theirs])
+    assert torch.equal(found, theirs)
 
 
 def steps(method: str) -> None:
@@ -302,6 +326,7 @@ if __name__ == "__main__":
         spread_rows()
         clusters()
         norms()
+        matrices()
         for method in sys.argv[1:]:
             steps(method)
         epochs()

@@ -21,17 +21,28 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
-from deepcluster.clustering.kmeans import Metric, assign, every_distance, inertia_of, kmeans
+from deepcluster.clustering.kmeans import (
+    Metric,
+    assign,
+    every_distance,
+    inertia_of,
+    is_memory_mapped,
+    kmeans,
+)
+from deepcluster.progress import Lines
 
 _NARROW = {"float32", "float16", "bfloat16", "bool", "uint8", "int8", "uint16", "int16"}
 
 
-def _types_for(X: Any) -> list[type[np.floating[Any]]]:
+def _types_for(X: Any) -> list[type[np.floating[Any]]] | None:
     """What may be computed in, the first where a conversion is needed: one that holds all digits.
 
-    Lists, large whole numbers and foreign byte orders would lose an offset in float32.
+    Lists, large whole numbers and foreign byte orders would lose an offset in float32. None where
+    a mapped file is converted to float32 a block at a time.
     """
     narrow = str(getattr(X, "dtype", "")).removeprefix("torch.") in _NARROW
+    if narrow and is_memory_mapped(X):
+        return None
     return [np.float32, np.float64] if narrow else [np.float64, np.float32]
 
 
@@ -55,6 +66,8 @@ class KMeans(
         chunk_size: rows scored at a time; None chooses.
         device: where to compute; None is the CPU.
         random_state: an int, a numpy RandomState or None, as everywhere in scikit-learn.
+        verbose: say on stderr how long a fit of a minute or more will take at most, and its
+            iterations.
 
     Attributes (after ``fit``): ``labels_``, ``cluster_centers_``, ``inertia_``, ``n_iter_``,
     ``n_repaired_``, ``n_features_in_``. Centres and distances are float64 where the rows are, else
@@ -77,6 +90,7 @@ class KMeans(
         chunk_size: int | None = None,
         device: str | None = None,
         random_state: int | np.random.RandomState | None = None,
+        verbose: bool = False,
     ) -> None:
         self.n_clusters = n_clusters
         self.init = init
@@ -88,12 +102,13 @@ class KMeans(
         self.chunk_size = chunk_size
         self.device = device
         self.random_state = random_state
+        self.verbose = verbose
 
     def fit(self, X: np.ndarray, y: None = None) -> KMeans:
         """Cluster the rows of `X`.
 
         Args:
-            X: ``(n, d)`` numbers.
+            X: ``(n, d)`` numbers, also in a file that is mapped: it is read in blocks then.
             y: ignored.
 
         Returns:
@@ -102,7 +117,7 @@ class KMeans(
         Raises:
             ValueError: as :func:`kmeans`.
         """
-        X = validate_data(self, X, dtype=_types_for(X))
+        X = self._valid(X, reset=True)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         starts = self.n_init
         if starts == "auto":
@@ -119,6 +134,7 @@ class KMeans(
             chunk_size=self.chunk_size,
             generator=torch.Generator().manual_seed(seed),
             device=self.device,
+            progress=Lines() if self.verbose else None,
         )
         self.cluster_centers_ = result.centers.cpu().numpy()
         self.labels_ = result.labels.cpu().numpy()
@@ -187,8 +203,13 @@ class KMeans(
 
     def _checked(self, X: np.ndarray) -> np.ndarray:
         check_is_fitted(self)
-        checked: np.ndarray = validate_data(self, X, dtype=_types_for(X), reset=False)
-        return checked
+        return self._valid(X, reset=False)
+
+    def _valid(self, X: Any, *, reset: bool) -> np.ndarray:
+        # Whether all are finite the engine sees, block by block.
+        how: dict[str, Any] = {"dtype": _types_for(X), "ensure_all_finite": False}
+        valid: np.ndarray = validate_data(self, X, reset=reset, **how)
+        return valid
 
     def _how(self) -> dict[str, Any]:
         return {

@@ -31,6 +31,7 @@ from __future__ import annotations
 
 import math
 import mmap
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -42,6 +43,7 @@ from torch.nn import functional as F
 
 from deepcluster import processes
 from deepcluster.processes import Spread
+from deepcluster.progress import Progress, span
 
 Metric = Literal["l2", "cosine"]
 
@@ -52,6 +54,10 @@ CACHED = 2**18  # numbers that stay in a core's cache
 RARE = 50  # once so small a part of the rows changes its cluster, the others are left alone
 WIDTH = 16  # on a CPU, a product with so many columns takes half the time of one with 10
 ONE_BY_ONE = 256  # k-means++ draws this many centres one at a time, later ones in blocks
+# Of more rows, k-means++ draws from a random sample: so many rows a centre, and at least so many.
+SEEDING, FEWEST_SEEDING = 64, 2**16
+TIMED = 16  # blocks of rows that are timed, to say how long an iteration takes
+LONG = 60.0  # seconds that all iterations may take before anything is told of them
 
 
 @dataclass(frozen=True)
@@ -88,6 +94,7 @@ def kmeans(
     chunk_size: int | None = None,
     generator: torch.Generator,
     device: torch.device | str | None = None,
+    progress: Progress | None = None,
 ) -> KMeansResult:
     """Cluster the rows of `x` into `k` clusters.
 
@@ -109,6 +116,8 @@ def kmeans(
         chunk_size: rows scored at a time; None chooses by k, d and the device.
         generator: a CPU generator, the only source of randomness.
         device: where to compute; None is where `x` is.
+        progress: told, where the iterations could take a minute or more, how long they will take at
+            most, and how far they are.
 
     Returns:
         Tensors on the device that computed them: ``centers`` ``(k, d)``, ``labels`` ``(n,)`` int64,
@@ -161,16 +170,23 @@ def kmeans(
     part = spread if fitted is mine else None
     rows = _Rows(fitted, metric, k, chunk_size, device, spread=part)
     stop = tol * rows.variance() if tol else 0.0
+    if progress is not None:
+        seconds = _seconds_an_iteration(rows, k)
+        if seconds * max_iter * n_init < LONG:
+            progress = None
+        else:
+            progress.note(_expected(rows.total, k, seconds, max_iter, n_init))
     best: tuple[Tensor, int, int] | None = None
     least = math.inf
-    for _ in range(n_init):
+    for number in range(1, n_init + 1):
         if given is not None:
             start = rows.place(given)
         elif init == "random":
             start = rows.take(torch.randperm(rows.total, generator=generator)[:k])
         else:
-            start = _plus_plus(rows, k, generator)
-        found = _lloyd(rows, start, max_iter, stop)
+            start = rows.take(_seeds(rows, k, generator))
+        of = f", start {number} of {n_init}" if n_init > 1 else ""
+        found = _lloyd(rows, start, max_iter, stop, progress, of)
         # With one start there is nothing to compare.
         inertia = 0.0 if n_init == 1 else _inertia(_measure(rows, found[0])[1], metric, part)
         if best is None or inertia < least:
@@ -239,7 +255,7 @@ def every_distance(
     rows = _Rows(x, metric, len(centers), chunk_size, device, shift=shift, copy=False)
     rows.widen(centers)
     placed = rows.place(centers)
-    out = np.empty((rows.n, len(centers)), dtype=x.dtype)
+    out = np.empty((rows.n, len(centers)), str(rows.dtype).removeprefix("torch."))
     for a, b in rows.ranges():
         block = rows.block(a, b)
         if metric == "cosine":
@@ -259,6 +275,8 @@ def _matrix(x: Any) -> Any:
             f"found an input of shape {tuple(x.shape)}, expected (n, d) with at least one row and "
             "one feature"
         )
+    if not isinstance(x, Tensor) and x.dtype.kind not in "fiub":
+        raise ValueError(f"found an input of {x.dtype}, expected numbers: float, int or bool")
     return x
 
 
@@ -335,7 +353,7 @@ class _Rows:
         if isinstance(self.x, Tensor):
             if self.x.device == self.device:
                 return False
-        elif _is_memory_mapped(self.x):
+        elif is_memory_mapped(self.x):
             return True
         if self.device.type != "cuda":
             return False
@@ -363,7 +381,7 @@ class _Rows:
     def _middle(self) -> Tensor:
         """Median of some rows, ``(d,)`` float64: one row far away draws a mean, but not this."""
         some = np.linspace(0, self.total - 1, min(self.total, MIDDLE)).astype(np.int64)
-        rows = self._pick(torch.from_numpy(some), self.spread)
+        rows = self.pick(torch.from_numpy(some))
         columns = np.ascontiguousarray(self._to_float(rows).cpu().numpy().T)
         middle = (columns.shape[1] - 1) // 2
         return torch.from_numpy(np.partition(columns, middle)[:, middle]).double()
@@ -380,12 +398,14 @@ class _Rows:
 
     def explain_nan(self) -> None:
         """Raise a ValueError that says how many rows are not finite."""
-        bad = 0
+        bad = torch.zeros(1, dtype=torch.int64, device=self.device)
         for a, b in self.ranges():
-            bad += int((~self._raw(a, b).isfinite().all(1)).sum())
+            bad += (~self._raw(a, b).isfinite().all(1)).sum()
+        self.add_up(bad)
         if bad:
             raise ValueError(
-                f"{bad} of {self.n} rows hold NaN or infinity: leave those rows out or repair them"
+                f"{int(bad)} of {self.total} rows hold NaN or infinity: leave those rows out or "
+                "repair them"
             )
         raise ValueError("values are too large to add up: divide the input by a constant")
 
@@ -439,18 +459,19 @@ class _Rows:
         """The rows with these indices among all, ``(len(indices), d)``."""
         if self.spread is None:
             return self.here(indices)
-        return self._prepare(self._to_float(self._pick(indices, self.spread)))
+        return self._prepare(self._to_float(self.pick(indices)))
 
     def here(self, indices: Tensor) -> Tensor:
         """The rows with these indices among those of this process, ``(len(indices), d)``."""
         if self.kept is not None:
             return self.kept[indices.to(self.device)]
-        return self._prepare(self._to_float(self._pick(indices, None)))
+        return self._prepare(self._to_float(self._pick(indices)))
 
-    def _pick(self, indices: Tensor, spread: Spread | None) -> Any:
-        """Rows as they came: of all, or of this process."""
-        if spread is not None:
-            return spread.take(indices)
+    def pick(self, indices: Tensor) -> Any:
+        """The rows with these indices among all, as they came."""
+        return self._pick(indices) if self.spread is None else self.spread.take(indices)
+
+    def _pick(self, indices: Tensor) -> Any:
         if isinstance(self.x, Tensor):
             return self.x[indices.to(self.x.device)]
         return self.x[indices.cpu().numpy()]
@@ -532,7 +553,8 @@ def _is_plain(x: Any, dtype: torch.dtype) -> bool:
     return bool(same and x.flags.c_contiguous and x.flags.writeable)
 
 
-def _is_memory_mapped(x: Any) -> bool:
+def is_memory_mapped(x: Any) -> bool:
+    """Whether it is an array in a file, or a view of one."""
     while isinstance(x, np.ndarray):  # a view of a memory-mapped array may be a plain one
         x = x.base
     return isinstance(x, mmap.mmap)
@@ -618,7 +640,41 @@ def _distance(x: Tensor, own: Tensor, metric: Metric) -> Tensor:
     return away
 
 
-def _lloyd(rows: _Rows, centers: Tensor, max_iter: int, stop: float) -> tuple[Tensor, int, int]:
+def _seconds_an_iteration(rows: _Rows, k: int) -> float:
+    """About how long one takes, by blocks from all over the rows: a file is read as it lies."""
+    centers = rows.take(torch.linspace(0, rows.total - 1, k, dtype=torch.float64).long())
+    padded, offsets = _padded(centers, _offsets(centers, rows.metric))
+    sums = centers.new_zeros(k, rows.d, dtype=torch.float64 if _has_float64(rows.device) else None)
+    ranges = list(rows.ranges())
+    ranges = ranges[:1] + ranges[:: -(-len(ranges) // TIMED)]  # the first builds kernels
+    done = 0
+    for number, (a, b) in enumerate(ranges):
+        if number == 1:
+            began = time.perf_counter()
+        x = rows.block(a, b)
+        _add_rows(sums, x, _argmin(_product(x, padded, offsets)))
+        float(sums[0, 0])  # waits for the device
+        done += b - a if number else 0
+    return (time.perf_counter() - began) * rows.n / done
+
+
+def _expected(n: int, k: int, seconds: float, max_iter: int, n_init: int) -> str:
+    """A sentence about the time that k-means takes."""
+    starts = "" if n_init == 1 else f"{n_init} starts of "
+    return (
+        f"k-means, {n:,} rows, k = {k:,}: {starts}at most {max_iter} iterations of about "
+        f"{seconds:.2g} s: at most {span(n_init * max_iter * seconds)}"
+    )
+
+
+def _lloyd(
+    rows: _Rows,
+    centers: Tensor,
+    max_iter: int,
+    stop: float,
+    progress: Progress | None = None,
+    of: str = "",
+) -> tuple[Tensor, int, int]:
     """Iterate from `centers`; returns centres, iterations and repairs."""
     k = len(centers)
     labels = torch.full((rows.n,), -1, dtype=torch.int64, device=rows.device)
@@ -635,8 +691,12 @@ def _lloyd(rows: _Rows, centers: Tensor, max_iter: int, stop: float) -> tuple[Te
         elif slack is None:
             slack = torch.zeros(rows.n, dtype=rows.dtype)
         last = labels.clone()
+        if progress is not None:
+            progress.phase(f"k-means {iteration}/{max_iter}{of}", rows.n)
         for where, x, nearest in _nearest(rows, centers, slack):
             labels[where] = nearest
+            if progress is not None:
+                progress.advance(len(x))
             if slack is None:
                 _add_rows(own_sums, x, nearest)
                 continue
@@ -732,8 +792,18 @@ def _rank(groups: Tensor) -> Tensor:
     return rank
 
 
+def _seeds(rows: _Rows, k: int, generator: torch.Generator) -> Tensor:
+    """The rows ``(k,)`` to start from, by k-means++: of very many, among a random sample."""
+    several = max(SEEDING * k, FEWEST_SEEDING)
+    if rows.total <= several:
+        return _plus_plus(rows, k, generator)
+    some = torch.randperm(rows.total, generator=generator)[:several].sort().values
+    sample = _Rows(rows.pick(some), rows.metric, k, rows.chunk_size, rows.device)
+    return some[_plus_plus(sample, k, generator)]
+
+
 def _plus_plus(rows: _Rows, k: int, generator: torch.Generator) -> Tensor:
-    """Start centres ``(k, d)``: rows drawn with probability proportional to D^2.
+    """Rows ``(k,)``, drawn with probability proportional to D^2.
 
     D is the distance to the nearest centre drawn so far. The first 256 are drawn one at a time,
     each the best of 2 + ln k draws (greedy k-means++, as in scikit-learn). Further ones come in
@@ -776,7 +846,7 @@ def _plus_plus(rows: _Rows, k: int, generator: torch.Generator) -> Tensor:
                 torch.minimum(nearest[a:b], squares.amin(1), out=nearest[a:b])
         drawn.append(picked)
         count += len(picked)
-    return rows.take(torch.cat(drawn))
+    return torch.cat(drawn)
 
 
 def _squares(rows: _Rows, lengths: Tensor, indices: Tensor) -> Iterator[tuple[int, int, Tensor]]:

@@ -196,17 +196,17 @@ def _knn_in_cells(x: Tensor, k: int, generator: torch.Generator) -> tuple[Tensor
         enough = int(torch.searchsorted(sizes[near[c]].cumsum(0), k + 1)) + 1
         probed = near[c, : max(PROBES, enough)].tolist()
         candidates = torch.cat([order[starts[j] : starts[j + 1]] for j in probed])
-        table = x[candidates] - middle
-        half = 0.5 * table.square().sum(1)
-        for asking in order[starts[c] : starts[c + 1]].split(max(1, BLOCK // len(candidates))):
-            rows = x[asking] - middle
-            scores = rows @ table.T - half
-            scores[candidates == asking[:, None]] = -torch.inf
-            place = scores.topk(k, dim=1).indices
-            found = candidates[place]
+        table = x[candidates].sub_(middle)
+        own = torch.arange(starts[c + 1] - starts[c], device=x.device)  # the first of them
+        several = max(1, (CACHED if x.device.type == "cpu" else BLOCK) // len(candidates))
+        tile = _Tile(table, 0, min(several, max(len(own), 1)))
+        for asking in own.split(several):
+            rows = table[asking]
+            place = tile.best(rows, asking, k)[1]
             distance = (rows[:, None, :] - table[place]).norm(dim=2)
-            distances[asking], by = distance.sort(dim=1, stable=True)
-            indices[asking] = found.gather(1, by)
+            at = candidates[asking]
+            distances[at], by = distance.sort(dim=1, stable=True)
+            indices[at] = candidates[place.gather(1, by)]
     return indices, distances
 
 

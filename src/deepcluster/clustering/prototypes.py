@@ -5,7 +5,7 @@ A part is a few centres of one cluster that lie together (``tree.py``).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +15,7 @@ from deepcluster.clustering.neighbours import score_blocks
 
 NEAREST = 5
 """Centres of a cluster, at most, that say how far an image is from it."""
+DESCRIBED = torch.int64, torch.float32, torch.float32  # label, distance, confidence
 ROUNDING = 2e-6  # a squared distance below this share of the row's square is rounding
 
 
@@ -50,6 +51,11 @@ class Prototypes:
         Raises:
             ValueError: the centres have another number of features.
         """
+        labels, distance, confidence = _joined(x, *DESCRIBED, blocks=self._nearest_cluster(x))
+        return labels, distance, confidence
+
+    def _nearest_cluster(self, x: Tensor) -> Iterator[tuple[Tensor, ...]]:
+        """As :meth:`assign`, for blocks of rows."""
         base = self.cluster if self.base is None else self.base
         split = len(torch.stack([base, self.cluster]).unique(dim=1)[0]) > len(base.unique())
         if split:
@@ -60,9 +66,9 @@ class Prototypes:
         cluster = self.cluster[_first(groups)[1]].to(x.device)  # of each group
         clusters, column = cluster.unique(return_inverse=True)
         if len(clusters) == len(self.centers) > 1:
-            return self._assign_to_centers(x)
+            yield from self._nearest_centers(x)
+            return
         labels = clusters[column[self._nearest_part(x)]] if split else None
-        found: list[tuple[Tensor, ...]] = []
         start = 0
         for apart in self._apart(x, groups):
             if len(clusters) < len(cluster):
@@ -82,31 +88,20 @@ class Prototypes:
             if len(clusters) > 1:
                 # Two clusters at the same place: no telling them apart.
                 confidence = (1 - distance / other).nan_to_num(0.0).clamp_(min=0)
-            found.append((clusters[own], distance, confidence))
-        if not found:
-            nothing = x.new_empty(0, dtype=torch.float32)
-            return clusters.new_empty(0), nothing, nothing
-        columns = [torch.cat(values) for values in zip(*found, strict=True)]
-        return columns[0], columns[1], columns[2]
+            yield clusters[own], distance, confidence
 
-    def _assign_to_centers(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """As :meth:`assign`, where each centre is a cluster: distances of the nearest two alone."""
+    def _nearest_centers(self, x: Tensor) -> Iterator[tuple[Tensor, ...]]:
+        """As :meth:`assign`, for blocks of rows, where each centre is a cluster."""
         self._check(x)
         numbers = self.cluster.to(x.device)
         middle = self.centers.mean(0).to(x.device, torch.float32)
         centers = self.centers.to(x.device, torch.float32) - middle
-        found: list[tuple[Tensor, ...]] = []
         for rows, scores in score_blocks(x, centers, middle):
             nearest = _argmax(scores)
             distance = (rows - centers[nearest]).norm(dim=1)
             second = _argmax(scores.scatter_(1, nearest[:, None], -torch.inf))
             confidence = 1 - distance / (rows - centers[second]).norm(dim=1)
-            found.append((numbers[nearest], distance, confidence.nan_to_num(0.0).clamp_(min=0)))
-        if not found:
-            nothing = x.new_empty(0, dtype=torch.float32)
-            return numbers.new_empty(0), nothing, nothing
-        columns = [torch.cat(values) for values in zip(*found, strict=True)]
-        return columns[0], columns[1], columns[2]
+            yield numbers[nearest], distance, confidence.nan_to_num(0.0).clamp_(min=0)
 
     def parts_of(self, x: Tensor) -> Tensor:
         """The part of each row, ``(n,)`` int64: the nearest in the nearest cluster of the fit."""
@@ -127,15 +122,16 @@ class Prototypes:
 
     def _nearest_part(self, x: Tensor) -> Tensor:
         """As :meth:`parts_of`, as the place of the part among the sorted ones."""
+        return _joined(x, torch.int64, blocks=self._nearest_parts(x))[0]
+
+    def _nearest_parts(self, x: Tensor) -> Iterator[tuple[Tensor]]:
         assert self.part is not None
         base = self.cluster if self.base is None else self.base
         home = base[_first(self.part)[1]]  # of each part
-        found = []
         for far, apart in zip(self._apart(x, base), self._apart(x, self.part), strict=True):
             nearest = base.unique().to(x.device)[far.argmin(1)]
             apart = apart.masked_fill_(nearest[:, None] != home.to(x.device), torch.inf)
-            found.append(apart.argmin(1))
-        return torch.cat(found) if found else home.new_empty(0, device=x.device)
+            yield (apart.argmin(1),)
 
     def _check(self, x: Tensor) -> None:
         if x.ndim != 2 or x.shape[1] != self.centers.shape[1]:
@@ -164,8 +160,10 @@ class Prototypes:
                     apart[:, each.group] = squares[:, each.centers[:, 0]].sqrt_()
                     continue
                 several = each.counted.shape[1]
-                around = squares[:, each.centers].masked_fill_(each.missing, torch.inf)
-                near = around.topk(several, dim=2, largest=False).values.sqrt_()
+                wanted = each.centers.flatten().expand(len(squares), -1)
+                around = squares.gather(1, wanted).unflatten(1, each.missing.shape)
+                around.masked_fill_(each.missing, torch.inf)
+                near = _least(around, several).sqrt_()
                 near.masked_fill_(each.counted == 0, 0)
                 apart[:, each.group] = (near * each.counted).sum(2)
             yield apart
@@ -202,6 +200,33 @@ def _columns(sizes: Tensor, device: torch.device) -> list[_Columns]:
             )
         )
     return columns
+
+
+def _joined(
+    x: Tensor, *dtypes: torch.dtype, blocks: Iterable[tuple[Tensor, ...]]
+) -> tuple[Tensor, ...]:
+    """Columns ``(n,)`` of values of the rows `x`, from those of blocks.
+
+    Each block's go to their place at once: kept apart, they would leave holes in memory that the
+    next block does not fit in.
+    """
+    columns = tuple(torch.empty(len(x), dtype=dtype, device=x.device) for dtype in dtypes)
+    start = 0
+    for block in blocks:
+        for column, values in zip(columns, block, strict=True):
+            column[start : start + len(values)] = values
+        start += len(block[0])
+    return columns
+
+
+def _least(x: Tensor, several: int) -> Tensor:
+    """The least values of the last dimension, rising; `x` is overwritten."""
+    if several == 1:
+        return x.amin(-1, keepdim=True)
+    if x.device.type == "cpu":  # NumPy's sort is vectorised, torch's and its topk are not
+        x.numpy().sort(axis=-1)
+        return x[..., :several]
+    return x.topk(several, dim=-1, largest=False).values
 
 
 def _argmax(scores: Tensor) -> Tensor:

@@ -188,6 +188,16 @@ class Classes:
         )
 
 
+def check_risk(risk: float) -> None:
+    """Refuse what is no share of images.
+
+    Raises:
+        ConfigError: it is not between 0 and 1.
+    """
+    if not 0 < risk < 1:
+        raise ConfigError(f"risk {risk}: give a share between 0 and 1, such as 0.05")
+
+
 def classify(run: RunDir, predictions: Predictions, *, risk: float = 0.05) -> Classes:
     """What the classifier of a run makes of images.
 
@@ -200,8 +210,7 @@ def classify(run: RunDir, predictions: Predictions, *, risk: float = 0.05) -> Cl
     Raises:
         RunError: the run has no classifier.
     """
-    if not 0 < risk < 1:
-        raise ConfigError(f"risk {risk}: give a share between 0 and 1, such as 0.05")
+    check_risk(risk)
     classifier = Classifier.load(run)
     probabilities = classifier.probabilities(predictions.embeddings)
     top = probabilities.max(axis=1)

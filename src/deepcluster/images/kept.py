@@ -20,6 +20,7 @@ import time
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from numpy.lib import format as npy
 from PIL import __version__ as pillow
 
 from deepcluster.images.decode import Square, Wanted
+from deepcluster.images.formats import know_formats
 from deepcluster.images.grey import Pixels
 from deepcluster.images.sources import cache_folder
 
@@ -57,16 +59,19 @@ class Kept:
         name: of the source.
         paths: the file of each image; None where it is none of its own, which is never kept.
         wanted: how images are decoded.
+        keep: whether this one leaves any.
     """
 
-    def __init__(self, name: str, paths: Sequence[str | None], wanted: Wanted) -> None:
-        self.keys = [_key(path) for path in paths]
+    def __init__(
+        self, name: str, paths: Sequence[str | None], wanted: Wanted, *, keep: bool
+    ) -> None:
         files = [path for path in paths if path is not None]
         try:
             top = os.path.commonpath(files)
         except ValueError:  # none, or on several drives
             top = ""
-        said = repr((FORMAT, pillow, name, top, wanted)).encode("utf-8", "surrogateescape")
+        heif = version("pillow-heif") if know_formats() else None
+        said = repr((FORMAT, pillow, heif, name, top, wanted)).encode("utf-8", "surrogateescape")
         self.file = folder() / f"{hashlib.blake2b(said, digest_size=16).hexdigest()}.npy"
         self._facts = np.zeros(len(paths), _ROW)
         self._new = False  # whether anything was decoded that could be kept
@@ -75,6 +80,8 @@ class Kept:
         self._opened: Any = None
         with contextlib.suppress(Exception):  # there is none, or it is damaged in any way
             self._open()
+        asked = keep or self._opened is not None  # else no file need be looked at
+        self.keys = [_key(path) if asked else None for path in paths]
 
     def _open(self) -> None:
         with contextlib.ExitStack() as stack:

@@ -335,7 +335,7 @@ def open_images(
     if data.channels == "rgb":
         sink.widen()
 
-    before = Kept(found.name, found.paths, wanted)
+    before = Kept(found.name, found.paths, wanted, keep=keep)
     kept: list[int] = []
     contents: list[int] = []
     skipped = list(found.skipped)

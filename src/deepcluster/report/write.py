@@ -47,6 +47,7 @@ COVERS = 12  # images on the cover of a cluster: those nearest its centre
 COVER_TILE = 64  # largest side of a picture on a cover
 NEAR_CLUSTERS = 5  # other clusters named beside a cluster
 SKIPPED_SHOWN = 200
+PIECE = 1024  # images whose features are read at a time
 NOWHERE = 65535  # place of an image that is not on the map
 
 SCRIPTS = (
@@ -277,7 +278,12 @@ def _truth(clusters: np.ndarray, labels: list[str | None], info: Mapping[str, An
 
 def _distinct(embeddings: np.ndarray) -> int:
     """Images that differ from one another, as far as the net can tell."""
-    return len({row.tobytes() for row in np.round(embeddings, 4)})
+    told = np.empty(len(embeddings), np.uint64)
+    for start in range(0, len(embeddings), PIECE):
+        rows = np.round(embeddings[start : start + PIECE], 4)
+        digests = (hashlib.blake2b(row.tobytes(), digest_size=8).digest() for row in rows)
+        told[start : start + PIECE] = [int.from_bytes(digest) for digest in digests]
+    return len(np.unique(told))
 
 
 def _run_id(ids: list[str], info: Mapping[str, Any]) -> str:
@@ -307,12 +313,16 @@ def _nearest_clusters(
     embeddings: np.ndarray, clusters: np.ndarray, numbers: np.ndarray
 ) -> np.ndarray:
     """The other clusters of each, the nearest mean first, ``(k, at most NEAR_CLUSTERS)``."""
-    inside = np.flatnonzero(clusters >= 0)
-    place = np.searchsorted(numbers, clusters[inside])
-    members = scipy.sparse.csr_matrix(
-        (np.ones(len(inside)), (place, inside)), (len(numbers), len(clusters))
-    )
-    means = (members @ embeddings) / np.bincount(place, minlength=len(numbers))[:, None]
+    means, sizes = np.zeros((len(numbers), embeddings.shape[1])), np.zeros(len(numbers))
+    for start in range(0, len(clusters), PIECE):
+        own = clusters[start : start + PIECE]
+        inside = np.flatnonzero(own >= 0)
+        place = np.searchsorted(numbers, own[inside])
+        shape = len(numbers), len(own)
+        members = scipy.sparse.csr_matrix((np.ones(len(inside)), (place, inside)), shape)
+        means += members @ embeddings[start : start + PIECE]
+        sizes += np.bincount(place, minlength=len(numbers))
+    means /= sizes[:, None]
     half = np.square(means).sum(axis=1) / 2
     kept = min(NEAR_CLUSTERS, len(numbers) - 1)
     near = np.empty((len(numbers), max(kept, 0)), np.int64)

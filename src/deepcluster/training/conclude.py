@@ -172,7 +172,7 @@ def conclude(
     generator = torch.Generator().manual_seed(mix(config.seed, config.epochs, ORDER))
     progress.phase("clusters", 1)
     give_back_memory()
-    pca, prototypes, tree, choice = final_clusters(embeddings, config, generator)
+    pca, prototypes, tree, choice = final_clusters(embeddings, config, generator, progress)
     clusters = len(prototypes.cluster.unique())
     if choice:
         progress.note(f"{counted(clusters, 'cluster')}, chosen among 2 to {max(choice)}")
@@ -247,8 +247,16 @@ def fit_scores(
     return found
 
 
+def cuts_graph(config: Config, k: int, n: int) -> bool:
+    """Whether k clusters of n images are a cut of their graph, and not those of k-means."""
+    return config.final.algorithm == "graph" and k < min(n, MOST_GRAPH_CLUSTERS)
+
+
 def final_clusters(
-    embeddings: Tensor, config: Config, generator: torch.Generator
+    embeddings: Tensor,
+    config: Config,
+    generator: torch.Generator,
+    progress: Progress | None = None,
 ) -> tuple[PCA | None, Prototypes, Tree | None, dict[int, float]]:
     """The clusters a person gets, their tree, and the scores of numbers if one is chosen."""
     final = config.final
@@ -264,10 +272,12 @@ def final_clusters(
     if final.choose:
         chosen = choose_clusters(x, largest=k, neighbours=final.neighbours, generator=generator)
         k, choice = chosen.k, chosen.scores
-    if final.algorithm == "graph" and k < min(len(x), MOST_GRAPH_CLUSTERS):
+    if cuts_graph(config, k, len(x)):
         found = cluster_tree(x, k, neighbours=final.neighbours, generator=generator)
         return pca, *found, choice
-    result = kmeans(x, k, max_iter=300, n_init=final.restarts, generator=generator)
+    result = kmeans(
+        x, k, max_iter=300, n_init=final.restarts, generator=generator, progress=progress
+    )
     prototypes = Prototypes(result.centers.cpu(), torch.arange(k))
     if k > MOST_IN_TREE:
         return pca, prototypes, None, choice

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from deepcluster import processes
 from deepcluster.config import TrainSettings
 
 ADAM_SHARE = 0.1  # AdamW's learning rate over Muon's, where one optimizer is both
@@ -39,6 +40,41 @@ def orthogonalise(matrices: Tensor, steps: int = 5, dtype: torch.dtype = torch.f
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
     return (x.mT if tall else x).to(matrices.dtype)
+
+
+def orthogonalise_together(
+    stacks: list[Tensor], steps: list[int], dtype: torch.dtype
+) -> list[Tensor]:
+    """As :func:`orthogonalise`, of which each process does a part.
+
+    Args:
+        stacks: each ``(weights, rows, columns)`` float32, the same in all processes.
+        steps: iterations of each stack.
+        dtype: their arithmetic.
+    """
+    if processes.world() == 1:
+        return [orthogonalise(*each, dtype) for each in zip(stacks, steps, strict=True)]
+    costs = [stack[0].numel() * min(stack.shape[1:]) for stack in stacks for _ in stack]
+    owners = iter(processes.divide(costs))
+    whose = [[next(owners) for _ in stack] for stack in stacks]
+
+    def rows(process: int) -> list[list[int]]:
+        """Of each stack, the weights that are this process's part."""
+        return [[i for i, owner in enumerate(of) if owner == process] for of in whose]
+
+    own = [
+        orthogonalise(stack[mine], each, dtype).flatten()
+        for stack, mine, each in zip(stacks, rows(processes.rank()), steps, strict=True)
+    ]
+    parts = [rows(process) for process in range(processes.world())]
+    lengths = [[len(r) * s[0].numel() for r, s in zip(part, stacks, strict=True)] for part in parts]
+    found = processes.join(torch.cat(own), [sum(each) for each in lengths])
+    pieces = iter(found.split([length for each in lengths for length in each]))
+    updates = [torch.empty_like(stack) for stack in stacks]
+    for part in parts:
+        for update, mine in zip(updates, part, strict=True):
+            update[mine] = next(pieces).view(-1, *update.shape[1:])
+    return updates
 
 
 class Muon(torch.optim.Optimizer):
@@ -75,16 +111,26 @@ class Muon(torch.optim.Optimizer):
                 if parameter.grad is not None:
                     shape = parameter.shape if group["matrices"] else None
                     alike.setdefault((shape, *facts), (group, []))[1].append(parameter)
+        matrices = []
         for group, parameters in alike.values():
             torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-            change = self._matrix_step if group["matrices"] else self._adam_step
             gradients = [p.grad for p in parameters if p.grad is not None]
-            change(parameters, gradients, group)
+            if group["matrices"]:
+                matrices.append((group, parameters, self._momenta(parameters, gradients, group)))
+            else:
+                self._adam_step(parameters, gradients, group)
+        steps = [group["steps"] for group, _, _ in matrices]
+        updates = orthogonalise_together([stack for _, _, stack in matrices], steps, self.dtype)
+        for (group, parameters, stack), update in zip(matrices, updates, strict=True):
+            rows, columns = stack.shape[1:]
+            scale = max(1.0, rows / columns) ** 0.5
+            update = update.view(len(parameters), *parameters[0].shape)
+            torch._foreach_add_(parameters, list(update), alpha=-group["lr"] * scale)
 
-    def _matrix_step(
+    def _momenta(
         self, parameters: list[Tensor], gradients: list[Tensor], group: dict[str, Any]
-    ) -> None:
-        """One step of weights of one shape, ``(rows, …)``."""
+    ) -> Tensor:
+        """Where weights of one shape are drawn to: ``(weights, rows, columns)``."""
         states = [self.state[parameter] for parameter in parameters]
         for state, parameter in zip(states, parameters, strict=True):
             if not state:
@@ -93,12 +139,7 @@ class Muon(torch.optim.Optimizer):
         torch._foreach_mul_(momenta, group["momentum"])
         torch._foreach_add_(momenta, gradients)
         look_ahead = torch._foreach_add(gradients, momenta, alpha=group["momentum"])
-        matrices = torch.stack(look_ahead).flatten(2)  # (weights, rows, columns)
-        updates = orthogonalise(matrices, group["steps"], self.dtype)
-        rows, columns = matrices.shape[1:]
-        scale = max(1.0, rows / columns) ** 0.5
-        updates = updates.view(len(parameters), *parameters[0].shape)
-        torch._foreach_add_(parameters, list(updates), alpha=-group["lr"] * scale)
+        return torch.stack(look_ahead).flatten(2)
 
     def _adam_step(
         self, parameters: list[Tensor], gradients: list[Tensor], group: dict[str, Any]
