@@ -379,7 +379,13 @@ def first(peers: list[Line], sizes: list[Line]) -> str:
     rows = [
         row("1,797 digits", "digits", logged("digits", "frozen 160 px")),
         row("10,000 photographs (CIFAR-10)", "cifar10", logged("CIFAR-10", "frozen 160 px")),
-        ["the same, with `--start adapt`", "", "", "", logged("CIFAR-10", "adapted, the product (128 px, six epochs)")],
+        [
+            "the same, with `--start adapt`",
+            "",
+            "",
+            "",
+            logged("CIFAR-10", "adapted, the product (128 px, six epochs)"),
+        ],
         uneven_row("blood cells, 4,153 / 372 / 361", "blood", None),
         uneven_row("MNIST, the largest group 50 times the smallest", "mnist", 50),
     ]

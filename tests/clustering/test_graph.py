@@ -198,6 +198,22 @@ def test_groups_of_any_sizes_are_found(ratio: int) -> None:
     assert nmi(truth, labels_of(x, 10).numpy()) > 0.97
 
 
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_cuts_that_differ_each_time_are_not_given(seed: int) -> None:
+    """Most is told by the edges of halves of the two, which lie elsewhere with other landmarks."""
+    points, truth = make_moons((1200, 300), noise=0.06, random_state=seed)
+    found = labels_of(torch.from_numpy(points), 2, seed)
+    assert nmi(truth, found.numpy()) > 0.95
+
+
+def test_steadiness_is_the_mean_nmi_of_two_cuts() -> None:
+    x = torch.arange(8.0)[:, None]
+    said = [[0, 0, 0, 0, 1, 1, 1, 1], [0, 0, 1, 1, 0, 0, 1, 1], [1, 1, 1, 1, 0, 0, 0, 0]]
+    cuts = [Prototypes(x, torch.tensor(clusters)) for clusters in said]
+    assert graph.steadiness(cuts) == pytest.approx(1 / 3, abs=1e-6)
+    assert graph.steadiness(cuts[:1]) == 1
+
+
 def blocks(between: np.ndarray, nodes: list[int]) -> tuple[np.ndarray, np.ndarray]:
     """Edges spread evenly over the nodes of blocks, and the block of each node."""
     block = np.repeat(np.arange(len(nodes)), nodes)

@@ -19,7 +19,8 @@ serves both: with less wish for even sizes a clear group of a few rows stands in
 of two large classes that touch. And no edges tell a class of fewer rows than a row has neighbours.
 So three cuts are made, with a rank half-way (SIZE), by modularity and by average linkage of the
 landmarks, which knows distances alone, and the one is taken whose edges tell most: the mutual
-information of the clusters at their ends, over their entropy to the power EVENNESS.
+information of the clusters at their ends, over their entropy to the power EVENNESS. A kind whose
+cuts of other landmarks hardly agree is set aside: halves of one group lie elsewhere each time.
 
 Landmarks move afterwards to the cluster that most of their edges go to, at the half-way price of
 size. No cluster is refused for being small. What makes a group is that its rows are one another's
@@ -31,6 +32,7 @@ Long, because the three cuts, the vote and the tree share one way to merge.
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 
 import numpy as np
@@ -62,6 +64,8 @@ SIZE = 0.25
 EVENNESS = 0.8
 """Power of the entropy of the sizes by which the information of an edge is divided: at 1 an island
 of a few rows outweighs two large classes that touch, at 0 halves of a giant outweigh all else."""
+STEADY = 0.6
+"""NMI of two cuts of one kind below which that kind is set aside where another's are more alike."""
 KEPT = 0.25 - 1e-9
 """Share of its edges that a group of average linkage keeps at least. Of five rows apart from all
 others, with 15 neighbours each, it is 0.4, of three 0.2. A hair below a quarter: a group that keeps
@@ -173,7 +177,22 @@ def _cut_by_vote(
                 continue
             worths[kind] += worth(weights, cluster)
             cuts[kind].append(Prototypes(centers.cpu(), torch.from_numpy(cluster)))
-    return vote(cuts[max(worths, key=lambda kind: worths[kind])], k), graph
+    steady = {kind: steadiness(drawn) for kind, drawn in cuts.items()}
+    least = min(STEADY, max(steady.values()))
+    kept = [kind for kind in steady if steady[kind] >= least]
+    return vote(cuts[max(kept, key=lambda kind: worths[kind])], k), graph
+
+
+def steadiness(cuts: list[Prototypes]) -> float:
+    """NMI of two cuts of the same rows, from 0 to 1: the mean over all pairs; 1 of a lone cut."""
+    pairs = [nmi(one, other) for one, other in itertools.combinations(_said(cuts), 2)]
+    return float(np.mean(pairs)) if pairs else 1.0
+
+
+def _said(cuts: list[Prototypes]) -> list[np.ndarray]:
+    """The clusters of the landmarks of the first cut, as each of the cuts has them."""
+    own = cuts[0].cluster.numpy()
+    return [own, *(each.assign(cuts[0].centers)[0].numpy() for each in cuts[1:])]
 
 
 def vote(cuts: list[Prototypes], k: int) -> Prototypes:
@@ -194,7 +213,7 @@ def vote(cuts: list[Prototypes], k: int) -> Prototypes:
     own = cuts[0].cluster.numpy()
     if len(cuts) == 1:
         return cuts[0]
-    said = [own, *(each.assign(centers)[0].numpy() for each in cuts[1:])]
+    said = _said(cuts)
     alike = [sum(nmi(one, other) for other in said) for one in said]
     middle = said[int(np.argmax(alike))]
     votes = np.zeros((len(own), k))
