@@ -384,7 +384,7 @@ def first(peers: list[Line], sizes: list[Line]) -> str:
             "",
             "",
             "",
-            logged("CIFAR-10", "adapted, the product (128 px, six epochs)"),
+            logged("CIFAR-10", "adapted by the product"),
         ],
         uneven_row("blood cells, 4,153 / 372 / 361", "blood", None),
         uneven_row("MNIST, the largest group 50 times the smallest", "mnist", 50),
