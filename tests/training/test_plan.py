@@ -168,6 +168,23 @@ def test_a_gpu_takes_larger_batches_of_many_images() -> None:
     assert [plan.usual_batch(n, device) for n, device in asked] == [512, 256, 256, 256]
 
 
+@pytest.mark.parametrize(
+    ("values", "n", "channels", "batch"),
+    [
+        ({}, 3999, 3, 128),
+        ({}, 4000, 3, 256),
+        ({}, 3999, 1, 256),
+        ({"train.batch_size": 64}, 3999, 3, 64),
+        ({}, 50, 3, 50),
+    ],
+)
+def test_few_photographs_get_more_steps(
+    values: dict[str, Any], n: int, channels: int, batch: int
+) -> None:
+    config = override(Config(), {"clusters": 3, "device": "cpu", **values})
+    assert resolve(config, n=n, size=32, channels=channels).train.batch_size == batch
+
+
 def test_giants_are_timed_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[tuple[int, ...]] = []
 

@@ -58,9 +58,10 @@ LEAST_MINUTES, AN_HOUR = 1.0, 60.0  # not fewer than these, nor more
 # Below so many epochs, smaller images learn more in the same time; of the smallest, a smaller net.
 # (Epochs of two views: :func:`worth`.)
 ENOUGH_FOR_SIDE, ENOUGH_FOR_NET = 16, 12
-SMALL_VIEWS = 4  # of photographs, where
-SIDE_FOR_SMALL = 16  # pixels is their side at least, and
-MANY_FOR_SMALL = 4000  # or more they are: of fewer there are too few steps as it is
+# Of fewer photographs steps are what misses: there are more of fewer images, and no small views.
+FEW_PHOTOGRAPHS = 4000
+SMALL_VIEWS = 4  # of more, if their side is at least
+SIDE_FOR_SMALL = 16  # pixels
 MOST_EPOCHS = 1000
 SIZES = (64, 48, 32)  # smaller sides that images may get, to keep to the time
 LATE = 0.1  # of the minutes that were given: by so much a fit may be expected to end after them
@@ -116,8 +117,10 @@ def most_clusters(n: int) -> int:
     return min(max(2, n // 10), 30, n)
 
 
-def usual_batch(n: int, device_type: str) -> int:
-    """Images in a step; twice as many on a GPU, which has little to do otherwise."""
+def usual_batch(n: int, device_type: str, *, photographs: bool = False) -> int:
+    """Images in a step: more on a GPU, which has little to do otherwise; fewer of few photographs."""
+    if photographs and n < FEW_PHOTOGRAPHS:
+        return 128
     return 512 if device_type == "cuda" and n >= MANY_FOR_A_GPU else 256
 
 
@@ -186,23 +189,26 @@ def resolve(config: Config, *, n: int, size: int, channels: int) -> Config:
         backbone = auto_backbone(size, channels, n, device.type)
     # a small image that is enlarged for its net stays a small image
     views = resolve_views(config.views, min(size, round(size * config.data.margin)), channels)
+    photographs = start == "scratch" and views.preset in ("photo", "small-photo")
     train, deepcluster = config.train, config.deepcluster
     small_views = config.contrastive_clusters.small_views
     if small_views == "auto":
         wanted = (
-            config.method == "contrastive-clusters"
-            and start == "scratch"
-            and views.preset in ("photo", "small-photo")
+            photographs
+            and n >= FEW_PHOTOGRAPHS
+            and config.method == "contrastive-clusters"
             and untagged(backbone) in ANY_SIZE
             and size >= SIDE_FOR_SMALL
-            and n >= MANY_FOR_SMALL
         )
         small_views = SMALL_VIEWS if wanted else 0
     precision = train.precision
     if precision == "auto":
         precision = "bfloat16" if fast_bfloat16(device) else "float32"
     batch_size = min(
-        n, usual_batch(n, device.type) if train.batch_size == "auto" else train.batch_size
+        n,
+        usual_batch(n, device.type, photographs=photographs)
+        if train.batch_size == "auto"
+        else train.batch_size,
     )
     optimizer = train.optimizer
     if optimizer == "auto":
