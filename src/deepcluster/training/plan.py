@@ -118,7 +118,7 @@ def most_clusters(n: int) -> int:
 
 
 def usual_batch(n: int, device_type: str, *, photographs: bool = False) -> int:
-    """Images in a step: more on a GPU, which has little to do otherwise; fewer of few photographs."""
+    """Images in a step: more on a GPU, which has little to do else; fewer of few photographs."""
     if photographs and n < FEW_PHOTOGRAPHS:
         return 128
     return 512 if device_type == "cuda" and n >= MANY_FOR_A_GPU else 256
