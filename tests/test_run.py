@@ -409,6 +409,17 @@ def test_a_damaged_file_is_named_and_refused(
     assert "copy the whole run folder anew" in str(caught.value)
 
 
+def test_settings_say_nothing_of_what_there_was_not(tmp_path: Path) -> None:
+    """A run that began without small views goes on without them."""
+    run = fit_source(make_shapes(24, colour=True), override(Config(), TINY), out=tmp_path / "run")
+    text = (run.path / "config.toml").read_text(encoding="utf-8")
+    assert run.read_config().contrastive_clusters.small_views == 0
+    lines = [line for line in text.splitlines() if not line.startswith("small_views")]
+    assert len(lines) < len(text.splitlines())
+    (run.path / "config.toml").write_text("\n".join(lines), encoding="utf-8")
+    assert run.read_config().contrastive_clusters.small_views == 0
+
+
 @pytest.mark.parametrize("name", ["config.toml", "items.parquet", "embeddings.npy", "skipped.csv"])
 def test_a_missing_file_is_named(name: str, run: RunDir) -> None:
     (run.path / name).unlink()

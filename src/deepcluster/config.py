@@ -206,9 +206,9 @@ class ContrastiveClustersSettings:
     label_smoothing: float = within(0.1, 0, 1)
     """Share of the target that is spread over all clusters."""
     small_views: int | Auto = within("auto", 0)
-    """Views of half the side beside the two large ones, which each is to find among all; auto is 4
-    for 4,000 photographs or more that convnet-small, convnet-tiny or resnet18-small learns from
-    scratch, else 0. Not for nets of one image size."""
+    """Views of half the side beside the two large ones: each learns to find those of its image.
+    auto is 4 for 4,000 photographs or more, from 16 pixels on, that convnet-small, convnet-tiny or
+    resnet18-small learns from scratch, else 0. Not for nets of one image size."""
 
 
 @dataclass(frozen=True)
@@ -418,6 +418,11 @@ def override(config: Config, values: Mapping[str, Any]) -> Config:
     for name, value in flatten(values).items():
         config = _replace(config, name.split("."), value, name)
     return config
+
+
+def older() -> Config:
+    """What a run began with where its settings say nothing, since they were not there yet."""
+    return override(Config(), {"start": "scratch", "contrastive_clusters.small_views": 0})
 
 
 def _replace(section: Any, names: list[str], value: Any, full: str) -> Any:

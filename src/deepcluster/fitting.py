@@ -23,7 +23,7 @@ import numpy as np
 
 from deepcluster import processes
 from deepcluster.backbones.start import Weights
-from deepcluster.config import Config, check_settings, flatten, override
+from deepcluster.config import Config, check_settings, flatten, older, override
 from deepcluster.errors import ConfigError, RunError
 from deepcluster.images.listing import Listing
 from deepcluster.images.sources import list_source
@@ -222,7 +222,7 @@ def fit_source(
                 return _complete(run, report=report, progress=progress)
             labels = labels or run.read_info().get("labels")
             names_from = names_from or run.read_info().get("names_from")
-            rivals = [override(Config(), values) for values in run.read_info().get("rivals", [])]
+            rivals = [override(older(), values) for values in run.read_info().get("rivals", [])]
             if run.read_info()["status"] == "starting":  # nothing was done: as if begun now
                 resume, rivals = False, None
         elif out is not None:

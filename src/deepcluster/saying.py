@@ -67,7 +67,9 @@ def notes(
     if asked.minutes == asked.epochs == "auto" and resolved.start != "frozen":
         batch = resolved.train.batch_size
         assert isinstance(resolved.size, int) and isinstance(batch, int)
-        rule = guess_epochs(n, resolved.size, batch)
+        small = resolved.contrastive_clusters.small_views
+        assert isinstance(small, int)
+        rule = guess_epochs(n, resolved.size, batch, small)
         fewer = f" ({rule} epochs would be usual)" if resolved.epochs < rule else ""
         sentences.append(
             f"no --minutes given: training takes at most {span(60 * limit)}, and size, net and "

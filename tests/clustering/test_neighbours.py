@@ -92,3 +92,14 @@ def test_copies_that_fill_a_cell_find_each_other(monkeypatch: pytest.MonkeyPatch
     x[:300] = x[0]
     indices, distances, _ = neighbours.nearest_rows(x, 12)
     assert (indices[:300] < 300).all() and (distances[:300] == 0).all()
+
+
+def test_cells_that_all_but_coincide_find_their_own_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some centres are nearer to others than to themselves, by the rounding of a product."""
+    monkeypatch.setattr(neighbours, "EXACT_UP_TO", 100)
+    groups = torch.nn.functional.normalize(torch.randn(20, 64, generator=seeded()))
+    near = torch.randn(900, 64, generator=seeded()) * 1e-5
+    x = torch.nn.functional.normalize(groups[torch.arange(900) % 20] + near)
+    indices, distances, _ = neighbours.nearest_rows(x, 6)
+    assert (indices % 20 == (torch.arange(900) % 20)[:, None]).all()
+    torch.testing.assert_close(distances, (x[:, None] - x[indices]).norm(dim=2), atol=1e-3, rtol=0)

@@ -172,6 +172,9 @@ def test_a_gpu_takes_larger_batches_of_many_images() -> None:
     ("values", "n", "channels", "batch"),
     [
         ({}, 3999, 3, 128),
+        ({}, 1500, 3, 128),
+        ({}, 1499, 3, 256),
+        ({"method": "deepcluster-v2"}, 3999, 3, 256),
         ({}, 4000, 3, 256),
         ({}, 3999, 1, 256),
         ({"train.batch_size": 64}, 3999, 3, 64),

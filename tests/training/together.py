@@ -204,6 +204,7 @@ def steps(method: str) -> None:
             "method": method, "clusters": 3, "epochs": 2, "backbone": "convnet_tiny",
             "device": "cpu", "train.precision": "float32", "train.optimizer": "sgd",
             "deepcluster.pseudo_clusters": 5, "deepcluster_v2.prototypes": 5,
+            "contrastive_clusters.small_views": 2,
         },
     )  # fmt: skip
     config = resolve(asked, n=N, size=16, channels=1)

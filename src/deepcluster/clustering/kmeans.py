@@ -104,8 +104,8 @@ def kmeans(
             centres, each with the labels and distances of its rows.
         k: number of clusters, at most n.
         metric: ``"l2"``, or ``"cosine"`` for spherical k-means: rows and centres of unit length.
-        init: ``"k-means++"`` (see :func:`_plus_plus`), ``"random"`` for k different rows, or
-            ``(k, d)`` centres to start from.
+        init: ``"k-means++"`` (of very many rows, among a random sample), ``"random"`` for k
+            different rows, or ``(k, d)`` centres to start from.
         max_iter: iterations at most.
         tol: stop when the summed squared shift of the centres is at most `tol` times the mean
             variance of a feature (scikit-learn's rule).
@@ -799,7 +799,10 @@ def _seeds(rows: _Rows, k: int, generator: torch.Generator) -> Tensor:
         return _plus_plus(rows, k, generator)
     some = torch.randperm(rows.total, generator=generator)[:several].sort().values
     sample = _Rows(rows.pick(some), rows.metric, k, rows.chunk_size, rows.device)
-    return some[_plus_plus(sample, k, generator)]
+    seeds = some[_plus_plus(sample, k, generator)]
+    if rows.spread is not None:  # each has drawn by itself, perhaps with other roundings
+        processes.equalise([seeds])
+    return seeds
 
 
 def _plus_plus(rows: _Rows, k: int, generator: torch.Generator) -> Tensor:

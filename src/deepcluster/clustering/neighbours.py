@@ -188,7 +188,8 @@ def _knn_in_cells(x: Tensor, k: int, generator: torch.Generator) -> tuple[Tensor
     order = cell.argsort(stable=True)
     sizes = cell.bincount(minlength=cells).cpu()
     starts = [0, *sizes.cumsum(0).tolist()]
-    near = torch.cdist(centres, centres).argsort(1).cpu()  # a cell itself comes first
+    # A cell itself comes first, also where others lie nearer than the rounding of a distance.
+    near = torch.cdist(centres, centres).fill_diagonal_(-1).argsort(1).cpu()
     indices = torch.empty(n, k, dtype=torch.int64, device=x.device)
     distances = torch.empty(n, k, device=x.device)
     for c in range(cells):

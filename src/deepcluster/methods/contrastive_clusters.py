@@ -37,8 +37,9 @@ from deepcluster.clustering.graph import cluster_graph
 from deepcluster.clustering.kmeans import kmeans
 from deepcluster.clustering.pca import normalise_
 from deepcluster.config import Config
-from deepcluster.methods import SmallViews, Snapshot
+from deepcluster.methods import Snapshot
 from deepcluster.processes import Spread, features_of_all, share
+from deepcluster.training.views import SmallViews
 
 FIGURE_ROWS = 2000  # images, spread evenly, of which an epoch's figures are, or ten a cluster
 ADAPT_HIDDEN = 512  # width of the projector's hidden layer where weights are adapted, and
@@ -242,8 +243,7 @@ def small_to_large(small: Tensor, views: Tensor, temperature: float) -> Tensor:
     """
     b = len(views) // 2
     scores = (small @ views.T / temperature).view(-1, b, 2 * b)
-    own = torch.arange(b, device=small.device)
-    mean = (scores[:, own, own] + scores[:, own, own + b]) / 2
+    mean = (scores[..., :b].diagonal(0, 1, 2) + scores[..., b:].diagonal(0, 1, 2)) / 2
     return (scores.logsumexp(2) - mean).mean()
 
 

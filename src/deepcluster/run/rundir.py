@@ -26,7 +26,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from deepcluster.config import Config, override, parse_toml, to_toml
+from deepcluster.config import Config, older, override, parse_toml, to_toml
 from deepcluster.errors import ConfigError, DamagedError, RunError
 from deepcluster.files import check, reading, replacing, write_json
 from deepcluster.run.checks import LINE, check_info, fits, is_number
@@ -141,7 +141,7 @@ class RunDir(RunFolder):
             try:
                 values = parse_toml(self._config.read_bytes(), str(self._config))
                 values.pop("pretrained", None)  # runs made before there was `start`
-                config = override(Config(), {"start": "scratch", **values})
+                config = override(older(), values)
             except ConfigError as error:
                 raise DamagedError(str(error)) from error
             # cut off, TOML may still be TOML

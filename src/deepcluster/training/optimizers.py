@@ -52,7 +52,7 @@ def orthogonalise_together(
         steps: iterations of each stack.
         dtype: their arithmetic.
     """
-    if processes.world() == 1:
+    if processes.world() == 1 or not stacks:
         return [orthogonalise(*each, dtype) for each in zip(stacks, steps, strict=True)]
     costs = [stack[0].numel() * min(stack.shape[1:]) for stack in stacks for _ in stack]
     owners = iter(processes.divide(costs))

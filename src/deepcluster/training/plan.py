@@ -59,7 +59,8 @@ LEAST_MINUTES, AN_HOUR = 1.0, 60.0  # not fewer than these, nor more
 # (Epochs of two views: :func:`worth`.)
 ENOUGH_FOR_SIDE, ENOUGH_FOR_NET = 16, 12
 # Of fewer photographs steps are what misses: there are more of fewer images, and no small views.
-FEW_PHOTOGRAPHS = 4000
+# (Of very few it is epochs again: see FEWEST_STEPS.)
+VERY_FEW_PHOTOGRAPHS, FEW_PHOTOGRAPHS = 1500, 4000
 SMALL_VIEWS = 4  # of more, if their side is at least
 SIDE_FOR_SMALL = 16  # pixels
 MOST_EPOCHS = 1000
@@ -119,7 +120,7 @@ def most_clusters(n: int) -> int:
 
 def usual_batch(n: int, device_type: str, *, photographs: bool = False) -> int:
     """Images in a step: more on a GPU, which has little to do else; fewer of few photographs."""
-    if photographs and n < FEW_PHOTOGRAPHS:
+    if photographs and VERY_FEW_PHOTOGRAPHS <= n < FEW_PHOTOGRAPHS:
         return 128
     return 512 if device_type == "cuda" and n >= MANY_FOR_A_GPU else 256
 
@@ -127,7 +128,7 @@ def usual_batch(n: int, device_type: str, *, photographs: bool = False) -> int:
 def worth(small_views: int) -> float:
     """Epochs of two views alone for one that has so many small ones beside them.
 
-    By the pixels that the net sees, and so by the time: what is learnt in it is no less.
+    By the pixels that the net sees, and so by the time.
     """
     return 1 + small_views * SMALL_SIDE**2 / ContrastiveClusters.views
 
@@ -189,18 +190,20 @@ def resolve(config: Config, *, n: int, size: int, channels: int) -> Config:
         backbone = auto_backbone(size, channels, n, device.type)
     # a small image that is enlarged for its net stays a small image
     views = resolve_views(config.views, min(size, round(size * config.data.margin)), channels)
-    photographs = start == "scratch" and views.preset in ("photo", "small-photo")
+    contrast = config.method == "contrastive-clusters"
+    photographs = contrast and start == "scratch" and views.preset in ("photo", "small-photo")
     train, deepcluster = config.train, config.deepcluster
     small_views = config.contrastive_clusters.small_views
     if small_views == "auto":
         wanted = (
             photographs
             and n >= FEW_PHOTOGRAPHS
-            and config.method == "contrastive-clusters"
             and untagged(backbone) in ANY_SIZE
             and size >= SIDE_FOR_SMALL
         )
         small_views = SMALL_VIEWS if wanted else 0
+    elif not contrast:
+        small_views = 0
     precision = train.precision
     if precision == "auto":
         precision = "bfloat16" if fast_bfloat16(device) else "float32"

@@ -19,7 +19,6 @@ import torch
 from deepcluster import processes
 from deepcluster.config import Config
 from deepcluster.device import pick_device
-from deepcluster.errors import ConfigError
 from deepcluster.images.sinks import free_cores
 from deepcluster.progress import counted
 from deepcluster.training.plan import TRIAL_SIDE, estimate, resolve
@@ -58,21 +57,19 @@ def settle_threads(config: Config, *, timed: bool) -> tuple[Config, str]:
     """
     threads = config.train.threads
     if threads != "auto":
-        if processes.helpers() > 1:
-            raise ConfigError(
-                f"train.threads = {threads} is for one process: with several set OMP_NUM_THREADS"
-            )
+        if processes.helpers() > 1:  # it may have been chosen by a run that one process began
+            return config, f"train.threads = {threads} is for one process; several have their own"
         torch.set_num_threads(threads)
         return config, ""
     usual, cores, load = torch.get_num_threads(), free_cores(), _load()
-    fewer = max(1, round(cores - load))
+    fewer = max(1, min(cores, round((os.cpu_count() or cores) - load)))
     if fewer >= usual or processes.helpers() > 1 or pick_device(config.device).type != "cpu":
         return config, ""
     if any(os.environ.get(name) for name in CHOSEN_BY) or usual not in (cores, _whole_cores()):
         return config, ""
     busy = f"the machine is busy (load {load:.1f} on {counted(cores, 'core')})"
     if not timed:
-        return config, f"{busy}: --train.threads {fewer} may be faster"
+        return config, f"{busy}: train.threads = {fewer} may be faster"
     if not _are_faster(fewer, usual):
         return config, f"{busy}: {counted(usual, 'thread')}, still faster than {fewer}"
     torch.set_num_threads(fewer)

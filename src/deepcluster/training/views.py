@@ -30,7 +30,6 @@ from torch.nn import functional as F
 from deepcluster.backbones.preprocessing import centre, filled
 from deepcluster.config import ViewSettings
 from deepcluster.errors import ConfigError
-from deepcluster.methods import SmallViews
 
 LUMA = (0.2989, 0.587, 0.114)
 """Weights of red, green and blue in grey, as in torchvision."""
@@ -237,6 +236,15 @@ class Views:
         if "solarise" in parameters:
             x = torch.where(parameters["solarise"][:, None, None, None] & (x >= 0.5), 1 - x, x)
         return x
+
+
+@dataclasses.dataclass(frozen=True)
+class SmallViews:
+    """Views of fewer pixels beside the large ones."""
+
+    count: int
+    side: float  # over that of the large views
+    scale: tuple[float, float] | None = None  # of the area that a crop keeps, if not as of those
 
 
 def small_views(settings: ViewSettings, size: int, small: SmallViews) -> Views:
