@@ -80,8 +80,9 @@ def flop_an_image(config: Config) -> float:
     )
     views = [Views(config.views, config.size)] * method.views
     if method.small_views:
-        small = small_views(config.views, config.size, method.small_views)
-        views += [small] * method.small_views.count
+        wanted = method.small_views
+        small = small_views(config.views, config.size, wanted.side, wanted.scale)
+        views += [small] * wanted.count
     with FlopCounterMode(display=False) as counter:
         made = [view(images, generator) for view in views]
         if config.start == "adapt":  # grey images fill a net's three channels

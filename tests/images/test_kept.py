@@ -2,7 +2,9 @@
 
 import json
 import os
+import sys
 import threading
+import types
 from collections import namedtuple
 from collections.abc import Iterator
 from pathlib import Path
@@ -147,14 +149,16 @@ def test_another_version_of_what_decodes_decodes_again(
     decoded: list[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    reader = types.ModuleType("pillow_heif")
+    reader.__version__ = "1.0"  # type: ignore[attr-defined]
     monkeypatch.setattr(kept, "know_formats", lambda: True)
-    monkeypatch.setattr(kept, "version", lambda name: "1.0")
+    monkeypatch.setitem(sys.modules, "pillow_heif", reader)
     open_images(folder, size=8, keep=True)
     decoded.clear()
     if library == "pillow":
         monkeypatch.setattr(kept, "pillow", "0.1")
     else:
-        monkeypatch.setattr(kept, "version", lambda name: "1.1")
+        reader.__version__ = "1.1"  # type: ignore[attr-defined]
     open_images(folder, size=8, keep=True)
     assert len(decoded) == 7
 

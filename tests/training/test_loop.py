@@ -217,7 +217,7 @@ def test_everything_is_resolved(tiny: Config) -> None:
 
     config = resolve(Config(), n=1000, size=32, channels=3)
     left = {k for k, v in flatten(dataclasses.asdict(config)).items() if v == "auto"}
-    assert left <= {"data.memory_gb", "data.range", "data.workers", "minutes"}
+    assert left <= {"data.memory_gb", "data.range", "data.workers", "minutes", "train.threads"}
 
 
 def test_more_clusters_than_images_are_refused(tiny: Config) -> None:

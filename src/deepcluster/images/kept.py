@@ -15,12 +15,12 @@ import hashlib
 import os
 import re
 import shutil
+import sys
 import tempfile
 import time
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -70,7 +70,8 @@ class Kept:
             top = os.path.commonpath(files)
         except ValueError:  # none, or on several drives
             top = ""
-        heif = version("pillow-heif") if know_formats() else None
+        know_formats()  # it loads the reader of HEIC, where there is one
+        heif = getattr(sys.modules.get("pillow_heif"), "__version__", None)
         said = repr((FORMAT, pillow, heif, name, top, wanted)).encode("utf-8", "surrogateescape")
         self.file = folder() / f"{hashlib.blake2b(said, digest_size=16).hexdigest()}.npy"
         self._facts = np.zeros(len(paths), _ROW)

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
     from deepcluster.config import Config
     from deepcluster.processes import Spread
-    from deepcluster.training.views import SmallViews
 
 METHODS: dict[str, str] = {
     "contrastive-clusters": "deepcluster.methods.contrastive_clusters:ContrastiveClusters",
@@ -39,6 +38,15 @@ class Snapshot:
     clusters: int  # labels are below this
     features: Spread  # (m, d) what was clustered
     rows: Tensor | None = None  # (m,) int64, on the CPU: images they are of; None: all, in order
+
+
+@dataclass(frozen=True)
+class SmallViews:
+    """Views of fewer pixels beside the large ones."""
+
+    count: int
+    side: float  # over that of the large views
+    scale: tuple[float, float] | None = None  # of the area that a crop keeps, if not as of those
 
 
 class Method(Protocol):

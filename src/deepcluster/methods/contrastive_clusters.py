@@ -37,9 +37,8 @@ from deepcluster.clustering.graph import cluster_graph
 from deepcluster.clustering.kmeans import kmeans
 from deepcluster.clustering.pca import normalise_
 from deepcluster.config import Config
-from deepcluster.methods import Snapshot
+from deepcluster.methods import SmallViews, Snapshot
 from deepcluster.processes import Spread, features_of_all, share
-from deepcluster.training.views import SmallViews
 
 FIGURE_ROWS = 2000  # images, spread evenly, of which an epoch's figures are, or ten a cluster
 ADAPT_HIDDEN = 512  # width of the projector's hidden layer where weights are adapted, and

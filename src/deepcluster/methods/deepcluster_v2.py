@@ -25,9 +25,8 @@ from torch import Tensor, nn
 
 from deepcluster.clustering.kmeans import kmeans
 from deepcluster.config import Config
-from deepcluster.methods import Snapshot
+from deepcluster.methods import SmallViews, Snapshot
 from deepcluster.processes import Spread, features_of_all, share
-from deepcluster.training.views import SmallViews
 
 BANKS = 2  # a bank a large view; head h is clustered on bank h mod 2, as in the authors' code
 SMALL = 96 / 224, (0.05, 0.14)  # side of the small crops and their area, as in the authors' code

@@ -67,14 +67,15 @@ class Step:
         self.dtype: torch.dtype = getattr(torch, config.train.precision)
         self.views = [Views(config.views, preprocessing.size)] * method.views
         if method.small_views:
-            small = small_views(config.views, preprocessing.size, method.small_views)
+            wanted = method.small_views
+            small = small_views(config.views, preprocessing.size, wanted.side, wanted.scale)
             prepare_backbone(
                 method.backbone,
                 channels=len(preprocessing.mean),
                 size=small.size,
                 name=f"{config.backbone}, which is to see small views,",
             )
-            self.views += [small] * method.small_views.count
+            self.views += [small] * wanted.count
         self.total = torch.zeros((), device=self.device)
         """Sum of the losses since :meth:`begin`."""
         self._seed = 0

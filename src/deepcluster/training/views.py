@@ -238,27 +238,20 @@ class Views:
         return x
 
 
-@dataclasses.dataclass(frozen=True)
-class SmallViews:
-    """Views of fewer pixels beside the large ones."""
-
-    count: int
-    side: float  # over that of the large views
-    scale: tuple[float, float] | None = None  # of the area that a crop keeps, if not as of those
-
-
-def small_views(settings: ViewSettings, size: int, small: SmallViews) -> Views:
+def small_views(
+    settings: ViewSettings, size: int, side: float, scale: tuple[float, float] | None = None
+) -> Views:
     """The views of fewer pixels.
 
     Args:
         settings: of the large views, from :func:`resolve_views`.
         size: side of the large views in pixels.
-        small: what the method wants.
+        side: of the small ones, over that of the large.
+        scale: smallest and largest share of the area that a crop keeps, if not those of the large.
     """
-    if small.scale is not None:
-        low, high = small.scale
-        settings = dataclasses.replace(settings, crop_scale=low, crop_scale_max=high)
-    return Views(settings, max(1, round(size * small.side)))
+    if scale is not None:
+        settings = dataclasses.replace(settings, crop_scale=scale[0], crop_scale_max=scale[1])
+    return Views(settings, max(1, round(size * side)))
 
 
 # -- where --------------------------------------------------------------------------------------
