@@ -34,7 +34,7 @@ from deepcluster.clustering.graph import cluster_graph
 from deepcluster.config import Config, override
 from deepcluster.images.store import ImageStore, open_images
 from deepcluster.training import loop as train
-from deepcluster.training.plan import resolve
+from deepcluster.training.resolve import resolve
 
 CLASSES = 10
 LARGEST = 30

@@ -45,7 +45,7 @@ from deepcluster.run import RunDir
 from deepcluster.training.conclude import Clock
 from deepcluster.training.loop import train
 from deepcluster.training.optimizers import build_optimizer
-from deepcluster.training.plan import resolve
+from deepcluster.training.resolve import resolve
 from deepcluster.training.sharing import help_with, send_fit, stored
 from deepcluster.training.step import Step
 

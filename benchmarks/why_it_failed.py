@@ -52,7 +52,7 @@ from deepcluster.device import Compute
 from deepcluster.images.store import ImageStore, open_images
 from deepcluster.machine import hardware
 from deepcluster.methods.deepcluster import DeepCluster, uniform_order
-from deepcluster.training.plan import resolve
+from deepcluster.training.resolve import resolve
 
 ROOT = Path(__file__).parents[1]
 EVERY = 10  # every tenth image of CIFAR-10's train split

@@ -22,7 +22,7 @@ from deepcluster.config import (
 )
 from deepcluster.errors import ConfigError
 from deepcluster.methods import METHODS
-from deepcluster.training.plan import resolve
+from deepcluster.training.resolve import resolve
 
 
 def test_toml_reads_back() -> None:

@@ -26,7 +26,9 @@ from deepcluster.images.store import ImageStore
 from deepcluster.naming import Remembered, carry_names
 from deepcluster.report import apply_labels
 from deepcluster.run import RunDir
-from deepcluster.training.plan import Cost, Pace, resolve
+from deepcluster.training.cost import Cost
+from deepcluster.training.plan import Pace
+from deepcluster.training.resolve import resolve
 
 SETTINGS = {"train.batch_size": 32, "train.precision": "float32"}
 

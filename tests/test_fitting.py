@@ -18,7 +18,8 @@ from deepcluster.images.store import open_images
 from deepcluster.progress import Progress
 from deepcluster.run import RunDir
 from deepcluster.saying import too_few
-from deepcluster.training.plan import Pace, resolve
+from deepcluster.training.plan import Pace
+from deepcluster.training.resolve import resolve
 
 
 def test_the_files_of_a_run(finished: RunDir) -> None:

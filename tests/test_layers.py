@@ -21,6 +21,8 @@ LAYERS = [  # a room imports only from rooms above it in this list
     {"training.views", "training.optimizers", "training.chance"},
     {"methods"},
     {"training.step", "training.checkpoints", "training.sharing"},
+    {"training.resolve"},
+    {"training.cost"},
     {"training.plan"},
     {"training.threads"},
     {"training.conclude"},

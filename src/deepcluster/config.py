@@ -3,8 +3,8 @@
 The docstring under a field is its help on the command line and its entry in the guide; beside it
 stands the range of its numbers (:func:`within`), which :func:`override` and :func:`check_settings`
 hold to: a setting that cannot work is refused before any work. ``"auto"``
-means: chosen by :func:`deepcluster.training.plan.resolve` from the images' size, colour and count
-and from the device, never from the data set's name; what was chosen is written to the run's
+means: chosen by :func:`deepcluster.training.resolve.resolve` from the images' size, colour and
+count and from the device, never from the data set's name; what was chosen is written to the run's
 ``config.toml``.
 A recipe (``recipes/*.toml``) is a set of values for these fields, and nothing else.
 

@@ -44,14 +44,13 @@ from deepcluster.saying import too_late
 from deepcluster.show.pictures import write_pictures
 from deepcluster.training.best import Best, fit_best
 from deepcluster.training.conclude import FitResult, fit_vectors, unit_rows
+from deepcluster.training.cost import Cost
 from deepcluster.training.loop import fit
 from deepcluster.training.plan import (
-    Cost,
     Pace,
     as_given,
     choose_scale,
     plan_starts,
-    resolve,
     scale_source,
     schedule_given,
     schedule_minutes,
@@ -59,6 +58,7 @@ from deepcluster.training.plan import (
     take_weights,
     untimed_starts,
 )
+from deepcluster.training.resolve import resolve
 from deepcluster.training.threads import own_threads, settle_threads
 
 ORDER = "labels_ and the like are in the order of ids_"

@@ -51,8 +51,8 @@ from deepcluster.training.conclude import (
     cuts_graph,
     fit_vectors,
 )
+from deepcluster.training.cost import Cost
 from deepcluster.training.plan import (
-    Cost,
     Pace,
     as_given,
     plan_starts,
@@ -61,8 +61,8 @@ from deepcluster.training.plan import (
     schedule_minutes,
     settle_start,
     take_weights,
-    usual_minutes,
 )
+from deepcluster.training.resolve import usual_minutes
 from deepcluster.training.sharing import refuse_one_gpu, stored
 from deepcluster.training.threads import own_threads, settle_threads
 

@@ -12,7 +12,9 @@ from deepcluster.config import SECTIONS, Config, flatten
 from deepcluster.images.store import ImageStore
 from deepcluster.progress import counted, span
 from deepcluster.training.conclude import FitResult
-from deepcluster.training.plan import LATE, MOST_EPOCHS, Cost, guess_epochs, resolve
+from deepcluster.training.cost import Cost
+from deepcluster.training.plan import LATE, MOST_EPOCHS
+from deepcluster.training.resolve import guess_epochs, resolve
 
 FEW_TO_LEARN = 5  # images a pseudo-cluster
 FEW_TO_WHITEN = 10  # images a whitened component

@@ -289,7 +289,7 @@ def _png(pixels: np.ndarray) -> bytes:
 def test_the_messages_of_a_step_are_counted(load: Any) -> None:
     from deepcluster import processes
     from deepcluster.config import Config, override
-    from deepcluster.training.plan import resolve
+    from deepcluster.training.resolve import resolve
 
     asked = {"backbone": "convnet_tiny", "clusters": 3, "epochs": 2, "device": "cpu"}
     config = resolve(override(Config(), asked), n=40, size=16, channels=1)

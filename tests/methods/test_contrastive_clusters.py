@@ -19,7 +19,7 @@ from deepcluster.methods.contrastive_clusters import (
 from deepcluster.progress import Progress
 from deepcluster.training.conclude import compare_with_pixels
 from deepcluster.training.loop import fit
-from deepcluster.training.plan import resolve
+from deepcluster.training.resolve import resolve
 
 
 class Flat(nn.Module):

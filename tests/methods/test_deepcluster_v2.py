@@ -10,7 +10,7 @@ from deepcluster.config import Config, override
 from deepcluster.images.store import ImageStore
 from deepcluster.methods.deepcluster_v2 import DeepClusterV2
 from deepcluster.training.loop import fit
-from deepcluster.training.plan import resolve
+from deepcluster.training.resolve import resolve
 
 
 class Flat(nn.Module):

@@ -18,9 +18,10 @@ from deepcluster.run import RunDir
 from deepcluster.training import conclude
 from deepcluster.training.checkpoints import load_checkpoint, save_checkpoint
 from deepcluster.training.conclude import FitResult
+from deepcluster.training.cost import estimate
 from deepcluster.training.loop import fit, schedule
 from deepcluster.training.optimizers import build_optimizer
-from deepcluster.training.plan import estimate, most_clusters, resolve
+from deepcluster.training.resolve import most_clusters, resolve
 
 
 def resolved(config: Config, store: ImageStore) -> Config:
@@ -205,8 +206,8 @@ def test_a_timed_step_steps_the_optimizer(tiny: Config, monkeypatch: pytest.Monk
         optimizer.register_step_post_hook(lambda *_: steps.append(1))
         return optimizer
 
-    monkeypatch.setattr("deepcluster.training.plan.build_optimizer", counting)
-    monkeypatch.setattr("deepcluster.training.plan.SLOW_STEP", float("inf"))  # a busy machine's is
+    monkeypatch.setattr("deepcluster.training.cost.build_optimizer", counting)
+    monkeypatch.setattr("deepcluster.training.cost.SLOW_STEP", float("inf"))  # a busy machine's is
     config = resolve(tiny, n=1000, size=16, channels=1)
     estimate(config, n=1000, channels=1, store_bytes=0, patience=0.0)
     assert len(steps) == 3  # one that is not timed, and two that are

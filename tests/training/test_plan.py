@@ -12,8 +12,12 @@ from deepcluster import DeepCluster
 from deepcluster.config import Config, override
 from deepcluster.errors import ConfigError
 from deepcluster.images.store import ImageStore
+from deepcluster.training import cost as cost_of
 from deepcluster.training import plan
-from deepcluster.training.plan import Cost, Pace, choose_scale, resolve, schedule_minutes
+from deepcluster.training import resolve as resolving
+from deepcluster.training.cost import Cost
+from deepcluster.training.plan import Pace, choose_scale, schedule_minutes
+from deepcluster.training.resolve import resolve
 
 FACTS: dict[str, Any] = {"n": 10_000, "size": 32, "channels": 3}
 
@@ -51,9 +55,9 @@ def test_epochs_fill_the_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_without_minutes_the_images_number_is_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
     counts = (24, 500, 3_000, 30_000, 1_000_000)
-    assert [plan.usual_minutes(Config(), n) for n in counts] == [1, 1, 6, 60, 60]
+    assert [resolving.usual_minutes(Config(), n) for n in counts] == [1, 1, 6, 60, 60]
     for named in ({"backbone": "resnet18"}, {"size": 96}):
-        assert plan.usual_minutes(override(Config(), named), 24) == 60
+        assert resolving.usual_minutes(override(Config(), named), 24) == 60
     config = override(Config(), {"backbone": "convnet_small", "device": "cpu"})
     rule = resolve(config, **FACTS).epochs
     assert isinstance(rule, int)
@@ -69,8 +73,8 @@ def test_without_minutes_the_images_number_is_the_time(monkeypatch: pytest.Monke
 
 def test_few_images_get_enough_steps_and_no_more() -> None:
     for n, steps in [(24, 1), (256, 1), (428, 2), (3_012, 12)]:
-        assert (plan.guess_epochs(n, 96, 256) - 1) * steps < plan.FEWEST_STEPS
-        assert plan.guess_epochs(n, 96, 256) * steps >= plan.FEWEST_STEPS
+        assert (resolving.guess_epochs(n, 96, 256) - 1) * steps < resolving.FEWEST_STEPS
+        assert resolving.guess_epochs(n, 96, 256) * steps >= resolving.FEWEST_STEPS
 
 
 @pytest.mark.parametrize("small_views", [0, 4])
@@ -95,7 +99,7 @@ def test_size_and_net_follow_from_the_minutes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """With small views epochs take half as long again, and fewer are enough."""
-    longer = plan.worth(small_views)
+    longer = resolving.worth(small_views)
     costs(monkeypatch, {"convnet_small": 30.0 * longer, "convnet_tiny": 8.0 * longer})
     values = {"device": "cpu", "contrastive_clusters.small_views": small_views}
     asked = override(Config(), {"minutes": minutes, **values})
@@ -107,10 +111,10 @@ def test_without_minutes_no_more_is_wanted_than_the_usual_epochs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     costs(monkeypatch, {"convnet_small": 20.0, "convnet_tiny": 8.0}, rest=0.0)
-    assert plan.guess_epochs(20_000, 96, 256) == 15
+    assert resolving.guess_epochs(20_000, 96, 256) == 15
     asked = override(Config(), {"device": "cpu", "contrastive_clusters.small_views": 0})
     for minutes, size in [(45, 96), (42, 64)]:  # 15.5 and 14.5 epochs of 96 pixels
-        monkeypatch.setattr(plan, "IMAGES_A_MINUTE", 20_000 / minutes)
+        monkeypatch.setattr(resolving, "IMAGES_A_MINUTE", 20_000 / minutes)
         found = choose_scale(asked, n=20_000, size=96, channels=3)
         assert found.size == size
 
@@ -157,7 +161,7 @@ def test_from_python_no_clock_is_read_unless_asked(monkeypatch: pytest.MonkeyPat
         raise AssertionError("steps were timed")
 
     monkeypatch.setattr(plan, "estimate", refuse)
-    monkeypatch.setattr(plan, "FEWEST_STEPS", 5)
+    monkeypatch.setattr(resolving, "FEWEST_STEPS", 5)
     assert DeepCluster(n_clusters=3, random_state=0).fit(make_shapes(12)).n_iter_ == 80
     with pytest.raises(AssertionError, match="timed"):
         DeepCluster(n_clusters=3, minutes=1).fit(make_shapes(12))
@@ -165,7 +169,7 @@ def test_from_python_no_clock_is_read_unless_asked(monkeypatch: pytest.MonkeyPat
 
 def test_a_gpu_takes_larger_batches_of_many_images() -> None:
     asked = [(50_000, "cuda"), (2000, "cuda"), (50_000, "cpu"), (50_000, "mps")]
-    assert [plan.usual_batch(n, device) for n, device in asked] == [512, 256, 256, 256]
+    assert [resolving.usual_batch(n, device) for n, device in asked] == [512, 256, 256, 256]
 
 
 @pytest.mark.parametrize(
@@ -195,13 +199,13 @@ def test_giants_are_timed_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> No
         sizes.append(how["pixels"].shape)
         return ImageStore(**how)
 
-    monkeypatch.setattr(plan, "ImageStore", record)
+    monkeypatch.setattr(cost_of, "ImageStore", record)
     settings = {"backbone": "convnet_tiny", "device": "cpu", "epochs": 1, "clusters": 2}
     config = override(Config(), settings)
     few = resolve(override(config, {"size": 48}), n=40, size=48, channels=1)
-    whole = plan.estimate(few, n=40, channels=1, store_bytes=0, patience=0)
-    monkeypatch.setattr(plan, "TRIAL_PIXELS", 48**2 * 20)
-    part = plan.estimate(few, n=40, channels=1, store_bytes=0, patience=0)
+    whole = cost_of.estimate(few, n=40, channels=1, store_bytes=0, patience=0)
+    monkeypatch.setattr(cost_of, "TRIAL_PIXELS", 48**2 * 20)
+    part = cost_of.estimate(few, n=40, channels=1, store_bytes=0, patience=0)
     assert sizes == [(40, 48, 48, 1), (10, 48, 48, 1)]
     assert 0.8 < part.memory / whole.memory < 1.25
 
@@ -231,14 +235,16 @@ def test_trials_end_soon_and_foretell_a_whole_step(
             spend(speed * pixels[-1])
             self.optimizer.step()
 
-    monkeypatch.setattr(plan, "Step", Made)
-    monkeypatch.setattr("deepcluster.training.plan.time.perf_counter", lambda: now)
+    monkeypatch.setattr(cost_of, "Step", Made)
+    monkeypatch.setattr("deepcluster.training.cost.time.perf_counter", lambda: now)
     settings = {"backbone": "convnet_tiny", "device": "cpu", "epochs": 1, "clusters": 2}
     config = resolve(override(Config(), {**settings, "size": size}), n=64, size=size, channels=3)
-    cost = plan.estimate(config, n=64, channels=3, store_bytes=0, patience=0)
+    cost = cost_of.estimate(config, n=64, channels=3, store_bytes=0, patience=0)
     whole = speed * 64 * size**2 + 0.5
-    assert cost.epoch == pytest.approx(plan.STEP_EXTRAS * whole + plan.beside_steps(64, "cpu"))
-    assert now < 3 * plan.SLOW_STEP + 5 * 0.5, pixels
+    assert cost.epoch == pytest.approx(
+        cost_of.STEP_EXTRAS * whole + cost_of.beside_steps(64, "cpu")
+    )
+    assert now < 3 * cost_of.SLOW_STEP + 5 * 0.5, pixels
 
 
 def test_a_fit_that_would_be_late_gets_fewer_epochs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -274,9 +280,9 @@ def test_where_the_time_is_gone_the_fit_ends(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_million_small_images_fit_in_six_gigabytes() -> None:
-    rows, kept = plan.concluding_bytes(10**6, 128, 0), 10**6 * 32 * 32 * 3
-    assert rows + plan.KERNELS + kept < 6e9
-    assert plan.concluding_bytes(10**6, 128, 64) - rows == 10**6 * 4 * 64  # and the projection
+    rows, kept = cost_of.concluding_bytes(10**6, 128, 0), 10**6 * 32 * 32 * 3
+    assert rows + cost_of.KERNELS + kept < 6e9
+    assert cost_of.concluding_bytes(10**6, 128, 64) - rows == 10**6 * 4 * 64  # and the projection
 
 
 def test_the_memory_of_vectors_grows_with_their_number_and_length() -> None:

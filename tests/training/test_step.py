@@ -14,7 +14,7 @@ from deepcluster.errors import ConfigError
 from deepcluster.images.store import ImageStore, open_images
 from deepcluster.methods import METHODS, load_method
 from deepcluster.training.optimizers import build_optimizer
-from deepcluster.training.plan import resolve
+from deepcluster.training.resolve import resolve
 from deepcluster.training.step import Step
 from deepcluster.training.views import Views
 

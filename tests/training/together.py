@@ -32,7 +32,7 @@ from deepcluster.training.checkpoints import load_newest, save_checkpoint, share
 from deepcluster.training.conclude import Clock
 from deepcluster.training.loop import train
 from deepcluster.training.optimizers import build_optimizer, orthogonalise_together
-from deepcluster.training.plan import resolve
+from deepcluster.training.resolve import resolve
 from deepcluster.training.sharing import Images
 from deepcluster.training.step import Step
 

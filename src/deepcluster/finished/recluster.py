@@ -17,7 +17,7 @@ from deepcluster.naming import Remembered, carry_names
 from deepcluster.progress import counted
 from deepcluster.run import RunDir
 from deepcluster.training.conclude import fit_scores
-from deepcluster.training.plan import most_clusters
+from deepcluster.training.resolve import most_clusters
 
 
 def recluster_run(run: RunDir, clusters: int | Literal["auto"]) -> list[str]:

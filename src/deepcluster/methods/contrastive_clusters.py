@@ -183,30 +183,30 @@ class ContrastiveClusters(nn.Module):
         ]
 
     def loss(self, views: list[Tensor], index: Tensor) -> Tensor:
-        """The contrast and, once there are labels, the cross-entropy of both views."""
-        features = features_of_all(self.backbone, views[: self.views], len(index))  # (2b, d)
-        z = F.normalize(self.projector(features).float())
+        """The contrast and, once there are labels, the cross-entropy of both large views."""
+        features, z = self._seen(views[: self.views], len(index))  # (2b, d), (2b, out)
         features = F.normalize(features.float())
         Spread(self.bank, self.n).put(index, z.detach().unflatten(0, (2, -1)).sum(0).half())
         both = features.detach().unflatten(0, (2, -1)).sum(0)
         self.feature_bank[self._slots(index)] = both.half()
         settings = self.settings
-        small, extra = None, self.small_views
-        if extra:
-            of_small = features_of_all(self.backbone, views[self.views :], len(index))  # (mb, d)
-            small = F.normalize(self.projector(of_small).float())
+        small = self._seen(views[self.views :], len(index))[1] if self.small_views else None
         with torch.autocast(z.device.type, enabled=False):  # cosines over 0.1 need the digits
             loss = nt_xent(z, settings.temperature)
-            if extra and small is not None:
+            if small is not None:
                 found = small_to_large(small, z.detach(), settings.temperature)
-                mean = extra.count / (self.views + extra.count)  # over the views of both kinds
-                loss = torch.lerp(loss, found, mean)
+                loss = torch.lerp(loss, found, len(small) / (len(z) + len(small)))  # mean of views
             if self.labelling:
                 logits = features @ F.normalize(self.head.weight).T / settings.head_temperature
                 targets = self.labels[index].long().repeat(2)
                 smoothing = settings.label_smoothing
                 loss = loss + F.cross_entropy(logits, targets, label_smoothing=smoothing)
         return loss
+
+    def _seen(self, views: list[Tensor], batch: int) -> tuple[Tensor, Tensor]:
+        """Features ``(vb, d)`` of the views of all processes, and their projections of length 1."""
+        features = features_of_all(self.backbone, views, batch)
+        return features, F.normalize(self.projector(features).float())
 
     def _slots(self, index: Tensor) -> Tensor:
         """Where the features of images ``(b,)`` go: the last row, unless they are among `rows`."""

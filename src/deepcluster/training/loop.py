@@ -62,7 +62,7 @@ def fit(
 
     Args:
         store: the images.
-        config: settings, as :func:`deepcluster.training.plan.resolve` gives them.
+        config: settings, as :func:`deepcluster.training.resolve.resolve` gives them.
         backbone: a net to train in place of ``config.backbone``: ``(b, c, size, size)`` ->
             ``(b, d)``.
         run: where metrics and checkpoints go; None keeps nothing on disk.

@@ -21,7 +21,9 @@ from deepcluster.config import Config
 from deepcluster.device import pick_device
 from deepcluster.images.sinks import free_cores
 from deepcluster.progress import counted
-from deepcluster.training.plan import TRIAL_SIDE, estimate, resolve
+from deepcluster.training.cost import estimate
+from deepcluster.training.plan import TRIAL_SIDE
+from deepcluster.training.resolve import resolve
 
 CHOSEN_BY = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 TRIALS = 2  # of each number of threads, in turns
