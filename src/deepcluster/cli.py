@@ -51,6 +51,9 @@ if TYPE_CHECKING:
 
 DONE, FAILED, USAGE, NO_IMAGES, INTERRUPTED = 0, 1, 2, 3, 130
 
+SHARED = ("fit", "predict", "embed", "evaluate")
+"""Commands that several processes of a launcher do together; others are done by the first alone."""
+
 EVERYDAY = Group("Everyday flags", sort_key=0)
 SETTINGS = Group("Settings", help="In recipes and config.toml under the same names.", sort_key=1)
 
@@ -720,6 +723,12 @@ def run_app(arguments: list[str] | None = None) -> int:
             said.append(text)
             _tell_torchrun("\n".join(said), after_another=after_another)
 
+    words = sys.argv[1:] if arguments is None else arguments
+    if "RANK" in os.environ and words and words[0] not in SHARED:
+        from deepcluster import processes
+
+        if processes.follows():
+            return DONE
     said: list[str] = []
     after_another = False
     try:

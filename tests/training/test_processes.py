@@ -352,6 +352,15 @@ def test_only_the_first_process_says_a_plan(
     assert capsys.readouterr().out == ""
 
 
+def test_what_is_not_shared_is_done_by_the_first_alone(
+    second: None, finished: RunDir, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for words in (["info"], ["export", "--to", "timm", "--out", f"{finished.path}-timm"]):
+        assert run_app([words[0], str(finished.path), *words[1:]]) == 0
+    assert capsys.readouterr().out == ""
+    assert not Path(f"{finished.path}-timm").exists()
+
+
 def test_memory_is_shared_by_the_processes_of_a_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = free_memory()
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "1000")
