@@ -281,6 +281,29 @@ def test_features_of_a_net_as_it_came_are_shared(
 
 
 @pytest.mark.slow
+def test_the_example_for_slurm_runs(source: Path, alone: RunDir, tmp_path: Path) -> None:
+    """As it stands; what stands in for Slurm starts two tasks."""
+    programs = {
+        "deepcluster": f'exec {sys.executable} -m deepcluster "$@"',
+        "scontrol": "echo 127.0.0.1; echo elsewhere",
+        "srun": """
+            export SLURM_NTASKS=2 SLURM_NTASKS_PER_NODE=2
+            SLURM_PROCID=1 SLURM_LOCALID=1 "$@" & SLURM_PROCID=0 SLURM_LOCALID=0 "$@" && wait $!""",
+    }
+    for name, text in programs.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    facts = {"SLURM_JOB_NODELIST": "a[1-2]", "SLURM_JOB_ID": str(os.getpid())}
+    facts |= {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+    script = Path(__file__).parents[2] / "examples" / "fit-slurm.sh"
+    words = ["bash", str(script), *fit_words(source, tmp_path / "run")[3:]]
+    done = subprocess.run(words, env=os.environ | facts, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("run folder: ") == 1  # of the first: two alone would both say it
+    check_the_same(RunDir.open(tmp_path / "run"), alone)
+
+
+@pytest.mark.slow
 def test_when_the_first_has_nothing_to_do_the_other_stops(tmp_path: Path) -> None:
     first, second = start([fit_words(tmp_path / "nowhere", tmp_path / "run")] * 2)
     assert first.code == 2 and "there is no file or folder" in first.err
