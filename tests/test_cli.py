@@ -222,6 +222,7 @@ def test_outputs_are_refused_before_the_work(
         (["predict", run, there, "--out", there], "exists already"),
         (["predict", run, there, "--out", f"{there}/p.csv"], "no folder"),
         (["predict", run, there, "--into", f"{there}/p"], "no folder"),
+        (["predict", run, str(tmp_path), "--into", f"{tmp_path}/p"], "each image twice"),
         (["predict", run, there, "--how", "move"], "--into"),
         (["export", run, "--to", "timm", "--out", there], "exists already"),
     ):

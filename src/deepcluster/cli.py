@@ -237,7 +237,8 @@ def predict(
         not exist.
     into
         Put the images into a folder a cluster under this one; sorted.csv there says which is where.
-        The same command again goes on where it was stopped, and puts nothing there twice.
+        The same command again goes on where it was stopped, and puts nothing there twice. It lies
+        outside of a source that is a folder, unless they are moved.
     how
         Copy, hard-link or move them there; copy, if not given.
     classes
@@ -256,7 +257,7 @@ def predict(
     opened = RunDir.open(run)
     target = None if out is None else Output(out)
     if into is not None:
-        finished.check_folder(into)
+        finished.check_folder(into, source, how or "copy")
     if classes:
         opened.read_classifier()  # before any work
     with processes.joined(), _progress(as_json) as progress:

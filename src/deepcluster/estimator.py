@@ -278,8 +278,11 @@ class DeepCluster(
         """
         self._started = datetime.now().astimezone().isoformat()
         rows, store = pair(read_vectors(embeddings), None)
-        config, _ = schedule_given(as_given(self._asked(None)), n=len(rows), d=rows.shape[1])
-        found = fit_vectors(rows, config, truth=store.labels)
+        asked = as_given(self._asked(None))
+        with own_threads():
+            settle_threads(asked, timed=False)
+            config, _ = schedule_given(asked, n=len(rows), d=rows.shape[1])
+            found = fit_vectors(rows, config, truth=store.labels)
         return self._finish(Best(found, []), store)
 
     def _asked(self, own_net: nn.Module | None) -> Config:

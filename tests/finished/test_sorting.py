@@ -274,3 +274,18 @@ def test_before_the_work_a_folder_is_looked_at(tmp_path: Path) -> None:
         sorting.check_folder(tmp_path / "file" / "out")
     sorting.check_folder(tmp_path / "new" / "out")
     assert not (tmp_path / "new").exists()
+
+
+def test_no_image_is_put_into_its_own_source_a_second_time(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the two are called; moved, each is there once."""
+    (tmp_path / "link").symlink_to(photos)
+    monkeypatch.chdir(photos)
+    for folder in (photos / "sorted", photos, tmp_path / "link" / "a" / "sorted", Path("sorted")):
+        for source in (str(photos), str(tmp_path / "link"), "."):
+            with pytest.raises(RunError, match=r"--into .*photos-sorted, or --how move"):
+                sorting.check_folder(folder, [str(tmp_path / "b.npy"), source], "link")
+            sorting.check_folder(folder, [source], "move")
+    sorting.check_folder(tmp_path / "photos-sorted", [str(photos), "digits"])
+    assert len(files(photos)) == 4

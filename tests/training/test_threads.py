@@ -8,8 +8,12 @@ import pytest
 import torch
 
 from deepcluster.config import Config, override
+from deepcluster.estimator import DeepCluster
 from deepcluster.fitting import fit_source, plan_source
-from deepcluster.training import threads
+from deepcluster.images.store import open_images
+from deepcluster.training import conclude as conclude_module
+from deepcluster.training import loop, threads
+from deepcluster.training.plan import resolve
 from deepcluster.training.threads import own_threads, settle_threads
 
 CPU = override(Config(), {"device": "cpu"})
@@ -98,3 +102,26 @@ def test_a_plan_and_a_fit_say_it_and_the_settings_keep_it(tmp_path: Path) -> Non
     run = fit_source(images, config, out=tmp_path / "one")
     assert run.read_info()["hardware"]["threads"] == run.read_config().train.threads == 1
     assert torch.get_num_threads() == 4
+
+
+def test_each_way_to_fit_takes_the_number_that_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Images in a store, and vectors made elsewhere."""
+    concluded = []
+
+    def conclude(*args: object, **options: object) -> object:
+        concluded.append(torch.get_num_threads())
+        return ended(*args, **options)
+
+    ended = conclude_module.conclude
+    for module in (loop, conclude_module):
+        monkeypatch.setattr(module, "conclude", conclude)
+    rows = np.random.default_rng(0).random((60, 64), np.float32)
+    asked = {"train.threads": 2, "epochs": 1, "size": 8, "backbone": "convnet_tiny"}
+    store = open_images((255 * rows.reshape(60, 8, 8)).astype(np.uint8))
+    config = resolve(override(CPU, {**asked, "clusters": 3}), n=60, size=8, channels=1)
+    loop.fit(store, config)
+    DeepCluster(n_clusters=3, settings={"train.threads": 3}).fit_embeddings(rows)
+    assert concluded == [2, 3]
+    assert torch.get_num_threads() == 4  # as before

@@ -20,7 +20,7 @@ import os
 import re
 import shutil
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -60,12 +60,25 @@ class Step:
         return self.source is not None and self.source.is_symlink()
 
 
-def check_folder(folder: Path) -> None:
+def check_folder(folder: Path, sources: Sequence[str] = (), how: How = "copy") -> None:
     """Refuse a folder that cannot be sorted into, before the work.
 
+    Args:
+        folder: where images are to go.
+        sources: where they come from; what is no folder does not matter.
+        how: as :func:`sort_images` takes it.
+
     Raises:
-        RunError: it is a file, cannot be written, or holds a sorted.csv of something else.
+        RunError: it is a file, cannot be written, holds a sorted.csv of something else, or lies in
+            a folder of `sources`, which would have each image twice.
     """
+    for source in sources:
+        around = Path(source).expanduser().resolve()
+        if how != "move" and around.is_dir() and folder.resolve().is_relative_to(around):
+            raise RunError(
+                f"{folder} lies in {source}, which would have each image twice then: say "
+                f"--into {around.parent / f'{around.name}-sorted'}, or --how move"
+            )
     above = folder.absolute()
     while not above.exists():
         above = above.parent

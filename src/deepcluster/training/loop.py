@@ -38,6 +38,7 @@ from deepcluster.training.optimizers import build_optimizer
 from deepcluster.training.plan import Pace
 from deepcluster.training.sharing import Images, features_of_all, help_with, send_fit
 from deepcluster.training.step import Step
+from deepcluster.training.threads import own_threads, settle_threads
 
 if TYPE_CHECKING:
     from deepcluster.images.store import ImageStore
@@ -46,6 +47,7 @@ RANK_ROWS = 10_000  # rows, spread evenly, whose effective rank is measured each
 MOST_CHECKPOINTS = 100  # in a fit: on a GPU an epoch may take little longer than writing one
 
 
+@own_threads()
 def fit(
     store: ImageStore,
     config: Config,
@@ -73,6 +75,7 @@ def fit(
     """
     progress = progress or Progress()
     clock = Clock()
+    settle_threads(config, timed=False)
     if config.start == "frozen":
         trained = _frozen(store, config, backbone, clock, progress)
     else:
