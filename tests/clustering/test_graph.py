@@ -10,7 +10,7 @@ from sklearn.metrics import normalized_mutual_info_score as nmi
 from torch.nn.functional import normalize
 
 from deepcluster.clustering import graph
-from deepcluster.clustering.graph import cluster_graph, cluster_tree, vote
+from deepcluster.clustering.graph import Draws, cluster_graph, cluster_tree
 from deepcluster.clustering.prototypes import Prototypes
 
 
@@ -76,7 +76,7 @@ def test_cuts_agree_on_what_most_of_them_say(first: int) -> None:
     places = torch.tensor([[0.0], [1.0], [2.0], [3.0], [4.0], [5.0]])
     said = [[0, 0, 0, 1, 1, 1], [1, 1, 1, 0, 0, 0], [0, 0, 1, 1, 1, 1]]  # numbers mean nothing
     cuts = [Prototypes(places, torch.tensor(clusters)) for clusters in said]
-    agreed = vote([cuts[first], *cuts[:first], *cuts[first + 1 :]], 2)
+    agreed = Draws.of([cuts[first], *cuts[:first], *cuts[first + 1 :]]).vote(2)
     assert agreed.cluster.tolist() in ([0, 0, 0, 1, 1, 1], [1, 1, 1, 0, 0, 0])
     assert torch.equal(agreed.centers, places)
 
@@ -89,14 +89,15 @@ def test_cuts_that_nearly_agree_keep_their_clusters() -> None:
     for _ in range(5):
         said = np.where(rng.random(700) < 0.08, rng.integers(0, 9, 700), groups)
         cuts.append(Prototypes(places, torch.from_numpy(rng.permutation(9)[said])))
-    agreed = vote(cuts, 9).cluster.numpy()
+    agreed = Draws.of(cuts).vote(9).cluster.numpy()
     assert nmi(agreed, groups) > 0.99
 
 
 def test_a_cluster_that_is_outvoted_everywhere_is_kept() -> None:
     places = torch.arange(4.0)[:, None]
     said = [[0, 0, 1, 2], [0, 0, 1, 1], [1, 1, 0, 0]]
-    agreed = vote([Prototypes(places, torch.tensor(clusters)) for clusters in said], 3)
+    cuts = [Prototypes(places, torch.tensor(clusters)) for clusters in said]
+    agreed = Draws.of(cuts).vote(3)
     assert len(agreed.cluster.unique()) == 3
 
 
@@ -210,8 +211,8 @@ def test_steadiness_is_the_mean_nmi_of_two_cuts() -> None:
     x = torch.arange(8.0)[:, None]
     said = [[0, 0, 0, 0, 1, 1, 1, 1], [0, 0, 1, 1, 0, 0, 1, 1], [1, 1, 1, 1, 0, 0, 0, 0]]
     cuts = [Prototypes(x, torch.tensor(clusters)) for clusters in said]
-    assert graph.steadiness(cuts) == pytest.approx(1 / 3, abs=1e-6)
-    assert graph.steadiness(cuts[:1]) == 1
+    assert Draws.of(cuts).steadiness == pytest.approx(1 / 3, abs=1e-6)
+    assert Draws.of(cuts[:1]).steadiness == 1
 
 
 def blocks(between: np.ndarray, nodes: list[int]) -> tuple[np.ndarray, np.ndarray]:
