@@ -1,4 +1,5 @@
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,8 +9,9 @@ from sklearn.cluster import KMeans
 from sklearn.datasets import load_digits, make_circles, make_moons
 from sklearn.metrics import normalized_mutual_info_score as nmi
 from torch.nn.functional import normalize
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from deepcluster.clustering import graph
+from deepcluster.clustering import graph, neighbours
 from deepcluster.clustering.graph import Draws, cluster_graph, cluster_tree
 from deepcluster.clustering.prototypes import Prototypes
 
@@ -378,3 +380,41 @@ def test_the_tree_of_clusters_by_k_means(digits: tuple[torch.Tensor, np.ndarray]
     assert tree.largest == 40
     assert tree.cut(40).tolist() == list(range(40))
     assert nmi(truth, tree.cut(10)[prototypes.assign(x)[0]].numpy()) > 0.8
+
+
+class Made(TorchDispatchMode):
+    """Keeps the shapes of the float32 tensors that are made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: set[tuple[int, ...]] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        made = func(*args, **(kwargs or {}))
+        for each in made if isinstance(made, tuple) else (made,):
+            if isinstance(each, torch.Tensor) and each.dtype == torch.float32:
+                self.shapes.add(tuple(each.shape))
+        return made
+
+
+def test_a_mapped_file_of_half_precision_is_cut_block_by_block(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    n, d = 3000, 16
+    x = 8 * torch.eye(d)[torch.randint(5, (n,), generator=seeded())]
+    x += torch.randn(n, d, generator=seeded()).mul_(16).round_().div_(16)  # exact, and its mean
+    np.save(tmp_path / "x.npy", x.numpy().astype(np.float16))
+    mapped = torch.from_numpy(np.load(tmp_path / "x.npy", mmap_mode="c"))
+    monkeypatch.setattr(graph, "SETTLING", 1000)
+    for name in ("QUERIES", "QUERIES_A_CUT"):
+        monkeypatch.setattr(graph, name, 1000)
+    monkeypatch.setattr(neighbours, "TILE", 1024)
+    monkeypatch.setattr(neighbours, "CACHED", 2**18)
+    expected, whole = cluster_tree(x, 5, generator=seeded())
+    with Made() as made:
+        found, tree = cluster_tree(mapped, 5, generator=seeded())
+        clusters = found.assign(mapped)
+    assert torch.equal(found.centers, expected.centers)
+    assert torch.equal(tree.merges, whole.merges)
+    assert all(torch.equal(*both) for both in zip(clusters, expected.assign(x), strict=True))
+    assert (1000, d) in made.shapes and (n, d) not in made.shapes

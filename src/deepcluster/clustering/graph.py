@@ -45,7 +45,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from deepcluster.clustering.neighbours import as_matrix, knn, score_blocks
+from deepcluster.clustering.neighbours import as_matrix, knn, nearest
 from deepcluster.clustering.prototypes import Prototypes
 from deepcluster.clustering.tree import Tree, parts_of
 from deepcluster.metrics import nmi
@@ -90,7 +90,9 @@ def cluster_graph(
 
     Args:
         x: ``(n, d)`` features, as a rule L2-normalised; on any device. Where several processes have
-            a part of the rows, all of them cut, and come to the same.
+            a part of the rows, all of them cut, and come to the same. Half precision is converted
+            a block at a time, so a mapped file of it is never whole in memory
+            (``torch.from_numpy(np.load(path, mmap_mode="c"))``).
         k: number of clusters, at most n. From a thousand on, clusters are hardly larger than
             the patches of the landmarks, and k-means does as well.
         neighbours: edges that go out from a row.
@@ -468,29 +470,25 @@ def grow(weights: np.ndarray, cluster: Tensor, parts: int) -> Tree:
 
 
 def _spread(x: Tensor | Spread) -> Spread:
-    """Rows in float32, checked."""
+    """Rows, checked."""
     if isinstance(x, Spread):
         return Spread(as_matrix(x.mine), len(x))
     return Spread(as_matrix(x), len(x))
 
 
-def _nearest(x: Tensor, centers: Tensor) -> Tensor:
-    return torch.cat([scores.argmax(1) for _, scores in score_blocks(x, centers)])
-
-
 def landmarks(x: Spread, m: int, k: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """At most m centres of patches of `x`, none without rows, and the patch of each row."""
-    some = x.take(torch.randperm(len(x), generator=generator)[: max(m, SETTLING)])
+    some = x.take(torch.randperm(len(x), generator=generator)[: max(m, SETTLING)]).float()
     centers = some[:m]
     for _ in range(LLOYD_STEPS):
-        centers, patch = _drop_empty(centers, _nearest(some, centers))
+        centers, patch = _drop_empty(centers, nearest(some, centers))
         counts = torch.bincount(patch, minlength=len(centers))[:, None]
         centers = torch.zeros_like(centers).index_add_(0, patch, some) / counts
-    centers, patch = _drop_empty(centers, x.gather(_nearest(x.mine, centers)))
+    centers, patch = _drop_empty(centers, x.gather(nearest(x.mine, centers)))
     if len(centers) < k:  # many duplicates: rows that differ will do
-        rows = torch.unique(x.gather(x.mine), dim=0)
+        rows = torch.unique(x.gather(x.mine), dim=0).float()
         centers = rows[torch.randperm(len(rows), generator=generator)[:m].to(rows.device)]
-        centers, patch = _drop_empty(centers, x.gather(_nearest(x.mine, centers)))
+        centers, patch = _drop_empty(centers, x.gather(nearest(x.mine, centers)))
     return centers, patch
 
 
