@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import mmap
 import os
 import random
 import struct
@@ -979,3 +980,26 @@ def test_who_stops_does_not_wait_for_what_was_asked_for(monkeypatch: pytest.Monk
     with pytest.raises(KeyboardInterrupt):
         open_images(many(64), size=4, data=DataSettings(workers=1), progress=stop)
     assert sum(ran) <= 32
+
+
+def test_images_of_a_mapped_file_are_asked_for_together() -> None:
+    told: list[tuple[int, ...]] = []
+
+    class Told(mmap.mmap):
+        def madvise(self, *args: int) -> None:
+            told.append(args)
+
+    page, shape = mmap.PAGESIZE, (10, 50, 50, 3)
+    pixels = np.ndarray(shape, np.uint8, buffer=Told(-1, 75_000))
+    found = store.ImageStore("x", pixels, 50, [str(i) for i in range(10)], [None] * 10)
+    assert found.batch(np.array([7, 0])).shape == (2, 50, 50, 3)
+    start = 52_500 // page * page
+    assert told == [(mmap.MADV_WILLNEED, start, 60_000 - start), (mmap.MADV_WILLNEED, 0, 7500)]
+
+
+def test_batches_of_a_mapped_file_are_those_of_memory() -> None:
+    images = many(40)
+    mapped = open_images(images, size=4, data=DataSettings(memory_gb=0))
+    assert isinstance(mapped.pixels, np.memmap) and isinstance(mapped.pixels.base, mmap.mmap)
+    rows = np.array([39, 3, 3, 0])
+    np.testing.assert_array_equal(mapped.batch(rows), open_images(images, size=4).batch(rows))

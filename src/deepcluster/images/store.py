@@ -50,7 +50,14 @@ from deepcluster.images.grey import (
 )
 from deepcluster.images.kept import Kept
 from deepcluster.images.listing import SAMPLE, Labels, Listing, Look, PassedOver, Raw, add_up
-from deepcluster.images.sinks import FileSink, MemorySink, free_cores, free_memory, pixel_digest
+from deepcluster.images.sinks import (
+    FileSink,
+    MemorySink,
+    free_cores,
+    free_memory,
+    pixel_digest,
+    read_ahead,
+)
 from deepcluster.images.sources import NAMED, list_source, pixels_folder
 from deepcluster.progress import counted
 
@@ -157,6 +164,7 @@ class ImageStore:
 
     def batch(self, indices: npt.NDArray[np.integer[Any]]) -> Pixels:
         """A copy of some images, ``(b, s, s, c)`` uint8, in the order of `indices` ``(b,)``."""
+        read_ahead(self.pixels, indices)
         return np.asarray(self.pixels[indices])
 
     def at(self, side: int) -> ImageStore:
