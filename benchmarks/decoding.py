@@ -1,7 +1,7 @@
 """Time of decoding a folder, and of reading a store that does not fit in memory.
 
-    python benchmarks/images.py decode PHOTOS/ --size 96 --write     # one worker and two, in turns
-    python benchmarks/images.py read --images 200000 --size 96 --write
+    python benchmarks/decoding.py decode PHOTOS/ --write  # one worker and two, in turns
+    python benchmarks/decoding.py read --write  # a file of 200,000 images
 
 ``read`` writes noise into the cache folder, maps it as the store of images that do not fit does,
 and takes a tenth of it in batches at random, as steps do, and in order, as features are worked out:
