@@ -34,7 +34,7 @@ import record
 import torch
 from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
-from threadpoolctl import threadpool_info, threadpool_limits
+from threadpoolctl import threadpool_limits
 
 from deepcluster.clustering.kmeans import kmeans
 from deepcluster.config import Config, override
@@ -113,16 +113,6 @@ def rows(kind: str, n: int, d: int) -> np.ndarray:
     return middles[rng.integers(50, size=n)] + 0.15 * within @ plane + 0.3 * x
 
 
-def kernels() -> list[str]:
-    """What multiplies: torch's instructions, and the kernels of each BLAS that NumPy may use."""
-    libraries = {
-        f"{lib['internal_api']} {lib['architecture']}"
-        for lib in threadpool_info()
-        if "architecture" in lib
-    }
-    return [torch.backends.cpu.get_cpu_capability(), *sorted(libraries)]
-
-
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -174,7 +164,7 @@ def main() -> None:
                 "clusters": k,
                 "seconds": {name: [round(t, 4) for t in sorted(seconds[name])] for name in engines},
                 "inertia": inertia,
-                "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+                "load": record.load(),
             }
         )
         label = f"kmeans {record.commit()} " if args.quick else ""
@@ -185,7 +175,7 @@ def main() -> None:
         "clock": "cpu" if args.cpu_time else "wall",
         "iterations": args.iterations,
         "hardware": hardware(override(Config(), {"device": "cpu"})),
-        "kernels": kernels(),
+        "kernels": record.kernels(),
         "versions": versions(),
         "commit": record.commit(),
         "command": record.command(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from threadpoolctl import threadpool_info
 
 from deepcluster.config import Config
 from deepcluster.images.store import ImageStore
@@ -60,8 +62,23 @@ def command() -> str:
     return shown(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
 
 
+def kernels() -> list[str]:
+    """What multiplies: torch's instructions, and the kernels of each BLAS that NumPy may use."""
+    libraries = {
+        f"{lib['internal_api']} {lib['architecture']}"
+        for lib in threadpool_info()
+        if "architecture" in lib
+    }
+    return [torch.backends.cpu.get_cpu_capability(), *sorted(libraries)]
+
+
+def load() -> float | None:
+    """Processes that wanted a core in the last minute; None where the system does not tell."""
+    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
+
+
 def circumstances(device: str = "cpu") -> dict[str, Any]:
-    """Hardware, threads, versions, commit and command."""
+    """Hardware, threads, kernels, the machine's load, versions, commit and command."""
     found = dict(versions())
     for name in PACKAGES:
         try:
@@ -71,6 +88,8 @@ def circumstances(device: str = "cpu") -> dict[str, Any]:
     return {
         "hardware": hardware(Config(device=device)),
         "threads": torch.get_num_threads(),
+        "kernels": kernels(),
+        "load": load(),
         "versions": found,
         "commit": commit(),
         "command": command(),

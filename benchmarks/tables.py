@@ -653,6 +653,40 @@ def memory(found: list[Line]) -> str:
     return f"{table(head, rows)}\n\n{_noise(facts)}; {_origin(facts)}"
 
 
+def reading(made: list[Line], decoded: list[Line], read: list[Line]) -> str:
+    """What images cost before the net: views, decoding, a store that lies in a file."""
+    rows, notes = [], []
+    for facts in made:
+        times = {name: statistics.median(each) for name, each in facts["milliseconds"].items()}
+        own = times.pop("deepcluster")
+        what = f"views of {facts['batch']} images, {facts['size']} px"
+        beside = [f"{name} {time / own:.1f} times" for name, time in times.items()]
+        rows.append([what, f"{own:.1f} ms", ", ".join(beside).replace("Loader", "Loader of two")])
+        notes.append(facts)
+    for facts in decoded:
+        one, two = (statistics.median(facts["seconds"][workers]) for workers in "12")
+        each = 1000 * statistics.median(facts["processor"]["1"]) / facts["images"]
+        what = f"decoding {facts['images']} files to {facts['size']} px, one worker"
+        told = f"{one / two:.2f} times as fast with two"
+        rows.append([what, f"{one:.2f} s, {each:.2f} ms of processor an image", told])
+        notes.append(facts)
+    for facts in read:
+        speeds = dict(facts["images_a_second"])
+        beside = f"{speeds.pop('memory, at random'):,} from memory"
+        what = f"images a second from a file of {facts['images']:,}, {facts['size']} px, "
+        rows += [[what + name.removeprefix("file, "), f"{speed:,}", beside]
+                 for name, speed in speeds.items()]  # fmt: skip
+        notes.append(facts)
+    if not rows:
+        return "Not measured yet."
+    told = [
+        f"{machine(facts)}, load {facts['load']:.0f}, kernels {', '.join(facts['kernels'])}; "
+        f"{_origin(facts)}"
+        for facts in notes
+    ]
+    return "\n\n".join([table(["what", "ours", "beside it"], rows), *told])
+
+
 def _noise(facts: Line) -> str:
     return (
         f"{facts['images']:,} images of noise, {facts['size']} pixels, {facts['backbone']}, "
@@ -683,6 +717,7 @@ def fill(text: str) -> str:
         "hourly": hourly([line for each in read("labels-an-hour.json") for line in each]),
         "frozen": frozen(read("frozen-*.json")),
         "regions": regions(read("segment.json")),
+        "reading": reading(read("views.json"), read("decode.json"), read("read.json")),
         "engines": engines(read("kmeans.json")),
         "processes": processes(read("processes.json")),
         "processes-memory": memory(read("processes-memory.json")),

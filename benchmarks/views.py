@@ -1,6 +1,8 @@
-"""Time of the views of one batch: ours, batched, against torchvision's, one image after the other.
+"""Time of the views of a batch: ours, batched, against torchvision's, one image after the other.
 
-Run: ``python benchmarks/views.py`` (options: ``--device cuda``, ``--size 224``, ``--batch 64``).
+Torchvision's are made here, and by a DataLoader of two workers, which is how they are used; all
+take turns. Run: ``python benchmarks/views.py --write`` (options: ``--device cuda``, ``--size 224``,
+``--batch 64``, ``--threads 1``).
 """
 
 from __future__ import annotations
@@ -10,12 +12,17 @@ import statistics
 import time
 from collections.abc import Callable
 
+import record
 import torch
 import torchvision.transforms.v2 as tv
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from deepcluster.config import ViewSettings
 from deepcluster.training.views import Views, resolve_views
+
+WORKERS = 2
+BATCHES = 12  # of the loader in a turn, and none between: it makes them ahead
 
 
 def torchvision_views(settings: ViewSettings, size: int) -> Callable[[Tensor], Tensor]:
@@ -41,17 +48,17 @@ def torchvision_views(settings: ViewSettings, size: int) -> Callable[[Tensor], T
     return tv.Compose([*steps, tv.ToDtype(torch.float32, scale=True)])
 
 
-def milliseconds(function: Callable[[], object], device: str, repeats: int) -> float:
-    """Median time of a call."""
-    times = []
-    for i in range(repeats + 1):
-        start = time.perf_counter()
-        function()
-        if device.startswith("cuda"):
-            torch.cuda.synchronize()
-        if i:  # the first call warms up
-            times.append(1000 * (time.perf_counter() - start))
-    return statistics.median(times)
+class Viewed(Dataset[Tensor]):
+    """Views of images, BATCHES of each."""
+
+    def __init__(self, images: Tensor, pipeline: Callable[[Tensor], Tensor]) -> None:
+        self.images, self.pipeline = images, pipeline
+
+    def __len__(self) -> int:
+        return BATCHES * len(self.images)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.pipeline(self.images[index % len(self.images)])
 
 
 def main() -> None:
@@ -60,20 +67,52 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--size", type=int, default=32)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--turns", type=int, default=7)
+    parser.add_argument("--write", action="store_true", help="to benchmarks/results/views.json")
     options = parser.parse_args()
 
+    torch.set_num_threads(options.threads)
     shape = (options.batch, 3, options.size, options.size)
     rng = torch.Generator(options.device).manual_seed(0)
     images = torch.randint(0, 256, shape, generator=rng, dtype=torch.uint8, device=options.device)
     settings = resolve_views(ViewSettings(), options.size, 3)
     views, pipeline = Views(settings, options.size), torchvision_views(settings, options.size)
+    loader = DataLoader(
+        Viewed(images.cpu(), pipeline), options.batch, num_workers=WORKERS, persistent_workers=True
+    )
 
-    ours = milliseconds(lambda: views(images, rng), options.device, 20)
-    theirs = milliseconds(lambda: torch.stack([pipeline(i) for i in images]), options.device, 3)
-    threads = f", {torch.get_num_threads()} threads" if options.device == "cpu" else ""
-    print(f"{options.batch} images of {options.size} px, {options.device}{threads}")
-    print(f"preset {settings.preset}: deepcluster {ours:.1f} ms, torchvision {theirs:.1f} ms")
-    print(f"torchvision / deepcluster = {theirs / ours:.1f}")
+    def ours() -> None:
+        for _ in range(10):
+            views(images, rng)
+
+    def alone() -> None:
+        torch.stack([pipeline(image) for image in images])
+
+    def loaded() -> None:
+        assert sum(len(batch) for batch in loader) == BATCHES * len(images)
+
+    ways = {"deepcluster": (ours, 10), "torchvision": (alone, 1), "DataLoader": (loaded, BATCHES)}
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for turn in range(options.turns + 1):
+        for name, (way, count) in ways.items():
+            start = time.perf_counter()
+            way()
+            if options.device.startswith("cuda"):
+                torch.cuda.synchronize()
+            if turn:  # the first calls warm up
+                times[name].append(1000 * (time.perf_counter() - start) / count)
+    middle = {name: statistics.median(each) for name, each in times.items()}
+    print(
+        f"{options.batch} images of {options.size} px, {options.device}, preset {settings.preset}"
+    )
+    for name, each in middle.items():
+        print(f"{name} {each:.1f} ms, over deepcluster {each / middle['deepcluster']:.1f}")
+    if options.write:
+        told = {"batch": options.batch, "size": options.size, "preset": settings.preset}
+        lines = {name: [round(each, 2) for each in sorted(found)] for name, found in times.items()}
+        told |= {"workers": WORKERS, "milliseconds": lines}
+        record.write(record.RESULTS / "views.json", told | record.circumstances(options.device))
 
 
 if __name__ == "__main__":

@@ -39,6 +39,8 @@ def load(monkeypatch: pytest.MonkeyPatch) -> Any:
         "published",
         "processes",
         "paper_cost",
+        "views",
+        "decoding",
     ):
         sys.modules.pop(name, None)
 
@@ -335,3 +337,26 @@ def test_ways_to_start_processes_are_measured(
     run_main(load("processes"), monkeypatch, *small, "--memory", "--of", "2x1", *few[4:])
     (row,) = json.loads((tmp_path / "out.json").read_text())["rows"]
     assert len(row["peak"]) == len(row["half"]) == 2 and min(row["peak"] + row["half"]) > 1e7
+
+
+def test_views_and_reading_have_a_row_each(
+    load: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    views, decoding = load("views"), load("decoding")
+    monkeypatch.setattr(load("record"), "RESULTS", tmp_path)
+    monkeypatch.setattr(views, "BATCHES", 2)
+    monkeypatch.setenv("DEEPCLUSTER_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for i in range(5):
+        Image.fromarray(np.full((20, 20, 3), 40 * i, np.uint8)).save(folder / f"{i}.jpg")
+    run_main(views, monkeypatch, "--batch", "4", "--size", "16", "--turns", "1", "--write")
+    run_main(decoding, monkeypatch, "decode", str(folder), "--size", "8", "--turns", "1", "--write")
+    run_main(decoding, monkeypatch, "read", "--images", "2600", "--size", "8", "--write")
+    names = ("views", "decode", "read")
+    found = [json.loads((tmp_path / f"{name}.json").read_text(encoding="utf-8")) for name in names]
+    assert all({"kernels", "load", "threads"} <= facts.keys() for facts in found)
+    text = load("tables").reading(*([facts] for facts in found))
+    assert "| views of 4 images, 16 px |" in text and "DataLoader of two" in text
+    assert "| decoding 5 files to 8 px, one worker |" in text
+    assert text.count("| images a second from a file of 2,600, 8 px, ") == 4

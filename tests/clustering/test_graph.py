@@ -1,4 +1,5 @@
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,9 +9,10 @@ from sklearn.cluster import KMeans
 from sklearn.datasets import load_digits, make_circles, make_moons
 from sklearn.metrics import normalized_mutual_info_score as nmi
 from torch.nn.functional import normalize
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from deepcluster.clustering import graph
-from deepcluster.clustering.graph import cluster_graph, cluster_tree, vote
+from deepcluster.clustering import graph, neighbours
+from deepcluster.clustering.graph import Draws, cluster_graph, cluster_tree
 from deepcluster.clustering.prototypes import Prototypes
 
 
@@ -76,7 +78,7 @@ def test_cuts_agree_on_what_most_of_them_say(first: int) -> None:
     places = torch.tensor([[0.0], [1.0], [2.0], [3.0], [4.0], [5.0]])
     said = [[0, 0, 0, 1, 1, 1], [1, 1, 1, 0, 0, 0], [0, 0, 1, 1, 1, 1]]  # numbers mean nothing
     cuts = [Prototypes(places, torch.tensor(clusters)) for clusters in said]
-    agreed = vote([cuts[first], *cuts[:first], *cuts[first + 1 :]], 2)
+    agreed = Draws.of([cuts[first], *cuts[:first], *cuts[first + 1 :]]).vote(2)
     assert agreed.cluster.tolist() in ([0, 0, 0, 1, 1, 1], [1, 1, 1, 0, 0, 0])
     assert torch.equal(agreed.centers, places)
 
@@ -89,14 +91,15 @@ def test_cuts_that_nearly_agree_keep_their_clusters() -> None:
     for _ in range(5):
         said = np.where(rng.random(700) < 0.08, rng.integers(0, 9, 700), groups)
         cuts.append(Prototypes(places, torch.from_numpy(rng.permutation(9)[said])))
-    agreed = vote(cuts, 9).cluster.numpy()
+    agreed = Draws.of(cuts).vote(9).cluster.numpy()
     assert nmi(agreed, groups) > 0.99
 
 
 def test_a_cluster_that_is_outvoted_everywhere_is_kept() -> None:
     places = torch.arange(4.0)[:, None]
     said = [[0, 0, 1, 2], [0, 0, 1, 1], [1, 1, 0, 0]]
-    agreed = vote([Prototypes(places, torch.tensor(clusters)) for clusters in said], 3)
+    cuts = [Prototypes(places, torch.tensor(clusters)) for clusters in said]
+    agreed = Draws.of(cuts).vote(3)
     assert len(agreed.cluster.unique()) == 3
 
 
@@ -210,8 +213,8 @@ def test_steadiness_is_the_mean_nmi_of_two_cuts() -> None:
     x = torch.arange(8.0)[:, None]
     said = [[0, 0, 0, 0, 1, 1, 1, 1], [0, 0, 1, 1, 0, 0, 1, 1], [1, 1, 1, 1, 0, 0, 0, 0]]
     cuts = [Prototypes(x, torch.tensor(clusters)) for clusters in said]
-    assert graph.steadiness(cuts) == pytest.approx(1 / 3, abs=1e-6)
-    assert graph.steadiness(cuts[:1]) == 1
+    assert Draws.of(cuts).steadiness == pytest.approx(1 / 3, abs=1e-6)
+    assert Draws.of(cuts[:1]).steadiness == 1
 
 
 def blocks(between: np.ndarray, nodes: list[int]) -> tuple[np.ndarray, np.ndarray]:
@@ -377,3 +380,41 @@ def test_the_tree_of_clusters_by_k_means(digits: tuple[torch.Tensor, np.ndarray]
     assert tree.largest == 40
     assert tree.cut(40).tolist() == list(range(40))
     assert nmi(truth, tree.cut(10)[prototypes.assign(x)[0]].numpy()) > 0.8
+
+
+class Made(TorchDispatchMode):
+    """Keeps the shapes of the float32 tensors that are made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: set[tuple[int, ...]] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        made = func(*args, **(kwargs or {}))
+        for each in made if isinstance(made, tuple) else (made,):
+            if isinstance(each, torch.Tensor) and each.dtype == torch.float32:
+                self.shapes.add(tuple(each.shape))
+        return made
+
+
+def test_a_mapped_file_of_half_precision_is_cut_block_by_block(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    n, d = 3000, 16
+    x = 8 * torch.eye(d)[torch.randint(5, (n,), generator=seeded())]
+    x += torch.randn(n, d, generator=seeded()).mul_(16).round_().div_(16)  # exact, and its mean
+    np.save(tmp_path / "x.npy", x.numpy().astype(np.float16))
+    mapped = torch.from_numpy(np.load(tmp_path / "x.npy", mmap_mode="c"))
+    monkeypatch.setattr(graph, "SETTLING", 1000)
+    for name in ("QUERIES", "QUERIES_A_CUT"):
+        monkeypatch.setattr(graph, name, 1000)
+    monkeypatch.setattr(neighbours, "TILE", 1024)
+    monkeypatch.setattr(neighbours, "CACHED", 2**18)
+    expected, whole = cluster_tree(x, 5, generator=seeded())
+    with Made() as made:
+        found, tree = cluster_tree(mapped, 5, generator=seeded())
+        clusters = found.assign(mapped)
+    assert torch.equal(found.centers, expected.centers)
+    assert torch.equal(tree.merges, whole.merges)
+    assert all(torch.equal(*both) for both in zip(clusters, expected.assign(x), strict=True))
+    assert (1000, d) in made.shapes and (n, d) not in made.shapes

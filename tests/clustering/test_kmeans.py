@@ -12,8 +12,10 @@ from sklearn.utils.estimator_checks import check_estimator
 
 from deepcluster.clustering import estimator
 from deepcluster.clustering import kmeans as engine
+from deepcluster.clustering import rows as reading
 from deepcluster.clustering.estimator import KMeans
 from deepcluster.clustering.kmeans import assign, kmeans
+from deepcluster.clustering.rows import is_memory_mapped
 from deepcluster.progress import Progress
 
 SHAPES = [(300, 2, 3), (1000, 16, 10), (800, 40, 60), (50, 5, 50), (64, 3, 1)]
@@ -219,7 +221,7 @@ def test_threads_sum_the_same_rows(d, monkeypatch):
     sizes = set()
     for threads in (1, 2, 4):
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
-        sizes.add(engine._Rows(x, "l2", 10, None, None).chunk_size % engine.SUMMED)
+        sizes.add(engine.Rows(x, "l2", 10, None, None).chunk_size % engine.SUMMED)
     assert sizes == {0}
 
 
@@ -245,10 +247,10 @@ def test_any_kind_of_input(tmp_path):
         wide = isinstance(kind, list) or str(kind.dtype).endswith("float64")
         assert found.centers.dtype == (torch.float64 if wide else torch.float32)
         torch.testing.assert_close(found.centers.float(), expected.centers)
-    assert engine._Rows(mapped, "l2", 5, 64, None).kept is None
-    assert engine._Rows(np.asarray(mapped), "l2", 5, 64, None).kept is None
-    assert engine._Rows(x, "l2", 5, 64, None).kept is None
-    assert engine._Rows(x.astype(np.int32), "l2", 5, 64, None).kept is not None
+    assert engine.Rows(mapped, "l2", 5, 64, None).kept is None
+    assert engine.Rows(np.asarray(mapped), "l2", 5, 64, None).kept is None
+    assert engine.Rows(x, "l2", 5, 64, None).kept is None
+    assert engine.Rows(x.astype(np.int32), "l2", 5, 64, None).kept is not None
     cosine = kmeans(mapped, 5, metric="cosine", chunk_size=64, generator=generator())
     same = kmeans(x, 5, metric="cosine", generator=generator())
     assert torch.equal(cosine.labels, same.labels)
@@ -263,9 +265,9 @@ def test_rows_that_are_left_alone_change_nothing(d, k, monkeypatch):
     first = start(x, k)
     taken = []
     monkeypatch.setattr(
-        engine._Rows,
+        engine.Rows,
         "here",
-        lambda rows, i, here=engine._Rows.here: taken.append(len(i)) or here(rows, i),
+        lambda rows, i, here=engine.Rows.here: taken.append(len(i)) or here(rows, i),
     )
 
     def run(rare):
@@ -288,7 +290,8 @@ def test_rows_that_are_left_alone_change_nothing(d, k, monkeypatch):
 def test_a_device_without_float64_agrees(metric, monkeypatch):
     x = blobs(500, 6)
     expected = kmeans(x, 5, metric=metric, generator=generator())
-    monkeypatch.setattr(engine, "_has_float64", lambda device: False)
+    for module in (engine, reading):
+        monkeypatch.setattr(module, "has_float64", lambda device: False)
     found = kmeans(x.astype(np.float64), 5, metric=metric, chunk_size=64, generator=generator())
     assert torch.equal(found.labels, expected.labels)
     torch.testing.assert_close(found.centers, expected.centers)
@@ -339,14 +342,14 @@ def test_assign_agrees_with_the_fit_and_with_brute_force():
 def test_plus_plus_is_better_than_random_and_draws_different_rows(monkeypatch):
     x, blob = make_blobs(900, 2, centers=30, cluster_std=0.01, random_state=0)
     for seed in range(5):  # the best of several draws: without that, one or two are missed
-        rows = engine._Rows(x, "l2", 30, None, None)
+        rows = engine.Rows(x, "l2", 30, None, None)
         drawn = engine._plus_plus(rows, 30, generator(seed))
         assert len(np.unique(blob[drawn])) == 30
     random = kmeans(x, 30, init="random", generator=generator())
     found = kmeans(x, 30, generator=generator())
     assert found.inertia < random.inertia / 50
     monkeypatch.setattr(engine, "ONE_BY_ONE", 8)  # so that blocks are drawn here, too
-    rows = engine._Rows(x, "l2", 300, None, None)
+    rows = engine.Rows(x, "l2", 300, None, None)
     drawn = engine._plus_plus(rows, 300, generator())
     assert drawn.shape == (300,)
     assert len(drawn.unique()) == 300
@@ -359,14 +362,14 @@ def test_among_very_many_rows_a_sample_is_read_for_the_start(tmp_path, monkeypat
     x = x.astype(np.float16)
     np.save(tmp_path / "x.npy", x)
     passes = []
-    ranges = engine._Rows.ranges
+    ranges = engine.Rows.ranges
 
     def counting(rows):
         passes.append(rows.n)
         return ranges(rows)
 
-    monkeypatch.setattr(engine._Rows, "ranges", counting)
-    rows = engine._Rows(np.load(tmp_path / "x.npy", mmap_mode="r"), "l2", 30, 512, None)
+    monkeypatch.setattr(engine.Rows, "ranges", counting)
+    rows = engine.Rows(np.load(tmp_path / "x.npy", mmap_mode="r"), "l2", 30, 512, None)
     drawn = engine._seeds(rows, 30, generator())
     assert passes.count(3000) == 1 and passes.count(300) > 29  # once, to look for NaN
     assert len(np.unique(blob[drawn])) > 25 and len(drawn.unique()) == 30
@@ -411,7 +414,7 @@ def test_the_time_of_an_iteration_is_that_of_some_blocks(monkeypatch):
     clock = itertools.count()
     monkeypatch.setattr(engine.time, "perf_counter", lambda: next(clock))
     for metric in ("l2", "cosine"):
-        rows = engine._Rows(blobs(5000, 6), metric, 5, 10, None)  # 500 blocks, of which 16
+        rows = engine.Rows(blobs(5000, 6), metric, 5, 10, None)  # 500 blocks, of which 16
         assert engine._seconds_an_iteration(rows, 5) == pytest.approx(500 / 16)
 
 
@@ -424,7 +427,7 @@ def test_the_estimator_reads_a_mapped_file_in_blocks_and_tells(tmp_path, monkeyp
     monkeypatch.setattr(estimator, "kmeans", lambda X, *a, **b: seen.append(X) or real(X, *a, **b))
     monkeypatch.setattr(engine, "LONG", 0)
     model = KMeans(5, random_state=0, verbose=True).fit(mapped)
-    assert engine.is_memory_mapped(seen[0]) and seen[0].dtype == np.float16
+    assert is_memory_mapped(seen[0]) and seen[0].dtype == np.float16
     assert "at most 300 iterations" in capsys.readouterr().err
     whole = KMeans(5, random_state=0).fit(x)
     assert capsys.readouterr().err == ""

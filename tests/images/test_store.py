@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import io
 import json
+import mmap
 import os
 import random
 import struct
 import subprocess
 import sys
+import threading
 import warnings
 import zlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -25,6 +28,7 @@ from PIL import Image
 
 from deepcluster.config import DataSettings
 from deepcluster.errors import NoImagesError, SourceError
+from deepcluster.images import sinks, store
 from deepcluster.images.named import TORCHVISION
 from deepcluster.images.store import NAMED, auto_size, open_images, scan_images
 
@@ -918,3 +922,84 @@ def test_a_cache_folder_that_cannot_be_made_says_what_to_set(
     monkeypatch.setenv("DEEPCLUSTER_CACHE", str(tmp_path / "file"))
     with pytest.raises(SourceError, match="set DEEPCLUSTER_CACHE to a folder"):
         open_images(tmp_path / "images", data=DataSettings(memory_gb=0.0))
+
+
+# -- threads ----------------------------------------------------------------------------------
+
+
+def many(count: int) -> list[np.ndarray]:
+    return [np.full((4, 4), i % 256, np.uint8) for i in range(count)]
+
+
+def test_the_next_chunk_is_decoded_while_one_is_put_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    before: list[int] = []  # chunks asked for when each is put away
+    begin, append = store._Pool.map, sinks.MemorySink.append
+
+    def map(pool: Any, *args: Any) -> Any:
+        asked.append(1)
+        return begin(pool, *args)
+
+    def put_away(sink: Any, squares: Any) -> None:
+        before.append(len(asked))
+        append(sink, squares)
+
+    monkeypatch.setattr(store, "CHUNK", 16)
+    monkeypatch.setattr(store._Pool, "map", map)
+    monkeypatch.setattr(sinks.MemorySink, "append", put_away)
+    found = open_images(many(64), size=4)
+    assert before == [2, 3, 4, 4]
+    assert found.pixels[:, 0, 0, 0].tolist() == list(range(64))
+
+
+def test_who_stops_does_not_wait_for_what_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    stopped = threading.Event()
+    shutdown, squares = ThreadPoolExecutor.shutdown, store.squares
+    ran: list[int] = []
+
+    def held(raws: Any, wanted: Any) -> Any:
+        ran.append(len(raws))
+        assert len(ran) <= 1 or stopped.wait(60)
+        return squares(raws, wanted)
+
+    def leave(pool: Any, wait: bool = True, **how: Any) -> None:
+        shutdown(pool, wait=False, **how)
+        stopped.set()
+        shutdown(pool)
+
+    def stop(done: int, count: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(store, "CHUNK", store.PIECE)
+    monkeypatch.setattr(store, "squares", held)
+    monkeypatch.setattr(ThreadPoolExecutor, "shutdown", leave)
+    # The last chunk that is asked for before the first is put away has three pieces, of which one
+    # is under way.
+    chunks = iter([many(16), many(48)])
+    monkeypatch.setattr(store, "_chunks", lambda *_: ([("", x) for x in each] for each in chunks))
+    with pytest.raises(KeyboardInterrupt):
+        open_images(many(64), size=4, data=DataSettings(workers=1), progress=stop)
+    assert sum(ran) <= 32
+
+
+def test_images_of_a_mapped_file_are_asked_for_together() -> None:
+    told: list[tuple[int, ...]] = []
+
+    class Told(mmap.mmap):
+        def madvise(self, *args: int) -> None:
+            told.append(args)
+
+    page, shape = mmap.PAGESIZE, (10, 50, 50, 3)
+    pixels = np.ndarray(shape, np.uint8, buffer=Told(-1, 75_000))
+    found = store.ImageStore("x", pixels, 50, [str(i) for i in range(10)], [None] * 10)
+    assert found.batch(np.array([7, 0])).shape == (2, 50, 50, 3)
+    start = 52_500 // page * page
+    assert told == [(mmap.MADV_WILLNEED, start, 60_000 - start), (mmap.MADV_WILLNEED, 0, 7500)]
+
+
+def test_batches_of_a_mapped_file_are_those_of_memory() -> None:
+    images = many(40)
+    mapped = open_images(images, size=4, data=DataSettings(memory_gb=0))
+    assert isinstance(mapped.pixels, np.memmap) and isinstance(mapped.pixels.base, mmap.mmap)
+    rows = np.array([39, 3, 3, 0])
+    np.testing.assert_array_equal(mapped.batch(rows), open_images(images, size=4).batch(rows))

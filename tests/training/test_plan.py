@@ -192,6 +192,24 @@ def test_few_photographs_get_more_steps(
     assert resolve(config, n=n, size=32, channels=channels).train.batch_size == batch
 
 
+@pytest.mark.parametrize(
+    ("values", "channels", "lr"),
+    [
+        ({}, 3, 0.04),
+        ({}, 1, 0.02),
+        ({"backbone": "resnet18"}, 3, 0.02),
+        ({"method": "deepcluster-v2"}, 3, 0.02),
+        ({"train.optimizer": "adamw"}, 3, 2e-3),
+        ({"train.lr": 0.01}, 3, 0.01),
+    ],
+)
+def test_photographs_are_learnt_at_a_higher_rate(
+    values: dict[str, Any], channels: int, lr: float
+) -> None:
+    config = override(Config(), {"clusters": 3, "device": "cpu", **values})
+    assert resolve(config, n=5000, size=32, channels=channels).train.lr == lr
+
+
 def test_giants_are_timed_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[tuple[int, ...]] = []
 

@@ -78,7 +78,7 @@ def choose_clusters(
         raise ValueError(f"largest = {largest}: choose among at least 2 clusters")
     from sklearn.metrics import adjusted_mutual_info_score
 
-    x, n = x.detach().float(), len(x)
+    x, n = x.detach(), len(x)
     wanted = min(n, max(PATCHES, 10 * largest))
     judged = torch.randperm(n, generator=generator)[:JUDGED].numpy()
     draws = []
@@ -86,7 +86,7 @@ def choose_clusters(
         centers, patch = landmarks(Spread(x, n), wanted, 2, generator)
         asking, found = edges(Spread(x, n), neighbours, QUERIES, generator)
         weights = patch_graph(centers, patch, asking, found)
-        away = (x[found] - x[asking][:, None]).norm(dim=2).mean(1)
+        away = (x[found].float() - x[asking].float()[:, None]).norm(dim=2).mean(1)
         numbers = [patch, asking, found, away]
         draws.append((weights, agglomerate(weights)[0], *(each.cpu().numpy() for each in numbers)))
     fewest = min(len(draw[0]) for draw in draws)

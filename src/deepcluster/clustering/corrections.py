@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from deepcluster.clustering.neighbours import as_matrix, score_blocks
+from deepcluster.clustering.neighbours import as_matrix, nearest
 
 STAYED = -2
 """In place of the cluster of an example: the image stayed where the model has it."""
@@ -98,18 +98,18 @@ def find_corrections(
         What corrects the model. Only a row that is an exact copy of one a person moved gets the
         cluster of that one in place of its own.
     """
-    x = as_matrix(x)
+    x = as_matrix(x).float()
     examples, stayed = x[moved], x[~moved]
     kept = torch.zeros(len(stayed), dtype=torch.bool)
     if len(examples) and len(stayed):
         kept = _spread(cluster[~moved])
-        nearest, near = _nearest(stayed, examples)
+        example, near = _nearest(stayed, examples)
         far = _nearest(stayed, stayed[kept])[1]
         rows = torch.nonzero((near < far) & (near > 0) & ~kept).flatten()  # that examples draw over
         while len(rows):
             rows = rows[near[rows].argsort(stable=True)]
             first = torch.full((len(examples),), len(rows), dtype=torch.int64)
-            first.scatter_reduce_(0, nearest[rows], torch.arange(len(rows)), "amin")
+            first.scatter_reduce_(0, example[rows], torch.arange(len(rows)), "amin")
             new = rows[first[first < len(rows)]]  # of each example the nearest that it draws over
             kept[new] = True
             rows = rows[(near[rows] < _nearest(stayed[rows], stayed[new])[1]) & ~kept[rows]]
@@ -134,7 +134,7 @@ def _spread(cluster: Tensor) -> Tensor:
 
 def _nearest(x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     """Index of the nearest of `rows` to each of `x`, and the distance, exactly 0 for a copy."""
-    index = torch.cat([scores.argmax(1) for _, scores in score_blocks(x, rows)])
+    index = nearest(x, rows)
     return index, torch.cat(
         [
             (block - rows[chosen]).norm(dim=1)

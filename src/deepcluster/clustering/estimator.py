@@ -21,14 +21,8 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
-from deepcluster.clustering.kmeans import (
-    Metric,
-    assign,
-    every_distance,
-    inertia_of,
-    is_memory_mapped,
-    kmeans,
-)
+from deepcluster.clustering.kmeans import assign, every_distance, inertia_of, kmeans
+from deepcluster.clustering.rows import Metric, is_memory_mapped
 from deepcluster.progress import Lines
 
 _NARROW = {"float32", "float16", "bfloat16", "bool", "uint8", "int8", "uint16", "int16"}

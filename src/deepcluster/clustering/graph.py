@@ -34,6 +34,7 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
+from dataclasses import dataclass
 
 import numpy as np
 import scipy.cluster.hierarchy
@@ -44,7 +45,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from deepcluster.clustering.neighbours import as_matrix, knn, score_blocks
+from deepcluster.clustering.neighbours import as_matrix, knn, nearest
 from deepcluster.clustering.prototypes import Prototypes
 from deepcluster.clustering.tree import Tree, parts_of
 from deepcluster.metrics import nmi
@@ -89,7 +90,9 @@ def cluster_graph(
 
     Args:
         x: ``(n, d)`` features, as a rule L2-normalised; on any device. Where several processes have
-            a part of the rows, all of them cut, and come to the same.
+            a part of the rows, all of them cut, and come to the same. Half precision is converted
+            a block at a time, so a mapped file of it is never whole in memory
+            (``torch.from_numpy(np.load(path, mmap_mode="c"))``).
         k: number of clusters, at most n. From a thousand on, clusters are hardly larger than
             the patches of the landmarks, and k-means does as well.
         neighbours: edges that go out from a row.
@@ -177,56 +180,62 @@ def _cut_by_vote(
                 continue
             worths[kind] += worth(weights, cluster)
             cuts[kind].append(Prototypes(centers.cpu(), torch.from_numpy(cluster)))
-    steady = {kind: steadiness(drawn) for kind, drawn in cuts.items()}
-    least = min(STEADY, max(steady.values()))
-    kept = [kind for kind in steady if steady[kind] >= least]
-    return vote(cuts[max(kept, key=lambda kind: worths[kind])], k), graph
+    drawn = {kind: Draws.of(each) for kind, each in cuts.items()}
+    least = min(STEADY, max(each.steadiness for each in drawn.values()))
+    kept = [kind for kind, each in drawn.items() if each.steadiness >= least]
+    return drawn[max(kept, key=lambda kind: worths[kind])].vote(k), graph
 
 
-def steadiness(cuts: list[Prototypes]) -> float:
-    """NMI of two cuts of the same rows, from 0 to 1: the mean over all pairs; 1 of a lone cut."""
-    pairs = [nmi(one, other) for one, other in itertools.combinations(_said(cuts), 2)]
-    return float(np.mean(pairs)) if pairs else 1.0
+@dataclass(frozen=True)
+class Draws:
+    """Cuts of the same rows, each with other landmarks."""
 
+    centers: Tensor  # (m, d), the landmarks of the first
+    said: np.ndarray  # (c, m) int64, their clusters as each of the cuts has them
+    alike: np.ndarray  # (c, c) float64, NMI of each two
 
-def _said(cuts: list[Prototypes]) -> list[np.ndarray]:
-    """The clusters of the landmarks of the first cut, as each of the cuts has them."""
-    own = cuts[0].cluster.numpy()
-    return [own, *(each.assign(cuts[0].centers)[0].numpy() for each in cuts[1:])]
+    @classmethod
+    def of(cls, cuts: list[Prototypes]) -> Draws:
+        """At least one cut."""
+        first, others = cuts[0], cuts[1:]
+        assigned = [each.assign(first.centers)[0].numpy() for each in others]
+        said = np.stack([first.cluster.numpy(), *assigned])
+        alike = np.eye(len(cuts))
+        for i, j in itertools.combinations(range(len(cuts)), 2):
+            alike[i, j] = alike[j, i] = nmi(said[i], said[j])
+        return cls(first.centers, said, alike)
 
+    @property
+    def steadiness(self) -> float:
+        """NMI of two of the cuts, from 0 to 1: the mean over all pairs; 1 of a lone cut."""
+        pairs = self.alike[np.triu_indices(len(self.said), 1)]
+        return float(pairs.mean()) if len(pairs) else 1.0
 
-def vote(cuts: list[Prototypes], k: int) -> Prototypes:
-    """The k clusters that several cuts of the same rows vote for.
+    def vote(self, k: int) -> Prototypes:
+        """The k clusters that the cuts vote for.
 
-    A cut swings with its landmarks where clusters touch, and a vote swings less. Clusters of the
-    other cuts take the numbers of the one that is most like them all, as well as they match, and
-    that one has a vote more in a tie.
+        A cut swings with its landmarks where clusters touch, and a vote swings less. Clusters of
+        the other cuts take the numbers of the one that is most like them all, as well as they
+        match, and that one has a vote more in a tie.
 
-    Args:
-        cuts: of the same rows.
-        k: number of clusters of each.
+        Args:
+            k: number of clusters of each cut.
 
-    Returns:
-        The landmarks of the first cut, in the clusters of the vote.
-    """
-    centers = cuts[0].centers
-    own = cuts[0].cluster.numpy()
-    if len(cuts) == 1:
-        return cuts[0]
-    said = _said(cuts)
-    alike = [sum(nmi(one, other) for other in said) for one in said]
-    middle = said[int(np.argmax(alike))]
-    votes = np.zeros((len(own), k))
-    votes[np.arange(len(own)), middle] = 0.5
-    for one in said:
-        shared = np.zeros((k, k))
-        np.add.at(shared, (one, middle), 1)
-        number = linear_sum_assignment(shared, maximize=True)[1]
-        votes[np.arange(len(own)), number[one]] += 1
-    for cluster in (votes.argmax(1), middle, own):  # a cluster may be outvoted everywhere
-        if len(np.unique(cluster)) == k:
-            break
-    return Prototypes(centers, torch.from_numpy(cluster))
+        Returns:
+            The landmarks of the first cut, in the clusters of the vote.
+        """
+        own, middle = self.said[0], self.said[int(self.alike.sum(1).argmax())]
+        votes = np.zeros((len(own), k))
+        votes[np.arange(len(own)), middle] = 0.5
+        for one in self.said:
+            shared = np.zeros((k, k))
+            np.add.at(shared, (one, middle), 1)
+            number = linear_sum_assignment(shared, maximize=True)[1]
+            votes[np.arange(len(own)), number[one]] += 1
+        for cluster in (votes.argmax(1), middle, own):  # a cluster may be outvoted everywhere
+            if len(np.unique(cluster)) == k:
+                break
+        return Prototypes(self.centers, torch.from_numpy(cluster))
 
 
 def edges(
@@ -461,29 +470,25 @@ def grow(weights: np.ndarray, cluster: Tensor, parts: int) -> Tree:
 
 
 def _spread(x: Tensor | Spread) -> Spread:
-    """Rows in float32, checked."""
+    """Rows, checked."""
     if isinstance(x, Spread):
         return Spread(as_matrix(x.mine), len(x))
     return Spread(as_matrix(x), len(x))
 
 
-def _nearest(x: Tensor, centers: Tensor) -> Tensor:
-    return torch.cat([scores.argmax(1) for _, scores in score_blocks(x, centers)])
-
-
 def landmarks(x: Spread, m: int, k: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """At most m centres of patches of `x`, none without rows, and the patch of each row."""
-    some = x.take(torch.randperm(len(x), generator=generator)[: max(m, SETTLING)])
+    some = x.take(torch.randperm(len(x), generator=generator)[: max(m, SETTLING)]).float()
     centers = some[:m]
     for _ in range(LLOYD_STEPS):
-        centers, patch = _drop_empty(centers, _nearest(some, centers))
+        centers, patch = _drop_empty(centers, nearest(some, centers))
         counts = torch.bincount(patch, minlength=len(centers))[:, None]
         centers = torch.zeros_like(centers).index_add_(0, patch, some) / counts
-    centers, patch = _drop_empty(centers, x.gather(_nearest(x.mine, centers)))
+    centers, patch = _drop_empty(centers, x.gather(nearest(x.mine, centers)))
     if len(centers) < k:  # many duplicates: rows that differ will do
-        rows = torch.unique(x.gather(x.mine), dim=0)
+        rows = torch.unique(x.gather(x.mine), dim=0).float()
         centers = rows[torch.randperm(len(rows), generator=generator)[:m].to(rows.device)]
-        centers, patch = _drop_empty(centers, x.gather(_nearest(x.mine, centers)))
+        centers, patch = _drop_empty(centers, x.gather(nearest(x.mine, centers)))
     return centers, patch
 
 

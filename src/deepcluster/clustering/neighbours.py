@@ -33,6 +33,7 @@ def knn(
 
     Args:
         x: ``(n, d)``, on any device; where several processes have a part of the rows, all look.
+            Rows of half precision, as in a file that is mapped, are converted a tile at a time.
         k: neighbours, below n.
         queries: ``(q,)`` indices of the rows that ask; None for all.
         chunk: rows that ask at a time; None chooses.
@@ -48,7 +49,7 @@ def knn(
     if not 1 <= k < n:
         raise ValueError(f"k = {k} neighbours of n = {n} rows: k must be from 1 to n - 1")
     queries = torch.arange(n, device=x.device) if queries is None else queries.to(x.device)
-    middle = x.mean(0)  # less which numbers are smaller, and their rounding errors
+    middle = _mean(x)  # less which numbers are smaller, and their rounding errors
     if len(x) == n:
         return _knn(x, middle, k, queries, None, chunk)
     places = torch.where(spread.locate(queries)[0], queries - spread.rows.start, -1)
@@ -92,7 +93,7 @@ def _knn(
         found = [tile.best(rows_of(i), asking, k) for i, asking in enumerate(chunks)]
         best = [_better(*both, k) for both in zip(best, found, strict=True)] if start else found
     indices = torch.cat([places for _, places in best])
-    distances = x.new_empty(indices.shape)
+    distances = middle.new_empty(indices.shape)
     for a in range(0, len(queries), NEAR):
         some = slice(a, a + NEAR)
         asking = (x[queries[some]] if asked is None else asked[some]) - middle
@@ -175,16 +176,16 @@ def nearest_rows(x: Tensor, k: int) -> tuple[Tensor, Tensor, float]:
 def _knn_in_cells(x: Tensor, k: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """About the k nearest rows of each row, and their distances, both ``(n, k)``."""
     n = len(x)
-    middle = x.mean(0)
+    middle = _mean(x)
     cells = round(math.sqrt(n))
     sample = x[torch.randperm(n, generator=generator)[: 30 * cells].to(x.device)] - middle
     centres = sample[:cells]
     for _ in range(3):  # steps of k-means: cells need only be compact
-        nearest = torch.cat([s.argmax(1) for _, s in score_blocks(sample, centres)])
-        sums = torch.zeros_like(centres).index_add_(0, nearest, sample)
-        counts = nearest.bincount(minlength=cells)[:, None]
+        home = nearest(sample, centres)
+        sums = torch.zeros_like(centres).index_add_(0, home, sample)
+        counts = home.bincount(minlength=cells)[:, None]
         centres = torch.where(counts > 0, sums / counts.clamp_min(1), centres)
-    cell = torch.cat([s.argmax(1) for _, s in score_blocks(x, centres, middle)])
+    cell = nearest(x, centres, middle)
     order = cell.argsort(stable=True)
     sizes = cell.bincount(minlength=cells).cpu()
     starts = [0, *sizes.cumsum(0).tolist()]
@@ -197,7 +198,7 @@ def _knn_in_cells(x: Tensor, k: int, generator: torch.Generator) -> tuple[Tensor
         enough = int(torch.searchsorted(sizes[near[c]].cumsum(0), k + 1)) + 1
         probed = near[c, : max(PROBES, enough)].tolist()
         candidates = torch.cat([order[starts[j] : starts[j + 1]] for j in probed])
-        table = x[candidates].sub_(middle)
+        table = x[candidates].float().sub_(middle)
         own = torch.arange(starts[c + 1] - starts[c], device=x.device)  # the first of them
         several = max(1, (CACHED if x.device.type == "cpu" else BLOCK) // len(candidates))
         tile = _Tile(table, 0, min(several, max(len(own), 1)))
@@ -212,18 +213,54 @@ def _knn_in_cells(x: Tensor, k: int, generator: torch.Generator) -> tuple[Tensor
 
 
 def as_matrix(x: Tensor) -> Tensor:
-    """`x` in float32.
+    """`x` in float32; half precision, which may be that of a mapped file, stays as it is.
 
     Raises:
         ValueError: it is no ``(n, d)`` of at least one row, or holds NaN or infinity.
     """
     if x.ndim != 2 or not len(x):
         raise ValueError(f"x is {tuple(x.shape)}: give features as (n, d), n at least 1")
-    x = x.detach().float()
+    x = x.detach()
+    if x.dtype != torch.float16:
+        x = x.float()
     if not all(bool(end.isfinite()) for end in x.aminmax()):  # NaN stays; no copy of the rows
         bad = int((~x.isfinite().all(1)).sum())
         raise ValueError(f"{bad} of {len(x)} rows of x hold NaN or infinity: remove them")
     return x
+
+
+def _mean(x: Tensor) -> Tensor:
+    """Of rows from :func:`as_matrix`, ``(d,)`` float32."""
+    if x.dtype == torch.float32:
+        return x.mean(0)
+    sums = torch.zeros(x.shape[1], device=x.device)
+    for rows in x.split(TILE):
+        sums += rows.float().sum(0)
+    return sums / len(x)
+
+
+def nearest(x: Tensor, centers: Tensor, middle: Tensor | float = 0.0) -> Tensor:
+    """The nearest centre of each row, ``(n,)`` int64, the first one on a tie.
+
+    Args:
+        x: ``(n, d)``, on any device.
+        centers: ``(m, d)`` float32, less `middle`.
+        middle: ``(d,)``, or 0: what is taken from the rows first.
+    """
+    found = torch.empty(len(x), dtype=torch.int64, device=x.device)
+    start = 0  # in one place: small results between blocks of scores leave holes in memory
+    for rows, scores in score_blocks(x, centers, middle):
+        found[start : start + len(rows)] = best_column(scores)
+        start += len(rows)
+    return found
+
+
+def best_column(scores: Tensor) -> Tensor:
+    """The column of the largest score of each row, the first one on a tie."""
+    # On a CPU, NumPy's is vectorised over a row and torch's is not.
+    if scores.device.type == "cpu":
+        return torch.from_numpy(scores.numpy().argmax(1))
+    return scores.argmax(1)
 
 
 def score_blocks(

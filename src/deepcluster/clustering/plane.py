@@ -47,6 +47,7 @@ def layout(
             x[drawn.to(x.device)], neighbours=neighbours, steps=steps, generator=generator
         )
         return places
+    x = x.float()
     if len(x) > LAID_OUT:
         order = torch.randperm(len(x), generator=generator)
         drawn, others = order[:LAID_OUT], order[LAID_OUT:]

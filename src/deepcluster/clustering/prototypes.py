@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from deepcluster.clustering.neighbours import score_blocks
+from deepcluster.clustering.neighbours import best_column, score_blocks
 
 NEAREST = 5
 """Centres of a cluster, at most, that say how far an image is from it."""
@@ -97,9 +97,9 @@ class Prototypes:
         middle = self.centers.mean(0).to(x.device, torch.float32)
         centers = self.centers.to(x.device, torch.float32) - middle
         for rows, scores in score_blocks(x, centers, middle):
-            nearest = _argmax(scores)
+            nearest = best_column(scores)
             distance = (rows - centers[nearest]).norm(dim=1)
-            second = _argmax(scores.scatter_(1, nearest[:, None], -torch.inf))
+            second = best_column(scores.scatter_(1, nearest[:, None], -torch.inf))
             confidence = 1 - distance / (rows - centers[second]).norm(dim=1)
             yield numbers[nearest], distance, confidence.nan_to_num(0.0).clamp_(min=0)
 
@@ -227,13 +227,6 @@ def _least(x: Tensor, several: int) -> Tensor:
         x.numpy().sort(axis=-1)
         return x[..., :several]
     return x.topk(several, dim=-1, largest=False).values
-
-
-def _argmax(scores: Tensor) -> Tensor:
-    # On a CPU, NumPy's is vectorised over a row and torch's is not.
-    if scores.device.type == "cpu":
-        return torch.from_numpy(scores.numpy().argmax(1))
-    return scores.argmax(1)
 
 
 def _first(groups: Tensor) -> tuple[Tensor, Tensor]:

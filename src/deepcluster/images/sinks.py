@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import hashlib
 import math
+import mmap
 import os
 import re
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from deepcluster.images.grey import Pixels
 
@@ -106,6 +109,22 @@ class FileSink:
             shape = (self._done, self._side, self._side, self.channels)
             pixels = np.memmap(self._file, np.uint8, "c", shape=shape)
             return pixels, self._digest.hexdigest()
+
+
+def read_ahead(pixels: Pixels, rows: npt.NDArray[np.integer[Any]]) -> None:
+    """Ask the system for images of a mapped file together: one by one, each waits for the disk.
+
+    Args:
+        pixels: ``(n, s, s, c)``, of a store.
+        rows: ``(b,)``, those that are read next.
+    """
+    file: Any = pixels.base
+    if not isinstance(file, mmap.mmap) or not hasattr(mmap, "MADV_WILLNEED"):
+        return
+    size = pixels[0].nbytes
+    for row in (rows % len(pixels)).tolist():
+        start = row * size // mmap.PAGESIZE * mmap.PAGESIZE
+        file.madvise(mmap.MADV_WILLNEED, start, (row + 1) * size - start)
 
 
 def free_memory() -> float:

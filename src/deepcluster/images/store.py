@@ -29,7 +29,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -50,7 +50,14 @@ from deepcluster.images.grey import (
 )
 from deepcluster.images.kept import Kept
 from deepcluster.images.listing import SAMPLE, Labels, Listing, Look, PassedOver, Raw, add_up
-from deepcluster.images.sinks import FileSink, MemorySink, free_cores, free_memory, pixel_digest
+from deepcluster.images.sinks import (
+    FileSink,
+    MemorySink,
+    free_cores,
+    free_memory,
+    pixel_digest,
+    read_ahead,
+)
 from deepcluster.images.sources import NAMED, list_source, pixels_folder
 from deepcluster.progress import counted
 
@@ -157,6 +164,7 @@ class ImageStore:
 
     def batch(self, indices: npt.NDArray[np.integer[Any]]) -> Pixels:
         """A copy of some images, ``(b, s, s, c)`` uint8, in the order of `indices` ``(b,)``."""
+        read_ahead(self.pixels, indices)
         return np.asarray(self.pixels[indices])
 
     def at(self, side: int) -> ImageStore:
@@ -340,20 +348,28 @@ def open_images(
     contents: list[int] = []
     skipped = list(found.skipped)
     tally = _Tally()
-    start = 0
     workers = free_cores() if data.workers == "auto" else max(1, data.workers)
-    with quiet_pillow(), closing(before), ThreadPoolExecutor(workers) as pool:
-        for chunk in _chunks(found.pictures(), CHUNK):
-            if sink.channels == 3:  # nothing needs to look for colour any more
-                wanted = dataclasses.replace(wanted, channels="rgb")
-            earlier = [before.get(place) for place in range(start, start + len(chunk))]
-            raws = [raw for (_, raw), one in zip(chunk, earlier, strict=True) if one is None]
-            pieces = [raws[i : i + PIECE] for i in range(0, len(raws), PIECE)]
+    with quiet_pillow(), closing(before), _Pool(workers) as pool:
+
+        def begun() -> Iterator[tuple[list[Square | None], Iterator[Square | str]]]:
+            """For each chunk what an earlier fit has left, and the others, which are on their way.
+
+            Where the store has three channels nothing needs to look for colour any more.
+            """
+            start = 0
+            for chunk in _chunks(found.pictures(), CHUNK):
+                colour = dataclasses.replace(wanted, channels="rgb")
+                earlier = [before.get(place) for place in range(start, start + len(chunk))]
+                raws = [raw for (_, raw), one in zip(chunk, earlier, strict=True) if one is None]
+                pieces = [raws[i : i + PIECE] for i in range(0, len(raws), PIECE)]
+                how = itertools.repeat(colour if sink.channels == 3 else wanted)
+                yield earlier, itertools.chain.from_iterable(pool.map(squares, pieces, how))
+                start += len(chunk)
+
+        done = 0
+        for earlier, made in _one_ahead(begun()):  # workers go on while one chunk is put away
             good: list[Pixels] = []
-            made = itertools.chain.from_iterable(
-                pool.map(squares, pieces, itertools.repeat(wanted))
-            )
-            for place, old in enumerate(earlier, start):
+            for place, old in enumerate(earlier, done):
                 one = next(made) if old is None else old
                 if isinstance(one, str):
                     skipped.append((found.paths[place] or found.ids[place], one))
@@ -367,9 +383,9 @@ def open_images(
             if any(one.shape[2] > sink.channels for one in good):
                 sink.widen()
             sink.append(good)
-            start += len(chunk)
+            done += len(earlier)
             if progress is not None:
-                progress(start, scan.count)
+                progress(done, scan.count)
     if not kept:
         path, why = skipped[0]
         raise NoImagesError(
@@ -525,6 +541,25 @@ def _chunks(items: Iterator[tuple[str, Raw]], size: int) -> Iterator[list[tuple[
             chunk = []
     if chunk:
         yield chunk
+
+
+T = TypeVar("T")
+
+
+def _one_ahead(items: Iterator[T]) -> Iterator[T]:
+    """The same, each once the next one is there as well."""
+    waiting = list(itertools.islice(items, 1))
+    for item in items:
+        yield waiting.pop()
+        waiting.append(item)
+    yield from waiting
+
+
+class _Pool(ThreadPoolExecutor):
+    """Threads that do nothing more, once they are left early."""
+
+    def __exit__(self, *error: object) -> None:
+        self.shutdown(cancel_futures=True)
 
 
 def _bytes(count: float) -> str:

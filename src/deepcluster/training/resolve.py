@@ -30,6 +30,7 @@ SMALL_VIEWS = 4  # of more, if their side is at least
 SIDE_FOR_SMALL = 16  # pixels
 ADAPT_LR = {1: 1e-3, 3: 3e-4}  # by channels: grey images lie further from what weights know
 DEFAULT_LR = {"sgd": 0.05, "adamw": 2e-3, "muon": 0.02}
+PHOTOGRAPHS_LR = 0.04  # of Muon, where a small net learns them from scratch
 
 
 def check_time(config: Config) -> None:
@@ -154,6 +155,8 @@ def resolve(config: Config, *, n: int, size: int, channels: int) -> Config:
     lr = train.lr
     if lr == "auto":
         lr = ADAPT_LR[channels] if start == "adapt" else DEFAULT_LR[optimizer]
+        if optimizer == "muon" and photographs and untagged(backbone) in ANY_SIZE:
+            lr = PHOTOGRAPHS_LR
     epochs = config.epochs
     if epochs == "auto":
         epochs = 0 if start == "frozen" else guess_epochs(n, size, batch_size, small_views)
