@@ -1,6 +1,8 @@
 """Weights made elsewhere: found, described, built; the exported folder through timm's own eyes."""
 
 import json
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,7 @@ from deepcluster.backbones.start import Weights, find_weights
 from deepcluster.clustering.prototypes import Prototypes
 from deepcluster.device import Compute
 from deepcluster.errors import ConfigError
+from deepcluster.images.sources import cache_folder
 from deepcluster.images.store import open_images
 
 MEAN, STD = [0.4, 0.5, 0.6], [0.2, 0.25, 0.3]
@@ -175,6 +178,40 @@ def test_features_are_kept_until_anything_changes(net_folder: Path):
     with torch.no_grad():
         next(net.parameters()).mul_(1.5)
     assert features()[1] == 1
+
+
+def test_what_is_kept_harms_no_fit_and_no_file(
+    net_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A damaged file is made again, what cannot be written is not kept, others' are left alone."""
+    monkeypatch.setenv("DEEPCLUSTER_CACHE", str(tmp_path / "cache"))
+    weights = find_weights(str(net_folder))
+    net, compute = weights.build(32), Compute(torch.device("cpu"))
+    store = open_images(make_shapes(8, side=40, colour=True))
+
+    def features():
+        return kept_features(net, store, weights.preprocessing(32), compute)
+
+    first = features()
+    folder = cache_folder() / "features"
+    (kept,) = folder.glob("*.npy")
+    whole = kept.read_bytes()
+    for damaged in (whole[:-9], whole[:20], b""):
+        kept.write_bytes(damaged)
+        assert torch.equal(features(), first) and kept.read_bytes() == whole
+    mine = folder / "my-embeddings.npy"
+    mine.write_bytes(whole)
+    os.utime(mine, (0, 0))
+    older = folder / f"{'a' * 32}.npy"
+    older.write_bytes(whole)
+    os.utime(older, (0, 0))
+    monkeypatch.setattr("deepcluster.backbones.features.KEPT_BYTES", len(whole))
+    kept.unlink()
+    features()
+    assert mine.exists() and kept.exists() and not older.exists()
+    shutil.rmtree(folder)
+    folder.write_text("a file where the folder would be")
+    assert torch.equal(features(), first)
 
 
 def test_pace_is_found_in_the_arithmetic_that_is_asked_for(net_folder: Path):

@@ -16,6 +16,7 @@ from deepcluster.errors import RunError
 from deepcluster.finished import sorting
 from deepcluster.finished.sorting import sort_images
 from deepcluster.images.store import ImageStore, open_images
+from deepcluster.run import RunDir
 
 
 def picture(path: Path, value: int) -> Path:
@@ -274,6 +275,40 @@ def test_before_the_work_a_folder_is_looked_at(tmp_path: Path) -> None:
         sorting.check_folder(tmp_path / "file" / "out")
     sorting.check_folder(tmp_path / "new" / "out")
     assert not (tmp_path / "new").exists()
+
+
+def test_nothing_is_sorted_into_a_run(photos: Path, tmp_path: Path) -> None:
+    run = RunDir.create(tmp_path / "run")
+    run.write_info({"name": "x"})
+    for folder in (run.path, run.report / "data", run.path / "new" / "deep"):
+        with pytest.raises(RunError, match=r"lies in the run .* choose a folder outside"):
+            sort(photos, folder, "move")
+    assert len(files(photos)) == 4 and not run.report.exists()
+
+
+def test_two_do_not_sort_into_one_folder(photos: Path, tmp_path: Path) -> None:
+    """What one has planned the other would take; and what is there since is never replaced."""
+    out = tmp_path / "out"
+    out.mkdir()
+    with sorting._alone(out), pytest.raises(RunError, match="another deepcluster sorts into"):
+        sort(photos, out, "move")
+    assert len(files(photos)) == 4 and not files(out)
+    plan = sorting._plan
+
+    def late(*args: Any) -> list[sorting.Step]:
+        steps = plan(*args)
+        picture(steps[-1].target, 99)  # by another program
+        return steps
+
+    for how in ("move", "copy"):
+        mine = tmp_path / how
+        picture(mine / "0.png", 5)
+        before = files(mine)
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(sorting, "_plan", late)
+            with pytest.raises(RunError, match="Nothing is lost"):
+                sort(mine, tmp_path / f"to-{how}", how)
+        assert files(mine) == before and len(files(tmp_path / f"to-{how}")) == 1
 
 
 def test_no_image_is_put_into_its_own_source_a_second_time(

@@ -11,9 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 
 from deepcluster.errors import SourceError
-from deepcluster.images.vectors import read_vectors
+from deepcluster.images.store import open_images
+from deepcluster.images.vectors import Vectors, pair, read_vectors
 
 ROWS = np.random.default_rng(0).normal(size=(6, 4))
 
@@ -99,3 +101,23 @@ def test_a_shape_that_the_file_does_not_hold(tmp_path: Path) -> None:
 def test_rows_of_several_lengths() -> None:
     with pytest.raises(SourceError, match="several lengths"):
         read_vectors([[1.0], [2.0, 3.0]])
+
+
+def test_vectors_and_images_meet_by_id_or_path_and_never_by_chance(tmp_path: Path) -> None:
+    for i in range(6):
+        Image.fromarray(np.full((8, 8), 40 * i, np.uint8)).save(tmp_path / f"{i}.png")
+    store = open_images(str(tmp_path))
+    paths = [str(path) for path in store.paths]
+    for names in (store.ids, paths):
+        found = pair(Vectors("v", ROWS, names[::-1]), store)[0]
+        np.testing.assert_array_equal(found, ROWS[::-1])
+    np.testing.assert_array_equal(pair(Vectors("v", ROWS, None), store)[0], ROWS)
+    for strange in ([f"x{i}" for i in range(6)], [*paths[:5], "x"]):
+        with pytest.raises(SourceError, match=r"of 6 images have no vector, .* or their paths"):
+            pair(Vectors("v", ROWS, strange), store)
+
+
+def test_a_row_that_is_missing_is_said(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"embedding": [[1.0, 2.0], None, [3.0, 4.0]]}), tmp_path / "v.parquet")
+    with pytest.raises(SourceError, match="some are missing"):
+        read_vectors(tmp_path / "v.parquet")

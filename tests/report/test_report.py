@@ -740,3 +740,19 @@ def test_a_fit_writes_what_the_report_reads(finished: RunDir, tmp_path: Path) ->
     assert summary["map"]["shown"] == n
     levels_ = summary["levels"]
     assert levels_["exact"] and levels_["own"] == len(set(run.read_items()["cluster"].to_pylist()))
+
+
+@pytest.mark.parametrize("place", ["report/data", "report/thumbnails/deep", "report.part"])
+def test_pages_are_not_written_over_what_no_fit_wrote(place: str, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    write_report(run)
+    mine = run.path / place / "photo.png"
+    mine.parent.mkdir(parents=True, exist_ok=True)
+    mine.write_bytes(b"an original")
+    with pytest.raises(RunError, match="move it out of the run"):
+        write_report(run)
+    assert mine.read_bytes() == b"an original"
+    mine.unlink()
+    if place.endswith("deep"):
+        mine.parent.rmdir()
+    write_report(run)

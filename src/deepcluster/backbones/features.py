@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -26,6 +27,7 @@ from deepcluster.clustering.prototypes import Prototypes
 from deepcluster.device import Compute
 from deepcluster.errors import DamagedError, RunError
 from deepcluster.files import reading, replacing
+from deepcluster.images.kept import OWN
 from deepcluster.images.sinks import pixel_digest
 from deepcluster.images.sources import cache_folder
 
@@ -176,23 +178,39 @@ def kept_features(
     key = repr((*facts, weights_key(backbone), pixels)).encode()
     folder = cache_folder() / "features"
     file = folder / f"{hashlib.blake2b(key, digest_size=16).hexdigest()}.npy"
-    if file.is_file():
-        file.touch()
-        advance(len(store))
-        return torch.from_numpy(np.load(file, allow_pickle=False))
+    with contextlib.suppress(OSError, ValueError, EOFError):  # none there, or a damaged one
+        found = np.load(file, allow_pickle=False)
+        if len(found) == len(store):
+            file.touch()
+            advance(len(store))
+            return torch.from_numpy(found)
     features = normalise_(extract(backbone, store, preprocessing, compute, advance=advance))
+    with contextlib.suppress(OSError):  # a full disk, a folder that cannot be written: not kept
+        _keep(file, features)
+    return features
+
+
+def _keep(file: Path, features: Tensor) -> None:
+    """Write features, and remove those that were not asked for longest, where there are too many.
+
+    Raises:
+        OSError: they cannot be written.
+    """
+    folder = file.parent
     folder.mkdir(parents=True, exist_ok=True)
     part = folder / f"{file.stem}-{os.getpid()}.part"
-    with part.open("wb") as opened:
-        np.save(opened, features.numpy(), allow_pickle=False)
-    part.replace(file)
+    try:
+        with part.open("wb") as opened:
+            np.save(opened, features.numpy(), allow_pickle=False)
+        part.replace(file)
+    finally:
+        part.unlink(missing_ok=True)
     room = KEPT_BYTES
     kept = sorted(folder.glob("*.npy"), key=lambda path: path.stat().st_mtime)
     for path in reversed(kept):
         room -= path.stat().st_size
-        if room < 0 and path != file:
+        if room < 0 and path != file and OWN.fullmatch(path.name):
             path.unlink()
-    return features
 
 
 @dataclass

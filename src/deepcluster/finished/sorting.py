@@ -28,8 +28,9 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from deepcluster.errors import RunError
-from deepcluster.files import replacing
+from deepcluster.files import replacing, take_lock
 from deepcluster.progress import counted
+from deepcluster.run.folder import run_around
 
 if TYPE_CHECKING:
     from deepcluster.images.store import ImageStore
@@ -40,6 +41,7 @@ LOG = "sorted.csv"
 COLUMNS = ["id", "path", "cluster", "name", "file"]
 
 MOST_BYTES = 240  # of a file's name: most disks take 255, and a number may come behind it
+LOCK = ".deepcluster-lock"
 PART = ".deepcluster-part-"  # what a file is called while it is not whole
 RESERVED = {"con", "prn", "aux", "nul", *(f"{x}{i}" for x in ("com", "lpt") for i in range(1, 10))}
 
@@ -70,7 +72,7 @@ def check_folder(folder: Path, sources: Sequence[str] = (), how: How = "copy") -
 
     Raises:
         RunError: it is a file, cannot be written, holds a sorted.csv of something else, or lies in
-            a folder of `sources`, which would have each image twice.
+            a folder of `sources`, which would have each image twice, or in a run.
     """
     for source in sources:
         around = Path(source).expanduser().resolve()
@@ -84,6 +86,12 @@ def check_folder(folder: Path, sources: Sequence[str] = (), how: How = "copy") -
         above = above.parent
     if not above.is_dir() or not os.access(above, os.W_OK):
         raise RunError(f"{folder} cannot be written: {above} is no folder that can be written to")
+    run = run_around(folder)
+    if run is not None:
+        raise RunError(
+            f"{folder} lies in the run {run}, whose files are written anew and replaced: choose a "
+            f"folder outside, such as --into {run.parent / f'{run.name}-sorted'}"
+        )
     _read_log(folder)
 
 
@@ -110,12 +118,41 @@ def sort_images(
             written to; nothing is sorted then. Or the disk became full on the way.
     """
     check_folder(folder)
-    before = _read_log(folder)
     sources = _sources(store)
     if how == "link":
         _check_disk(sources, folder)
-    steps = _plan(store, labels, names, sources, folder, before)
     folder.mkdir(parents=True, exist_ok=True)
+    with _alone(folder):
+        return _sort(store, labels, names, sources, folder, how)
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keep other sorting out of the folder: what is planned by one would be taken by another."""
+    path = folder / LOCK
+    with path.open("a", encoding="utf-8") as file:
+        if not take_lock(file):
+            raise RunError(
+                f"another deepcluster sorts into {folder} now: wait until it has ended, then say "
+                "the same again"
+            )
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):  # Windows removes none that is open
+                path.unlink()
+
+
+def _sort(
+    store: ImageStore,
+    labels: np.ndarray,
+    names: list[str | None],
+    sources: list[Path | None],
+    folder: Path,
+    how: How,
+) -> dict[str, int]:
+    before = _read_log(folder)
+    steps = _plan(store, labels, names, sources, folder, before)
     _clean(folder, before)
     _write_log(folder, store, labels, names, steps)
     moves = {step.real: step.target for step in steps if step.real and not step.is_link}
@@ -381,6 +418,7 @@ def _move(source: Path, step: Step, moves: dict[Path, Path]) -> None:
         if not source.samefile(target):
             source.unlink()  # a copy between disks that was stopped before its last step
     else:
+        _refuse_taken(target)
         try:
             source.rename(target)
         except OSError as error:
@@ -391,12 +429,19 @@ def _move(source: Path, step: Step, moves: dict[Path, Path]) -> None:
             source.unlink()
 
 
+def _refuse_taken(target: Path) -> None:
+    """Another program may have put something there since the plan was made."""
+    if os.path.lexists(target):
+        raise FileExistsError(errno.EEXIST, f"{target} is there since just now")
+
+
 @contextlib.contextmanager
 def _part(target: Path) -> Iterator[Path]:
     """A name to write under; it becomes `target` once it is whole."""
     part = target.with_name(f"{PART}{os.getpid()}")
     try:
         yield part
+        _refuse_taken(target)
         part.replace(target)
     except BaseException:
         with contextlib.suppress(OSError):

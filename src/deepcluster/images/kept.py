@@ -45,7 +45,8 @@ PIECE = 1024  # images written at a time
 KINDS = {"decoded": "decoded images", "features": "features of frozen nets"}
 """Folder of the cache -> what is kept there and may be removed."""
 
-_OWN = re.compile(r"[0-9a-f]{32}\.npy")
+OWN = re.compile(r"[0-9a-f]{32}\.npy")
+"""Names of what is kept: nothing else in those folders is ever removed."""
 _ROW = np.dtype(
     [("key", "V16"), ("content", "u8"), ("pages", "u4"), ("flags", "u1"), ("crc", "u4")]
 )
@@ -229,7 +230,7 @@ def _make_room(file: Path, size: int) -> bool:
         if path == file:  # it is replaced
             continue
         room -= held
-        if room < 0 and _OWN.fullmatch(path.name):
+        if room < 0 and OWN.fullmatch(path.name):
             with contextlib.suppress(OSError):
                 path.unlink()
     for path in folder().glob("tmp*.part"):
@@ -255,7 +256,7 @@ def holdings() -> list[Holding]:
     found = []
     for name, kind in KINDS.items():
         inside = cache_folder() / name
-        sizes = [size for path, _, size in files(inside) if _OWN.fullmatch(path.name)]
+        sizes = [size for path, _, size in files(inside) if OWN.fullmatch(path.name)]
         found.append(Holding(kind, inside, len(sizes), sum(sizes), True))
     downloads = cache_folder() / "datasets"
     sizes = [path.stat().st_size for path in downloads.rglob("*") if path.is_file()]
@@ -271,7 +272,7 @@ def clear() -> int:
     freed = 0
     for name in KINDS:
         for path, _, size in files(cache_folder() / name):
-            if _OWN.fullmatch(path.name):
+            if OWN.fullmatch(path.name):
                 with contextlib.suppress(OSError):  # Windows removes none that is open
                     path.unlink()
                     freed += size

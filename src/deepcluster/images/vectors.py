@@ -74,8 +74,8 @@ def read_vectors(source: Any) -> Vectors:
         raise SourceError(f"{path} cannot be read: {why}") from error
     except Exception as error:  # of a damaged file, of any kind
         raise SourceError(
-            f"{path} cannot be read: it is empty, damaged or cut off, or holds no numbers; "
-            "expected vectors (n, d)"
+            f"{path} cannot be read: it is empty, damaged or cut off, or holds Python objects (save "
+            "np.stack(rows).astype('float32')); expected vectors (n, d)"
         ) from error
 
 
@@ -119,7 +119,7 @@ def _from_parquet(path: Path) -> Vectors:
             f"belong in one named {COLUMNS[0]!r}"
         )
     column = table[named[0] if named else lists[0]].combine_chunks()
-    lengths = {len(row) if row is not None else 0 for row in column}
+    lengths = {len(row) if row.is_valid else 0 for row in column}
     if len(lengths) != 1 or column.null_count:
         raise SourceError(f"{path}: the vectors are of several lengths, or some are missing")
     rows = np.asarray(column.flatten()).reshape(len(table), -1)
@@ -166,7 +166,8 @@ def _checked(found: Vectors) -> Vectors:
 def pair(vectors: Vectors, store: ImageStore | None) -> tuple[np.ndarray, ImageStore]:
     """The vectors in the order of the images, and the images; blank ones where there are none.
 
-    Where both have ids, these say what belongs together, else the order does.
+    Where the vectors have ids, these say what belongs together, as ids or paths of the images, else
+    the order does.
 
     Raises:
         SourceError: images without vectors, or another number of them.
@@ -184,14 +185,16 @@ def pair(vectors: Vectors, store: ImageStore | None) -> tuple[np.ndarray, ImageS
         return vectors.rows, store
     if vectors.ids is not None:
         row = {name: i for i, name in enumerate(vectors.ids)}
-        lost = [name for name in store.ids if name not in row]
-        if not lost:
-            return vectors.rows[[row[name] for name in store.ids]], store
-        if len(lost) < len(store) or len(store) != n:
-            raise SourceError(
-                f"{len(lost):,} of {len(store):,} images have no vector, the first is {lost[0]}: "
-                "the ids of the vectors must be those of the images (as items.csv shows them)"
-            )
+        lost: list[str] = []
+        for names in (store.ids, [path or "" for path in store.paths]):
+            lost = lost or [name for name in names if name not in row]
+            if all(name in row for name in names):
+                return vectors.rows[[row[name] for name in names]], store
+        raise SourceError(
+            f"{len(lost):,} of {len(store):,} images have no vector, the first is {lost[0]} "
+            f"(vectors are called {vectors.ids[0]} …): the ids of the vectors must be those of the "
+            "images, or their paths (items.csv shows both); without any the order counts"
+        )
     if store.skipped or len(store) != n:
         raise SourceError(
             f"{counted(n, 'vector')}, but {counted(len(store), 'image')} ({len(store.skipped):,} "

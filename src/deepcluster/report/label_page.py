@@ -6,7 +6,6 @@ kept in the browser and comes out as ``labels.csv``, which ``deepcluster teach``
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -48,8 +47,9 @@ def write_label_page(
     position = {row: i for i, row in enumerate(shown)}
     prefix = shared_folder(paths)
     folder = run.labelling
-    for name in ("scripts", "data", "thumbnails"):
-        shutil.rmtree(folder / name, ignore_errors=True)
+    parts = ("scripts", "data", "thumbnails")
+    run.clear(*(f"{folder.name}/{name}" for name in parts))
+    for name in parts:
         (folder / name).mkdir(parents=True)
     for sheet in thumbnails.sheets:
         link(sheet, folder / "thumbnails" / sheet.name)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import shlex
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -95,7 +94,7 @@ def write_report(run: RunDir, *, progress: Say | None = None) -> Path:
     covers = _choose_covers(clusters, distance)
 
     part = run.report.with_name(f"{run.report.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
+    run.clear(part.name)
     for folder in ("data", "scripts", "thumbnails"):
         (part / folder).mkdir(parents=True)
     for sheet in thumbnails.sheets:
@@ -123,7 +122,7 @@ def write_report(run: RunDir, *, progress: Say | None = None) -> Path:
     )
     title = str(summary["title"])
     write_page(part, "index.html", title=title, styles=["style.css"], scripts=SCRIPTS)
-    _take_place(part, run.report)
+    _take_place(run, part)
     return run.report / "index.html"
 
 
@@ -382,12 +381,11 @@ def _write_covers(
 # -- files --------------------------------------------------------------------------------------
 
 
-def _take_place(part: Path, report: Path) -> None:
+def _take_place(run: RunDir, part: Path) -> None:
     """Move the new pages to where the old ones are, and leave whatever else is there."""
-    report.mkdir(exist_ok=True)
+    run.report.mkdir(exist_ok=True)
+    folders = [name for name in PARTS if (run.report / name).is_dir()]
+    run.clear(*(f"{run.report.name}/{name}" for name in folders))
     for name in PARTS:
-        old = report / name
-        if old.is_dir():
-            shutil.rmtree(old)
-        (part / name).replace(old)
+        (part / name).replace(run.report / name)
     part.rmdir()

@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -48,6 +49,12 @@ _OWN_FOLDERS = re.compile(
     r"(model|thumbnails|checkpoints|pictures|tensorboard|updates|classifier"
     r"|(report|report\.part|labelling)(/(scripts|data|thumbnails))?)"
 )
+
+
+def run_around(path: Path) -> Path | None:
+    """The run that a path lies in, or is, if any: its files are written anew and deleted."""
+    places = [path.resolve(), *path.resolve().parents]
+    return next((each for each in places if RunFolder(each)._is_ours()), None)
 
 
 class RunFolder:
@@ -230,6 +237,27 @@ class RunFolder:
                 f"{self.path} holds what no fit wrote ({shown}), so --overwrite will not replace "
                 "it: move that to another folder first, or choose another one with --out"
             )
+
+    def clear(self, *names: str) -> None:
+        """Delete folders of the run that are made anew.
+
+        Args:
+            names: of the folders, relative to the run.
+
+        Raises:
+            RunError: one holds what no fit wrote; nothing is deleted then.
+        """
+        if not self.path.is_dir():
+            return
+        inside = tuple(f"{name}/" for name in names)
+        foreign = next((each for each in self.foreign() if each.startswith(inside)), None)
+        if foreign:
+            raise RunError(
+                f"{self.path / foreign} lies in a folder that is made anew, and no fit wrote it: "
+                "move it out of the run, then say the same again"
+            )
+        for name in names:
+            shutil.rmtree(self.path / name, ignore_errors=True)
 
     def remove(self) -> None:
         """Delete the run: files of the names that a fit writes, and the folders this empties."""

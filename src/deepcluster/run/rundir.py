@@ -562,6 +562,7 @@ class RunDir(RunFolder):
         order: np.ndarray | None = None,
     ) -> None:
         """Write sheets of all images, as :func:`deepcluster.run.thumbnails.write_sheets` does."""
+        self.clear(self._thumbnails.name)
         write_sheets(self._thumbnails, images, tile=tile, order=order)
 
     def read_thumbnails(self) -> Thumbnails:

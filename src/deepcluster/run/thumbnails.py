@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,7 +44,7 @@ def write_sheets(
     """Write WebP sheets of all images.
 
     Args:
-        folder: where; it is made anew.
+        folder: where; there is none yet.
         images: n uint8 arrays ``(h, w, 1 or 3)``; an image larger than a tile is shrunk.
         tile: side of a tile in pixels.
         order: the image on each tile, a permutation of 0 … n - 1. Sorted by cluster and by
@@ -56,7 +55,6 @@ def write_sheets(
     order = np.arange(len(images)) if order is None else np.asarray(order)
     if not np.array_equal(np.sort(order), np.arange(len(images))):
         raise ValueError(f"order must hold each of the {len(images)} images once")
-    shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     side = max(1, SHEET_SIDE // tile)
     for number, start in enumerate(range(0, len(images), side * side)):
