@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import statistics
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -31,6 +33,11 @@ WAIT = timedelta(days=7)
 """So long one process waits for another that lives, such as for the first while it decodes or makes
 the report. One that has ended is noticed by its closed connection."""
 
+SLOW = 1.5, 2.0
+"""A process is slow that computes for so many times as long an epoch as the others' median, and for
+so many seconds longer."""
+
+_waited = [0.0]  # seconds that this process has spent in messages, where they end before it goes on
 _joined: ContextVar[bool] = ContextVar("joined", default=False)
 _training: ContextVar[bool] = ContextVar("training", default=False)
 
@@ -168,6 +175,35 @@ def equalise(tensors: Iterable[Tensor]) -> None:
         values = tensor.detach().contiguous()
         _broadcast(values)
         tensor.detach().copy_(values)
+
+
+@contextlib.contextmanager
+def computing() -> Iterator[list[float]]:
+    """Seconds of what stands within, less those in messages, once it is done: one number."""
+    spent: list[float] = []
+    began, waited = time.perf_counter(), _waited[0]
+    yield spent
+    spent.append(time.perf_counter() - began - (_waited[0] - waited))
+
+
+def latecomer(seconds: float) -> str:
+    """Which process all others wait for, if one is SLOW; empty if none is.
+
+    Args:
+        seconds: that this process was :func:`computing` in an epoch.
+    """
+    if world() == 1:
+        return ""
+    each = join(torch.tensor([seconds], dtype=torch.float64), [1] * world()).tolist()
+    late = max(range(len(each)), key=each.__getitem__)
+    usual = statistics.median(each[:late] + each[late + 1 :])
+    times, more = SLOW
+    if each[late] < times * usual or each[late] < usual + more:
+        return ""
+    return (
+        f"process {late} (from 0) of {len(each)} computes {each[late]:.3g} s an epoch, others "
+        f"{usual:.3g} s, and wait for it: see what else its machine does"
+    )
 
 
 # -- what all say to all ------------------------------------------------------------------------
@@ -465,8 +501,10 @@ def _add_up(tensor: Tensor) -> None:
 
 @contextlib.contextmanager
 def _talking() -> Iterator[None]:
+    began = time.perf_counter()
     try:
         yield
+        _waited[0] += time.perf_counter() - began
     except RuntimeError as error:
         reason = str(error).partition("\n")[0].partition(". ")[0]
         raise ProcessError(

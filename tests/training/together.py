@@ -6,6 +6,7 @@ The first one computes the same alone, on the whole batch.
 import dataclasses
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -265,6 +266,22 @@ def epochs() -> None:
     assert torch.equal(theirs if processes.first() else theirs[rows], trained.embeddings)
 
 
+def who_is_late() -> None:
+    """The last process computes for 9 s where the others do for 3, or all do as long."""
+    last = processes.helpers() - 1
+    with processes.training():
+        said = processes.latecomer(9.0 if processes.rank() == last else 3.0)
+        assert f"process {last} (from 0)" in said and "9 s an epoch, others 3 s" in said
+        assert processes.latecomer(3.0 + 0.01 * processes.rank()) == ""
+        assert processes.latecomer(0.09 if processes.rank() == last else 0.03) == ""  # too short
+        with processes.computing() as spent:
+            began = time.perf_counter()
+            processes.agree(1)
+            whole = time.perf_counter() - began
+        assert 0 <= spent[0] < whole  # messages are not counted
+    assert processes.latecomer(9.0) == ""  # alone
+
+
 def found_labels() -> None:
     """Where the number of labels is found as it goes, the first process finds it for all."""
     if not processes.first():
@@ -331,6 +348,7 @@ if __name__ == "__main__":
         for method in sys.argv[1:]:
             steps(method)
         epochs()
+        who_is_late()
         found_labels()
         checkpoints()
         if not processes.first():

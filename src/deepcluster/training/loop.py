@@ -170,6 +170,7 @@ def train(
         save_checkpoint(run, 0, method, optimizer, None)
     every = max(config.train.checkpoint_every, math.ceil(config.epochs / MOST_CHECKPOINTS))
     clock.lap("set-up")
+    told = False  # that a process is slow: once
 
     for epoch in range(first, config.epochs):
         if epoch >= config.epochs:  # fewer than when the loop began
@@ -191,12 +192,13 @@ def train(
             batches = order.tensor_split(math.ceil(len(order) / config.train.batch_size))
             progress.phase(f"epoch {epoch + 1}/{config.epochs}", len(order))
             step.begin(mix(config.seed, epoch, VIEWS))
-            for number, index in enumerate(batches):
-                rate = schedule((epoch + (number + 0.5) / len(batches)) / config.epochs, config)
-                for group in optimizer.param_groups:
-                    group["lr"] = group["initial_lr"] * rate
-                step(index)
-                progress.advance(len(index))
+            with processes.computing() as spent:
+                for number, index in enumerate(batches):
+                    rate = schedule((epoch + (number + 0.5) / len(batches)) / config.epochs, config)
+                    for group in optimizer.param_groups:
+                        group["lr"] = group["initial_lr"] * rate
+                    step(index)
+                    progress.advance(len(index))
             mean_loss = float(step.total) / len(batches)
         if not math.isfinite(mean_loss):
             raise FloatingPointError(
@@ -204,6 +206,10 @@ def train(
                 "lower --train.lr, or set --train.precision float32"
             )
         watch.lap("train")
+        late = "" if device.type == "cuda" else processes.latecomer(*spent)  # CUDA does not wait
+        if late and not told:
+            progress.note(late)
+        told = told or bool(late)
 
         line: dict[str, Any] = {"epoch": epoch, "loss": mean_loss, "lr": config.train.lr * rate}
         if snapshot is not None:
