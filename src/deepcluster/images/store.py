@@ -3,11 +3,11 @@
 The way of the images, in one direction: a source is listed once
 (:func:`~deepcluster.images.sources.list_source`), the plan looks at the listing
 (:func:`scan_images`), then its images are decoded (:func:`open_images`), by threads (Pillow gives
-up the interpreter lock while it decodes, so processes gain nothing), and kept as uint8 squares in
-memory if they fit, else in an unnamed memory-mapped file that vanishes with the store. An image
-that cannot be used is skipped and listed with the reason; ids name images, positions do not, so the
-others keep their ids. How a pixel becomes 8 bits is told in :mod:`deepcluster.images.decode` and
-:mod:`deepcluster.images.grey`.
+up the interpreter lock while it decodes, but not while it reads a header, so that of small files a
+second thread does a third more), and kept as uint8 squares in memory if they fit, else in an
+unnamed memory-mapped file that vanishes with the store. An image that cannot be used is skipped and
+listed with the reason; ids name images, positions do not, so the others keep their ids. How a pixel
+becomes 8 bits is told in :mod:`deepcluster.images.decode` and :mod:`deepcluster.images.grey`.
 
 Labels are for measuring only; nothing that learns reads them.
 

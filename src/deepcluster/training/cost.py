@@ -41,9 +41,9 @@ BESIDE = {"cpu": (0.07, 3.3e-5), "cuda": (0.35, 1.5e-6)}
 STEP_EXTRAS = 1.05  # times a timed step: reading the images
 CHOOSING = 0.3  # for each number of clusters that is looked at
 
-# Bytes, by the largest resident sizes of fits of 10,000 and 100,000 images, and a million vectors.
+# Bytes, by the largest resident sizes of fits of 10,000, 100,000 and a million images.
 LIBRARIES = 800_000_000  # torch and the others, once they are loaded
-KERNELS = 200_000_000  # what they keep of a net that has run
+KERNELS = 100_000_000  # what they keep of a net that has run
 CUTTING = 170_000_000  # scores of a block and tables of the final clusters
 IMAGE = 1100  # an image's id, clusters, neighbours and rows of tables and pages
 BANK = 130  # an image, of the default method
