@@ -74,8 +74,8 @@ def read_vectors(source: Any) -> Vectors:
         raise SourceError(f"{path} cannot be read: {why}") from error
     except Exception as error:  # of a damaged file, of any kind
         raise SourceError(
-            f"{path} cannot be read: it is empty, damaged or cut off, or holds Python objects (save "
-            "np.stack(rows).astype('float32')); expected vectors (n, d)"
+            f"{path} cannot be read: it is empty, damaged or cut off, or holds Python objects "
+            "(save np.stack(rows).astype('float32')); expected vectors (n, d)"
         ) from error
 
 
