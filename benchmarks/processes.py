@@ -3,16 +3,19 @@ r"""A fit by several processes: time, memory of each, and what they say to each 
     python benchmarks/processes.py        # 1 process of 2 threads, 2 of 1 thread: needs 2 cores
     python benchmarks/processes.py --of 1x4 2x2 4x1 --images 200000 --size 32
     python benchmarks/processes.py --images 600 --epochs 2 --repeats 1      # to try it
-    python benchmarks/processes.py --memory --of 1x1 2x1 4x1 --images 200000 --size 16 \
-        --backbone convnet_tiny                              # takes no time of its own seriously
+    python benchmarks/processes.py --memory --of 1x1 2x1 4x1 --images 200000 --size 32 \
+        --backbone convnet_tiny --batch 64                   # takes no time of its own seriously
 
 Each row is one way to start the same fit (processes x threads) on images of noise, as torchrun
 would start it; the ways take turns, and the median of the repeats counts. Seconds are of the steps
 of an epoch (the first, which builds kernels, is left out where there are others) and of the whole
 fit. Messages and bytes of a step are counted by one process that only believes it has company.
-Writes benchmarks/results/processes.json, with --memory processes-memory.json: the peak of each
-process in two epochs of a few steps with a cut of all images between them, and with the features of
-all at the end; and of the same with half as many images.
+Writes benchmarks/results/processes.json, with --memory processes-memory.json: the private memory of
+each process before it has images, and how much more it is at its peak, in two epochs of a few steps
+with a cut of all images between them, and with the features of all at the end; and of the same with
+half as many images. Private memory is what no file is mapped to: the libraries, 400 MB of which lie
+in memory once for all processes of a machine, are left out. What is freed goes back to the system
+at once, so that a peak is of what is held.
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ from typing import Any
 
 import numpy as np
 import record
-import torch
+import torch._dynamo  # as several processes do before they join: so one has as much to begin with
 
 from deepcluster import processes
 from deepcluster.backbones.preprocessing import Batches, Preprocessing
@@ -52,13 +55,13 @@ from deepcluster.training.step import Step
 STEPS = 10  # of an epoch whose memory is measured
 
 
-def start(words: list[str], several: int, threads: int) -> list[str]:
+def start(words: list[str], several: int, threads: int, **more: str) -> list[str]:
     """Start Python with these words in several processes; what each says."""
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
         port = held.getsockname()[1]
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(several)}
-    shared |= {"LOCAL_WORLD_SIZE": str(several), "OMP_NUM_THREADS": str(threads)}
+    shared |= {"LOCAL_WORLD_SIZE": str(several), "OMP_NUM_THREADS": str(threads), **more}
     started = []
     for rank in range(several):
         own = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
@@ -78,7 +81,10 @@ def start(words: list[str], several: int, threads: int) -> list[str]:
 
 
 def probe(source: Path, options: argparse.Namespace) -> None:
-    """One of several processes: a few steps, a cut, features; says its peak in bytes."""
+    """One of several processes: a few steps, a cut, features; says its memory in bytes.
+
+    That is what it had before there were images, and how much more at its peak.
+    """
     order = ContrastiveClusters.order
 
     def few(method: ContrastiveClusters, generator: torch.Generator) -> torch.Tensor:
@@ -87,6 +93,7 @@ def probe(source: Path, options: argparse.Namespace) -> None:
 
     ContrastiveClusters.order = few  # type: ignore[method-assign]
     with processes.joined():
+        before = memory_now()["RssAnon"]
         if processes.first():
             store = open_images(source, data=stored(DataSettings()), size=options.size)
             asked = {"backbone": options.backbone, "clusters": 10, "epochs": 2, "device": "cpu"}
@@ -96,13 +103,20 @@ def probe(source: Path, options: argparse.Namespace) -> None:
             train(send_fit(store, config), config, progress=Progress(), clock=Clock())
         else:
             help_with(lambda *given: train(*given, progress=Progress(), clock=Clock()))
-    peak = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    print(1024 * int(peak[1]) if peak else 0)
+    after = memory_now()
+    print(before, after["VmHWM"] - after["RssFile"] - before)
+
+
+def memory_now() -> dict[str, int]:
+    """What the system says of this process's memory, in bytes."""
+    told = re.findall(r"(\w+):\s+(\d+) kB", Path("/proc/self/status").read_text())
+    return {name: 1024 * int(value) for name, value in told}
 
 
 def memory(ways: list[tuple[int, ...]], options: argparse.Namespace) -> list[dict[str, Any]]:
-    """The peak of each process, of all images and of half of them."""
+    """The memory of each process, with all images and with half of them."""
     rows = []
+    glibc = {"MALLOC_MMAP_THRESHOLD_": str(2**17), "MALLOC_TRIM_THRESHOLD_": str(2**17)}
     for several, threads in ways:
         row: dict[str, Any] = {"processes": several, "threads": threads}
         with tempfile.TemporaryDirectory() as folder:
@@ -111,7 +125,9 @@ def memory(ways: list[tuple[int, ...]], options: argparse.Namespace) -> list[dic
                 np.save(source, noise(images, options.size))
                 words = [__file__, "--probe", str(source), "--size", str(options.size)]
                 words += ["--backbone", options.backbone, "--batch", str(options.batch)]
-                row[name] = [int(line) for line in start(words, several, threads)]
+                said = start(words, several, threads, **glibc)
+                before, row[name] = zip(*(map(int, line.split()) for line in said), strict=True)
+                row["before"] = max(before)
         rows.append(row)
         print(json.dumps(row))
     return rows

@@ -635,7 +635,7 @@ def processes(found: list[Line]) -> str:
 
 
 def memory(found: list[Line]) -> str:
-    """Peak memory of each of several processes."""
+    """Memory of each of several processes beyond what it had before the images."""
     if not found:
         return "Not measured yet."
     facts = found[0]
@@ -644,11 +644,12 @@ def memory(found: list[Line]) -> str:
         more = [a - b for a, b in zip(row["peak"], row["half"], strict=True)]
         more = [each * 1e5 / (facts["images"] / 2) for each in more]
         others = [f"{max(x[1:]) / 1e6:.0f}" if x[1:] else "–" for x in (row["peak"], more)]
-        return [str(row["processes"]), f"{row['peak'][0] / 1e6:.0f}", others[0],
-                f"{more[0] / 1e6:.0f}", others[1]]  # fmt: skip
+        return [str(row["processes"]), f"{row['before'] / 1e6:.0f}",
+                f"{row['peak'][0] / 1e6:.0f}", others[0], f"{more[0] / 1e6:.0f}",
+                others[1]]  # fmt: skip
 
-    head = ["processes", "MB, the first", "MB, each other"]
-    head += ["MB for 100,000 images more, the first", "each other"]
+    head = ["processes", "MB before the images", "at the peak, more by: the first", "each other"]
+    head += ["for 100,000 images more: the first", "each other"]
     rows = [cells(row) for row in facts["rows"]]
     return f"{table(head, rows)}\n\n{_noise(facts)}; {_origin(facts)}"
 

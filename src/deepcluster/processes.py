@@ -201,8 +201,8 @@ def latecomer(seconds: float) -> str:
     if each[late] < times * usual or each[late] < usual + more:
         return ""
     return (
-        f"process {late} (from 0) of {len(each)} computes {each[late]:.3g} s an epoch, others "
-        f"{usual:.3g} s, and wait for it: see what else its machine does"
+        f"process {late} (from 0) of {len(each)} computes {each[late]:.1f} s an epoch, others "
+        f"{usual:.1f} s, and wait for it: see what else its machine does"
     )
 
 

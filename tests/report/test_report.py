@@ -756,3 +756,14 @@ def test_pages_are_not_written_over_what_no_fit_wrote(place: str, tmp_path: Path
     if place.endswith("deep"):
         mine.parent.rmdir()
     write_report(run)
+
+
+def test_a_folder_of_others_that_the_report_is_linked_to_is_left_alone(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    (tmp_path / "web" / "data").mkdir(parents=True)
+    (tmp_path / "web" / "data" / "theirs.txt").write_text("x")
+    shutil.rmtree(run.report, ignore_errors=True)
+    run.report.symlink_to(tmp_path / "web")
+    with pytest.raises(RunError, match="move it out of the run"):
+        write_report(run)
+    assert (tmp_path / "web" / "data" / "theirs.txt").read_text() == "x"

@@ -287,7 +287,7 @@ def test_the_example_for_slurm_runs(source: Path, alone: RunDir, tmp_path: Path)
         "deepcluster": f'exec {sys.executable} -m deepcluster "$@"',
         "scontrol": "echo 127.0.0.1; echo elsewhere",
         "srun": """
-            export SLURM_NTASKS=2 SLURM_NTASKS_PER_NODE=2
+            export SLURM_NTASKS=2 "SLURM_TASKS_PER_NODE=2(x1)"
             SLURM_PROCID=1 SLURM_LOCALID=1 "$@" & SLURM_PROCID=0 SLURM_LOCALID=0 "$@" && wait $!""",
     }
     for name, text in programs.items():

@@ -271,7 +271,7 @@ def who_is_late() -> None:
     last = processes.helpers() - 1
     with processes.training():
         said = processes.latecomer(9.0 if processes.rank() == last else 3.0)
-        assert f"process {last} (from 0)" in said and "9 s an epoch, others 3 s" in said
+        assert f"process {last} (from 0)" in said and "9.0 s an epoch, others 3.0 s" in said
         assert processes.latecomer(3.0 + 0.01 * processes.rank()) == ""
         assert processes.latecomer(0.09 if processes.rank() == last else 0.03) == ""  # too short
         with processes.computing() as spent:

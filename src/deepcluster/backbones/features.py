@@ -178,12 +178,14 @@ def kept_features(
     key = repr((*facts, weights_key(backbone), pixels)).encode()
     folder = cache_folder() / "features"
     file = folder / f"{hashlib.blake2b(key, digest_size=16).hexdigest()}.npy"
-    with contextlib.suppress(OSError, ValueError, EOFError):  # none there, or a damaged one
+    found = None
+    with contextlib.suppress(Exception):  # none there, or damaged in whatever way
         found = np.load(file, allow_pickle=False)
-        if len(found) == len(store):
+    if found is not None and found.ndim == 2 and len(found) == len(store):
+        with contextlib.suppress(OSError):  # somebody else's
             file.touch()
-            advance(len(store))
-            return torch.from_numpy(found)
+        advance(len(store))
+        return torch.from_numpy(found)
     features = normalise_(extract(backbone, store, preprocessing, compute, advance=advance))
     with contextlib.suppress(OSError):  # a full disk, a folder that cannot be written: not kept
         _keep(file, features)

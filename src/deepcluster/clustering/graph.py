@@ -225,6 +225,8 @@ class Draws:
             The landmarks of the first cut, in the clusters of the vote.
         """
         own, middle = self.said[0], self.said[int(self.alike.sum(1).argmax())]
+        if len(self.said) == 1:
+            return Prototypes(self.centers, torch.from_numpy(own))
         votes = np.zeros((len(own), k))
         votes[np.arange(len(own)), middle] = 0.5
         for one in self.said:

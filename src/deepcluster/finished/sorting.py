@@ -75,7 +75,7 @@ def check_folder(folder: Path, sources: Sequence[str] = (), how: How = "copy") -
             a folder of `sources`, which would have each image twice, or in a run.
     """
     for source in sources:
-        around = Path(source).expanduser().resolve()
+        around = Path(os.path.expanduser(source)).resolve()  # noqa: PTH111 (an unknown ~name stays)
         if how != "move" and around.is_dir() and folder.resolve().is_relative_to(around):
             raise RunError(
                 f"{folder} lies in {source}, which would have each image twice then: say "
@@ -131,7 +131,11 @@ def _alone(folder: Path) -> Iterator[None]:
     """Keep other sorting out of the folder: what is planned by one would be taken by another."""
     path = folder / LOCK
     with path.open("a", encoding="utf-8") as file:
-        if not take_lock(file):
+        if not (
+            take_lock(file)
+            and path.exists()
+            and os.path.samestat(os.fstat(file.fileno()), path.stat())
+        ):
             raise RunError(
                 f"another deepcluster sorts into {folder} now: wait until it has ended, then say "
                 "the same again"
@@ -243,11 +247,11 @@ def _plan(
         known = before.get((key, place))
         if known is not None:
             target = folder / known
-            if not target.exists():
+            if not os.path.lexists(target):
                 taken[place].add(_folded(target.name))
                 steps.append(Step(row, source, real, target, there=False))
                 continue
-            if _is_the_same(store, row, source, target):
+            if target.exists() and _is_the_same(store, row, source, target):
                 steps.append(Step(row, source, real, target, there=True))
                 continue
         wanted = f"{_safe(store.ids[row])}.png" if source is None else _short(source.name)

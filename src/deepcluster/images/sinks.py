@@ -5,6 +5,7 @@ Every pixel passes through a hash on its way, so that a store of the same images
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 import mmap
@@ -122,9 +123,10 @@ def read_ahead(pixels: Pixels, rows: npt.NDArray[np.integer[Any]]) -> None:
     if not isinstance(file, mmap.mmap) or not hasattr(mmap, "MADV_WILLNEED"):
         return
     size = pixels[0].nbytes
-    for row in (rows % len(pixels)).tolist():
-        start = row * size // mmap.PAGESIZE * mmap.PAGESIZE
-        file.madvise(mmap.MADV_WILLNEED, start, (row + 1) * size - start)
+    with contextlib.suppress(OSError):  # it is a hint, which not every file system takes
+        for row in (rows % len(pixels)).tolist():
+            start = row * size // mmap.PAGESIZE * mmap.PAGESIZE
+            file.madvise(mmap.MADV_WILLNEED, start, (row + 1) * size - start)
 
 
 def free_memory() -> float:

@@ -185,10 +185,10 @@ def pair(vectors: Vectors, store: ImageStore | None) -> tuple[np.ndarray, ImageS
         return vectors.rows, store
     if vectors.ids is not None:
         row = {name: i for i, name in enumerate(vectors.ids)}
-        lost: list[str] = []
+        lost = store.ids
         for names in (store.ids, [path or "" for path in store.paths]):
-            lost = lost or [name for name in names if name not in row]
-            if all(name in row for name in names):
+            lost = min(lost, [name for name in names if name not in row], key=len)
+            if not lost:
                 return vectors.rows[[row[name] for name in names]], store
         raise SourceError(
             f"{len(lost):,} of {len(store):,} images have no vector, the first is {lost[0]} "

@@ -76,6 +76,8 @@ def write_report(run: RunDir, *, progress: Say | None = None) -> Path:
         RunError: the run lacks what the report needs.
     """
     say = progress or (lambda _: None)
+    parts = (f"{run.report.name}/{name}" for name in ("data", "scripts", "thumbnails"))
+    run.refuse_foreign_in(f"{run.report.name}.part", *parts)
     items = run.read_items()
     embeddings = _read_embeddings(run, len(items))
     clusters = items["cluster"].to_numpy()

@@ -31,14 +31,14 @@ _OWN = re.compile(
     | thumbnails/(\d{4,}\.webp | order\.npy | index\.json)
     | checkpoints/epoch-\d+\.safetensors
     | updates/\d{8}-\d{6}(-\d+)?\.csv
-    | pictures/(curves\.svg | clusters\.png | cluster-\d+\.png)
+    | pictures/(curves\.svg | clusters\.png | cluster-\d{3,}\.png)
     | tensorboard/events\.out\.tfevents\.[^/]+
     | classifier/((classifier|images)\.safetensors | classifier\.json | labels\.csv)
     | labelling/(suggested\.json | to_label(-\d+)?\.csv)
     | (report|report\.part|labelling)/(index\.html | (style|label)\.css | scripts/[a-z-]+\.js
         | data/[a-z-]+\.(js|webp) | thumbnails/\d{4,}\.webp)
     )(\.part)?
-    | (.+/)?(\.DS_Store | Thumbs\.db | desktop\.ini)  # what file managers leave
+    | (.+/)?(\.DS_Store | Thumbs\.db | desktop\.ini | \.directory | \._[^/]+)  # of file managers
     """,
     re.VERBOSE,
 )
@@ -247,17 +247,30 @@ class RunFolder:
         Raises:
             RunError: one holds what no fit wrote; nothing is deleted then.
         """
+        self.refuse_foreign_in(*names)
+        for name in names:
+            if (self.path / name).is_dir():
+                shutil.rmtree(self.path / name)
+
+    def refuse_foreign_in(self, *names: str) -> None:
+        """Refuse to make folders anew that hold, or are, what no fit wrote: see :meth:`clear`."""
         if not self.path.is_dir():
             return
-        inside = tuple(f"{name}/" for name in names)
-        foreign = next((each for each in self.foreign() if each.startswith(inside)), None)
-        if foreign:
-            raise RunError(
-                f"{self.path / foreign} lies in a folder that is made anew, and no fit wrote it: "
-                "move it out of the run, then say the same again"
-            )
-        for name in names:
-            shutil.rmtree(self.path / name, ignore_errors=True)
+        for foreign in self.foreign():  # a folder ends with /, and a link is what it leads to
+            above = foreign.rstrip("/") + "/"
+            if any(
+                f"{name}/".startswith(above) or foreign.startswith(f"{name}/") for name in names
+            ):
+                raise RunError(
+                    f"{self.path / foreign} is in a folder that is made anew, and no fit wrote it: "
+                    "move it out of the run, then say the same again"
+                )
+
+    def remove_pictures(self) -> None:
+        """Delete the pictures of clusters, of which there may be others now."""
+        for path in self.pictures.glob("cluster-*.png"):
+            if _OWN.fullmatch(f"{self.pictures.name}/{path.name}"):
+                path.unlink()
 
     def remove(self) -> None:
         """Delete the run: files of the names that a fit writes, and the folders this empties."""

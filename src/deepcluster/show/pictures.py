@@ -40,9 +40,7 @@ def write_pictures(run: RunDir) -> list[Path]:
     thumbnails = run.read_thumbnails()
     pick, tile = _tile_reader(thumbnails), thumbnails.tile
     rows = []
-    for path in run.pictures.glob("cluster-*.png"):  # of another division
-        if path.stem.removeprefix("cluster-").isdecimal():
-            path.unlink()
+    run.remove_pictures()
     for cluster in np.unique(clusters[clusters >= 0]):
         members = np.flatnonzero(clusters == cluster)
         best = members[np.argsort(-confidence[members], kind="stable")]

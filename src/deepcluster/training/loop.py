@@ -75,7 +75,8 @@ def fit(
     """
     progress = progress or Progress()
     clock = Clock()
-    settle_threads(config, timed=False)
+    if config.train.threads != "auto":
+        settle_threads(config, timed=False)
     if config.start == "frozen":
         trained = _frozen(store, config, backbone, clock, progress)
     else:
