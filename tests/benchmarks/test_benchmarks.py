@@ -314,12 +314,12 @@ def test_processes_have_a_row_each(load: Any) -> None:
     found = tables.processes([{**facts, "rows": rows}])
     assert "| 1 × 2 | 2.00 | 1.00 | 9.0 | 0 | 0.0 MB |" in found
     assert "| 2 × 1 | 2.50 | 0.80 | 10.0 | 20 | 4.8 MB |" in found
-    rows = [{"processes": 1, "peak": [600_000_000], "half": [400_000_000]},
-            {"processes": 2, "peak": [520_000_000, 500_000_000],
+    rows = [{"processes": 1, "before": 3e8, "peak": [600_000_000], "half": [400_000_000]},
+            {"processes": 2, "before": 3e8, "peak": [520_000_000, 500_000_000],
              "half": [400_000_000, 390_000_000]}]  # fmt: skip
     found = tables.memory([{**facts, "images": 200_000, "rows": rows}])
-    assert "| 1 | 600 | – | 200 | – |" in found
-    assert "| 2 | 520 | 500 | 120 | 110 |" in found
+    assert "| 1 | 300 | 600 | – | 200 | – |" in found
+    assert "| 2 | 300 | 520 | 500 | 120 | 110 |" in found
 
 
 @pytest.mark.slow
@@ -336,7 +336,7 @@ def test_ways_to_start_processes_are_measured(
     assert two["messages"] > 0 and min(one["epoch"], two["epoch"]) > 0
     run_main(load("processes"), monkeypatch, *small, "--memory", "--of", "2x1", *few[4:])
     (row,) = json.loads((tmp_path / "out.json").read_text())["rows"]
-    assert len(row["peak"]) == len(row["half"]) == 2 and min(row["peak"] + row["half"]) > 1e7
+    assert len(row["peak"]) == len(row["half"]) == 2 and min(row["peak"] + row["half"]) > 1e5
 
 
 def test_views_and_reading_have_a_row_each(
