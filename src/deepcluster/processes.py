@@ -6,6 +6,8 @@ stretch of the images and of what is kept of them, and computes views and featur
 every batch; from there on all of them hold the whole batch, so that loss, banks and clusters are
 those of one process. torch.distributed does the talking: gloo between CPUs, NCCL between CUDA
 devices. Without a launcher nothing here does anything.
+
+Long, because all that one process says to another is here, and nothing of it elsewhere.
 """
 
 from __future__ import annotations
