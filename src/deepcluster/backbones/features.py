@@ -27,7 +27,7 @@ from deepcluster.clustering.prototypes import Prototypes
 from deepcluster.device import Compute
 from deepcluster.errors import DamagedError, RunError
 from deepcluster.files import reading, replacing
-from deepcluster.images.kept import OWN
+from deepcluster.images.kept import trim
 from deepcluster.images.sinks import pixel_digest
 from deepcluster.images.sources import cache_folder
 
@@ -207,12 +207,7 @@ def _keep(file: Path, features: Tensor) -> None:
         part.replace(file)
     finally:
         part.unlink(missing_ok=True)
-    room = KEPT_BYTES
-    kept = sorted(folder.glob("*.npy"), key=lambda path: path.stat().st_mtime)
-    for path in reversed(kept):
-        room -= path.stat().st_size
-        if room < 0 and path != file and OWN.fullmatch(path.name):
-            path.unlink()
+    trim(file, KEPT_BYTES - file.stat().st_size)
 
 
 @dataclass

@@ -45,7 +45,7 @@ PIECE = 1024  # images written at a time
 KINDS = {"decoded": "decoded images", "features": "features of frozen nets"}
 """Folder of the cache -> what is kept there and may be removed."""
 
-OWN = re.compile(r"[0-9a-f]{32}\.npy")
+_OWN = re.compile(r"[0-9a-f]{32}\.npy")
 """Names of what is kept: nothing else in those folders is ever removed."""
 _ROW = np.dtype(
     [("key", "V16"), ("content", "u8"), ("pages", "u4"), ("flags", "u1"), ("crc", "u4")]
@@ -225,14 +225,7 @@ def _make_room(file: Path, size: int) -> bool:
     """
     if size > min(KEPT_BYTES, shutil.disk_usage(file.parent).free / 2):
         return False
-    room = KEPT_BYTES - size
-    for path, _, held in reversed(files(folder())):  # the newest first
-        if path == file:  # it is replaced
-            continue
-        room -= held
-        if room < 0 and OWN.fullmatch(path.name):
-            with contextlib.suppress(OSError):
-                path.unlink()
+    trim(file, KEPT_BYTES - size)
     for path in folder().glob("tmp*.part"):
         with contextlib.suppress(OSError):
             if path.stat().st_mtime < time.time() - ABANDONED:
@@ -256,7 +249,7 @@ def holdings() -> list[Holding]:
     found = []
     for name, kind in KINDS.items():
         inside = cache_folder() / name
-        sizes = [size for path, _, size in files(inside) if OWN.fullmatch(path.name)]
+        sizes = [size for path, _, size in files(inside) if _OWN.fullmatch(path.name)]
         found.append(Holding(kind, inside, len(sizes), sum(sizes), True))
     downloads = cache_folder() / "datasets"
     sizes = [path.stat().st_size for path in downloads.rglob("*") if path.is_file()]
@@ -272,11 +265,22 @@ def clear() -> int:
     freed = 0
     for name in KINDS:
         for path, _, size in files(cache_folder() / name):
-            if OWN.fullmatch(path.name):
+            if _OWN.fullmatch(path.name):
                 with contextlib.suppress(OSError):  # Windows removes none that is open
                     path.unlink()
                     freed += size
     return freed
+
+
+def trim(file: Path, room: int) -> None:
+    """Remove what was not used for longest of the other files beside one, down to `room` bytes."""
+    for path, _, held in reversed(files(file.parent)):  # the newest first
+        if path == file:
+            continue
+        room -= held
+        if room < 0 and _OWN.fullmatch(path.name):
+            with contextlib.suppress(OSError):
+                path.unlink()
 
 
 def files(inside: Path) -> list[tuple[Path, float, int]]:

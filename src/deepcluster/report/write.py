@@ -54,7 +54,8 @@ SCRIPTS = (
     *("slider.js", "overview.js", "curves.js", "clusters.js", "cluster.js", "map.js"),
     *("image.js", "unusual.js", "classes.js", "start.js"),
 )
-PARTS = ("index.html", "style.css", "scripts", "data", "thumbnails")
+FOLDERS = ("scripts", "data", "thumbnails")
+PARTS = ("index.html", "style.css", *FOLDERS)
 
 Say = Callable[[str], None]
 
@@ -76,8 +77,8 @@ def write_report(run: RunDir, *, progress: Say | None = None) -> Path:
         RunError: the run lacks what the report needs.
     """
     say = progress or (lambda _: None)
-    parts = (f"{run.report.name}/{name}" for name in ("data", "scripts", "thumbnails"))
-    run.refuse_foreign_in(f"{run.report.name}.part", *parts)
+    made = [f"{run.report.name}/{name}" for name in FOLDERS]
+    run.refuse_foreign_in(f"{run.report.name}.part", *made)
     items = run.read_items()
     embeddings = _read_embeddings(run, len(items))
     clusters = items["cluster"].to_numpy()
@@ -97,7 +98,7 @@ def write_report(run: RunDir, *, progress: Say | None = None) -> Path:
 
     part = run.report.with_name(f"{run.report.name}.part")
     run.clear(part.name)
-    for folder in ("data", "scripts", "thumbnails"):
+    for folder in FOLDERS:
         (part / folder).mkdir(parents=True)
     for sheet in thumbnails.sheets:
         link(sheet, part / "thumbnails" / sheet.name)
@@ -386,8 +387,7 @@ def _write_covers(
 def _take_place(run: RunDir, part: Path) -> None:
     """Move the new pages to where the old ones are, and leave whatever else is there."""
     run.report.mkdir(exist_ok=True)
-    folders = [name for name in PARTS if (run.report / name).is_dir()]
-    run.clear(*(f"{run.report.name}/{name}" for name in folders))
+    run.clear(*(f"{run.report.name}/{name}" for name in FOLDERS))
     for name in PARTS:
         (part / name).replace(run.report / name)
     part.rmdir()

@@ -171,7 +171,7 @@ def train(
         save_checkpoint(run, 0, method, optimizer, None)
     every = max(config.train.checkpoint_every, math.ceil(config.epochs / MOST_CHECKPOINTS))
     clock.lap("set-up")
-    told = False  # that a process is slow: once
+    late = ""  # which process is slow: said once
 
     for epoch in range(first, config.epochs):
         if epoch >= config.epochs:  # fewer than when the loop began
@@ -207,10 +207,10 @@ def train(
                 "lower --train.lr, or set --train.precision float32"
             )
         watch.lap("train")
-        late = "" if device.type == "cuda" else processes.latecomer(*spent)  # CUDA does not wait
-        if late and not told:
-            progress.note(late)
-        told = told or bool(late)
+        if not late and device.type != "cuda":  # CUDA does not wait in messages
+            late = processes.latecomer(*spent)
+            if late:
+                progress.note(late)
 
         line: dict[str, Any] = {"epoch": epoch, "loss": mean_loss, "lr": config.train.lr * rate}
         if snapshot is not None:
