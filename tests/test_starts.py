@@ -11,8 +11,9 @@ import pytest
 import timm
 import torch
 from conftest import make_shapes
+from PIL import Image
 
-from deepcluster import DeepCluster
+from deepcluster import DeepCluster, fitting
 from deepcluster.backbones import features as features_module
 from deepcluster.config import Config, override
 from deepcluster.errors import ConfigError, RunError, SourceError
@@ -337,6 +338,64 @@ def test_vectors_with_their_images(folder: Path, frozen: RunDir, tmp_path: Path)
     (tmp_path / "rows.ids.txt").unlink()
     with pytest.raises(SourceError, match="60 images"):  # one of the 61 cannot be read
         fit_source(folder, config, embeddings=tmp_path / "rows.npy", out=tmp_path / "other")
+
+
+def test_a_fit_of_vectors_that_was_stopped_goes_on_as_it_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Of colour images as well, which a net with one channel would not know again."""
+    rows, truth = blobs(30)
+    np.save(tmp_path / "rows.npy", rows)
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i, colour in enumerate(np.array(["red", "green", "blue"])[truth]):
+        Image.new("RGB", (16, 16), str(colour)).save(folder / f"{i:02}.png")
+    config = override(Config(), {"clusters": 3, "device": "cpu"})
+    told: list[str] = []
+
+    class Heard(Progress):
+        def note(self, sentence: str) -> None:
+            told.append(sentence)
+
+    def stop(*args: Any, **named: Any) -> None:
+        raise KeyboardInterrupt
+
+    given: dict[str, Any] = {"embeddings": tmp_path / "rows.npy", "out": tmp_path / "run"}
+    with monkeypatch.context() as patch:
+        patch.setattr(fitting, "fit_vectors", stop)
+        with pytest.raises(KeyboardInterrupt):
+            fit_source(folder, config, progress=Heard(), **given)
+    assert f"--embeddings {tmp_path / 'rows.npy'} --images {folder} --out" in told[-1]
+    run = fit_source(folder, Config(), resume=True, **given)
+    assert run.read_info()["status"] == "done" and len(run.read_items()) == 30
+
+
+def test_settings_that_say_nothing_to_vectors_are_refused(tmp_path: Path):
+    rows, _ = blobs()
+    np.save(tmp_path / "rows.npy", rows)
+    asked = override(Config(), {"epochs": 3, "minutes": 2.0, "train.lr": 0.1, "clusters": 3})
+    with pytest.raises(ConfigError, match=r"minutes = 2.0, epochs = 3, train.lr = 0.1: .*no net"):
+        fit_source(None, asked, embeddings=tmp_path / "rows.npy", out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    for name, value in {"start": "adapt", "backbone": "resnet18", "size": 32}.items():
+        with pytest.raises(ConfigError, match=f"{name} = .*no net learns"):
+            DeepCluster(n_clusters=3, **{name: value}).fit_embeddings(rows)
+    kept = {"data.fit": "pad", "final.neighbours": 5, "start": "frozen", "train.threads": 1}
+    DeepCluster(n_clusters=3, device="cpu", settings=kept).fit_embeddings(rows)
+
+
+def test_vectors_of_another_net_are_refused(tmp_path: Path):
+    rows, _ = blobs()
+    np.save(tmp_path / "rows.npy", rows)
+    for pca in (None, 4):
+        config = override(Config(), {"clusters": 3, "device": "cpu", "final.pca": pca or 0})
+        out = tmp_path / f"run{pca}"
+        run = fit_source(None, config, embeddings=tmp_path / "rows.npy", out=out)
+        with pytest.raises(SourceError, match="have 5 numbers each, those of the fit 8"):
+            predict_source(run, rows[:, :5])
+        fitted = DeepCluster.load(out)
+        with pytest.raises(SourceError, match="have 5 numbers each, those of the fit 8"):
+            fitted.predict(rows[:, :5])
 
 
 def test_estimator_on_vectors():

@@ -402,6 +402,12 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def changed(config: Config) -> dict[str, Any]:
+    """Settings that are not as by default."""
+    default, wanted = (flatten(dataclasses.asdict(each)) for each in (Config(), config))
+    return {name: value for name, value in wanted.items() if value != default[name]}
+
+
 def override(config: Config, values: Mapping[str, Any]) -> Config:
     """A copy of `config` with some values replaced.
 

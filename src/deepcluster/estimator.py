@@ -49,6 +49,7 @@ from deepcluster.training.loop import fit
 from deepcluster.training.plan import (
     Pace,
     as_given,
+    check_given,
     choose_scale,
     plan_starts,
     scale_source,
@@ -278,10 +279,12 @@ class DeepCluster(
         """
         self._started = datetime.now().astimezone().isoformat()
         rows, store = pair(read_vectors(embeddings), None)
-        asked = as_given(self._asked(None))
+        asked = self._asked(None)
+        check_given(asked)
+        asked = as_given(asked)
         with own_threads():
             settle_threads(asked, timed=False)
-            config, _ = schedule_given(asked, n=len(rows), d=rows.shape[1])
+            config, _ = schedule_given(asked, n=len(rows), d=rows.shape[1], channels=store.channels)
             found = fit_vectors(rows, config, truth=store.labels)
         return self._finish(Best(found, []), store)
 
@@ -384,7 +387,9 @@ class DeepCluster(
         """A row for each image that was given; NaN for those that cannot be read."""
         check_is_fitted(self, "model_")
         if self.model_.backbone is None:
-            return unit_rows(read_vectors(images).rows).numpy()
+            vectors = read_vectors(images).rows
+            self.model_.check_width(vectors)
+            return unit_rows(vectors).numpy()
         given = images if isinstance(images, ImageStore) else list_source(images)
         rows = "their rows are NaN, their clusters -1"
         with self._progress() as progress:

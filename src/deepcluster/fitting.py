@@ -23,7 +23,7 @@ import numpy as np
 
 from deepcluster import processes
 from deepcluster.backbones.start import Weights
-from deepcluster.config import Config, check_settings, flatten, older, override
+from deepcluster.config import Config, changed, check_settings, flatten, older, override
 from deepcluster.errors import ConfigError, RunError
 from deepcluster.images.listing import Listing
 from deepcluster.images.sources import list_source
@@ -38,7 +38,6 @@ from deepcluster.run import RunDir
 from deepcluster.saying import (
     about_start,
     afterwards,
-    changed,
     left_out,
     notes,
 )
@@ -55,6 +54,7 @@ from deepcluster.training.cost import Cost
 from deepcluster.training.plan import (
     Pace,
     as_given,
+    check_given,
     plan_starts,
     scale_source,
     schedule_given,
@@ -229,6 +229,8 @@ def fit_source(
             _refuse_own_net(asked, RunDir.free(out, overwrite=overwrite))
         remembered = _remember(names_from, out)
         progress.phase("looking at the source", 1)
+        if embeddings is not None and not resume:
+            check_given(asked)
         vectors = None if embeddings is None else read_vectors(embeddings)
         alone = vectors is not None and source is None
         images = vectors if alone else list_source(source, labels)
@@ -274,7 +276,7 @@ def fit_source(
             sitting,
             resume=resume,
             report=report,
-            source=source,
+            typed=_words(source, embeddings),
             remembered=remembered,
             log=logged,
         )
@@ -380,7 +382,7 @@ def _take(
             images, data=asked.data, keep=True, progress=progress.callback("decoding")
         )
     rows, store = pair(vectors, store)
-    resolved, cost = schedule_given(asked, n=len(rows), d=rows.shape[1])
+    resolved, cost = schedule_given(asked, n=len(rows), d=rows.shape[1], channels=store.channels)
     spent = time.perf_counter() - sitting.clock
     seen = isinstance(images, Listing)
     return Work(store, asked, resolved, cost, 0.0, spent, rows=rows, seen=seen)
@@ -451,7 +453,7 @@ def _train(
     *,
     resume: bool,
     report: bool,
-    source: Any,
+    typed: list[str],
     remembered: Remembered | None,
     log: Logged,
 ) -> FitResult:
@@ -486,7 +488,7 @@ def _train(
             ended = {"status": "interrupted" if stopped else "failed", **sitting.taken(info)}
             run.write_info({**info, **ended})
         with contextlib.suppress(OSError):  # of a terminal that is gone, or the log's disk
-            _say_how_to_go_on(run, source, log, stopped=stopped)
+            _say_how_to_go_on(run, typed, log, stopped=stopped)
         raise
     taken = sitting.taken(info)
     said = info["notes"] + afterwards(work.asked, result, work.store, taken["seconds"])
@@ -536,10 +538,10 @@ def _write_other(
         write_report(run)
 
 
-def _say_how_to_go_on(run: RunDir, source: Any, log: Logged, *, stopped: bool) -> None:
+def _say_how_to_go_on(run: RunDir, typed: list[str], log: Logged, *, stopped: bool) -> None:
     """After a fit that was stopped or failed: what is kept, and what to type."""
     if stopped:
-        words = ["deepcluster", "fit", *_words(source), "--out", str(run.path)]
+        words = ["deepcluster", "fit", *typed, "--out", str(run.path)]
         again = shlex.join([*launcher(), *words])
         log.note(f"stopped and saved. To go on: {again} --resume")
     else:
@@ -661,7 +663,10 @@ def _remember(names_from: str | Path | None, out: str | Path | None) -> Remember
     return Remembered.of(RunDir.open(names_from))
 
 
-def _words(source: Any) -> list[str]:
+def _words(source: Any, embeddings: Any) -> list[str]:
     """A source as it is typed on the command line; arrays cannot be typed."""
+    if embeddings is not None:
+        images = [] if source is None else ["--images", *_words(source, None)]
+        return ["--embeddings", *_words(embeddings, None), *images]
     parts = source if isinstance(source, list | tuple) else [source]
     return [str(part) for part in parts] if all(isinstance(p, str | Path) for p in parts) else ["…"]

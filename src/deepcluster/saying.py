@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import numpy as np
 
 from deepcluster.backbones.start import GIVEN, Weights
-from deepcluster.config import SECTIONS, Config, flatten
+from deepcluster.config import SECTIONS, Config, changed, flatten
 from deepcluster.images.store import ImageStore
 from deepcluster.progress import counted, span
 from deepcluster.training.conclude import FitResult
@@ -125,12 +124,6 @@ def too_few(config: Config, n: int) -> list[str]:
                 f"far apart then; say --{section}.pca {max(2, n // 50)}"
             )
     return sentences
-
-
-def changed(config: Config) -> dict[str, Any]:
-    """Settings that are not as by default."""
-    default, wanted = (flatten(dataclasses.asdict(each)) for each in (Config(), config))
-    return {name: value for name, value in wanted.items() if value != default[name]}
 
 
 def without_effect(asked: Config, resolved: Config, n: int) -> list[str]:

@@ -1,6 +1,7 @@
 """The dial: minutes become net, size and epochs; what was found needs no clock to be repeated."""
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from conftest import make_shapes
 
 from deepcluster import DeepCluster
+from deepcluster.backbones.start import find_weights
 from deepcluster.config import Config, override
 from deepcluster.errors import ConfigError
 from deepcluster.images.store import ImageStore
@@ -16,7 +18,7 @@ from deepcluster.training import cost as cost_of
 from deepcluster.training import plan
 from deepcluster.training import resolve as resolving
 from deepcluster.training.cost import Cost
-from deepcluster.training.plan import Pace, choose_scale, schedule_minutes
+from deepcluster.training.plan import Pace, adapt_weights, choose_scale, schedule_minutes
 from deepcluster.training.resolve import resolve
 
 FACTS: dict[str, Any] = {"n": 10_000, "size": 32, "channels": 3}
@@ -208,6 +210,19 @@ def test_photographs_are_learnt_at_a_higher_rate(
 ) -> None:
     config = override(Config(), {"clusters": 3, "device": "cpu", **values})
     assert resolve(config, n=5000, size=32, channels=channels).train.lr == lr
+
+
+@pytest.mark.parametrize(
+    ("channels", "side", "size"), [(1, 28, 64), (1, 64, 64), (1, 65, 128), (3, 32, 128)]
+)
+def test_weights_are_adapted_on_small_shapes_at_a_small_side(
+    net_folder: Path, channels: int, side: int, size: int
+) -> None:
+    weights = find_weights(f"local-dir:{net_folder}")
+    assert weights is not None
+    facts: dict[str, Any] = {"n": 1000, "channels": channels, "side": side, "minutes": None}
+    assert adapt_weights(Config(), weights, **facts).size == size
+    assert adapt_weights(Config(size=96), weights, **facts).size == 96
 
 
 def test_giants_are_timed_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:

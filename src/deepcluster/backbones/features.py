@@ -25,7 +25,7 @@ from deepcluster.clustering.corrections import Corrections
 from deepcluster.clustering.pca import PCA, normalise_
 from deepcluster.clustering.prototypes import Prototypes
 from deepcluster.device import Compute
-from deepcluster.errors import DamagedError, RunError
+from deepcluster.errors import DamagedError, RunError, SourceError
 from deepcluster.files import reading, replacing
 from deepcluster.images.kept import trim
 from deepcluster.images.sinks import pixel_digest
@@ -255,6 +255,19 @@ class FittedModel:
         self.backbone.to(compute.device)
         found = extract(self.backbone, store, self.preprocessing, compute, advance=advance)
         return normalise_(found)
+
+    def check_width(self, rows: np.ndarray) -> None:
+        """Refuse vectors ``(n, d)`` that cannot be of the net whose vectors were fitted.
+
+        Raises:
+            SourceError: they have another number of columns.
+        """
+        width = self.prototypes.centers.shape[1] if self.pca is None else len(self.pca.mean)
+        if rows.shape[1] != width:
+            raise SourceError(
+                f"these vectors have {rows.shape[1]:,} numbers each, those of the fit {width:,}: "
+                "give vectors of the same net, made in the same way"
+            )
 
     def reduce(self, embeddings: Tensor) -> Tensor:
         """What the clusters are found in: the embeddings, after PCA if there is one."""

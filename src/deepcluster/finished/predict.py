@@ -86,13 +86,15 @@ def predict_source(
 
     Raises:
         RunError: the run is damaged.
-        SourceError: the source cannot be opened.
+        SourceError: the source cannot be opened, or its vectors are of another net.
         NoImagesError: there is no usable image in it.
     """
     progress = progress or Progress()
     if run.read_config().backbone == GIVEN:
         rows, store = pair(read_vectors(source), None)
-        return _predictions(run, load_model(run), store, unit_rows(rows))
+        model = load_model(run)
+        model.check_width(rows)
+        return _predictions(run, model, store, unit_rows(rows))
     store = open_source(run, source, labels=labels, progress=progress)
     return predict_store(run, store, device=device, progress=progress)
 

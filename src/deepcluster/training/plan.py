@@ -25,7 +25,7 @@ from deepcluster.backbones.start import (
     Weights,
     find_weights,
 )
-from deepcluster.config import Config
+from deepcluster.config import Config, changed
 from deepcluster.device import pick_device
 from deepcluster.errors import ConfigError
 from deepcluster.images.listing import Listing
@@ -59,7 +59,8 @@ TRIAL_SHARE, TRIAL_MOST = 0.02, 10.0  # of the time that was given, and seconds:
 
 ADAPT_SIDES = (128, 96, 64)  # of images that weights are adapted on, and
 ENOUGH_TO_ADAPT = 6  # epochs: the largest side that gets as many is taken
-SMALL_SHAPE = 64  # pixels: grey images up to this side are learnt from scratch in minutes
+SMALL_SHAPE = 64  # pixels: grey images up to this side are learnt from scratch in minutes, and
+# weights are adapted on them at the smallest of the sides, in four times the epochs
 LEAST = 0.05  # minutes
 
 
@@ -180,10 +181,11 @@ def adapt_weights(
         n: number of images.
         channels: of the images, 1 or 3.
         side: of the images that are kept, in pixels.
-        minutes: for the training; None reads no clock and takes the largest side.
+        minutes: for the training; None reads no clock and takes the largest side there is.
     """
     asked = dataclasses.replace(config, start="adapt", minutes="auto")
-    sizes = [side // weights.multiple * weights.multiple for side in ADAPT_SIDES]
+    sides = ADAPT_SIDES[-1:] if channels == 1 and side <= SMALL_SHAPE else ADAPT_SIDES
+    sizes = [side // weights.multiple * weights.multiple for side in sides]
     if weights.own or weights.net is not None:
         sizes = [weights.best_size(side)]
     if config.size != "auto":
@@ -338,14 +340,33 @@ def _from_scratch(asked: Config, side: int) -> Config:
     )
 
 
+def check_given(config: Config) -> None:
+    """Refuse settings that mean nothing to a fit of features made elsewhere.
+
+    Raises:
+        ConfigError: which they are.
+    """
+    heard = ("clusters", "seed", "device", "start", "data.", "final.", "train.threads")
+    unheard = {name: value for name, value in changed(config).items() if not name.startswith(heard)}
+    if config.start not in ("auto", "frozen"):
+        unheard["start"] = config.start
+    if unheard:
+        given = ", ".join(f"{name} = {value}" for name, value in unheard.items())
+        raise ConfigError(
+            f"{given}: features that were made elsewhere are cut as they are and no net learns, so "
+            "this says nothing; leave it out, or give images"
+        )
+
+
 def as_given(config: Config) -> Config:
     """The settings of a fit that begins with features made elsewhere."""
     return dataclasses.replace(config, start="frozen", backbone=GIVEN, weights="", minutes="auto")
 
 
-def schedule_given(config: Config, *, n: int, d: int) -> tuple[Config, Cost]:
-    """Resolve the settings of a fit of features made elsewhere, ``(n, d)``."""
-    resolved = resolve(config, n=n, size=1 if config.size == "auto" else config.size, channels=1)
+def schedule_given(config: Config, *, n: int, d: int, channels: int) -> tuple[Config, Cost]:
+    """Resolve the settings of a fit of features made elsewhere, ``(n, d)``, and their images."""
+    size = 1 if config.size == "auto" else config.size
+    resolved = resolve(config, n=n, size=size, channels=channels)
     assert isinstance(resolved.clusters, int)
     choosing = CHOOSING * resolved.clusters if resolved.final.choose else 0.0
     rest = n * AFTERWARDS / min(2, torch.get_num_threads()) + choosing
