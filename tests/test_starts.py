@@ -380,6 +380,16 @@ def test_settings_that_say_nothing_to_vectors_are_refused(tmp_path: Path):
     for name, value in {"start": "adapt", "backbone": "resnet18", "size": 32}.items():
         with pytest.raises(ConfigError, match=f"{name} = .*no net learns"):
             DeepCluster(n_clusters=3, **{name: value}).fit_embeddings(rows)
+    run = fit_source(
+        None,
+        override(Config(), {"clusters": 3, "device": "cpu"}),
+        embeddings=tmp_path / "rows.npy",
+        out=tmp_path / "run",
+    )
+    again = fit_source(  # what they came to is no such setting
+        None, run.read_config(), embeddings=tmp_path / "rows.npy", out=tmp_path / "again"
+    )
+    assert again.read_items()["cluster"] == run.read_items()["cluster"]
     kept = {"data.fit": "pad", "final.neighbours": 5, "start": "frozen", "train.threads": 1}
     DeepCluster(n_clusters=3, device="cpu", settings=kept).fit_embeddings(rows)
 

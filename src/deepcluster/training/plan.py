@@ -346,6 +346,8 @@ def check_given(config: Config) -> None:
     Raises:
         ConfigError: which they are.
     """
+    if config.backbone == GIVEN:  # the settings that an earlier fit of vectors came to
+        return
     heard = ("clusters", "seed", "device", "start", "data.", "final.", "train.threads")
     unheard = {name: value for name, value in changed(config).items() if not name.startswith(heard)}
     if config.start not in ("auto", "frozen"):
