@@ -320,7 +320,7 @@ def test_a_million_small_images_fit_in_six_gigabytes() -> None:
 
 def test_the_memory_of_vectors_grows_with_their_number_and_length() -> None:
     few, many, long = (
-        plan.schedule_given(Config(), n=n, d=d)[1].memory
+        plan.schedule_given(Config(), n=n, d=d, channels=1)[1].memory
         for n, d in ((1000, 64), (10**6, 64), (10**6, 512))
     )
     assert few < 1.2e9 and many - few > 2.5e8 and long - many > 4 * 448 * 10**6
