@@ -147,7 +147,8 @@ def test_a_fit_in_minutes_repeats_from_its_settings(monkeypatch: pytest.MonkeyPa
     costs(monkeypatch, {"convnet_tiny": 80.0})  # so that seven fit, on however busy a machine
     images = make_shapes(64)
     settings = {
-        "train.batch_size": 32, "train.precision": "float32", "backbone": "convnet_tiny"
+        "train.batch_size": 32, "train.precision": "float32", "backbone": "convnet_tiny",
+        "train.threads": 1,  # with minutes they are timed, and the bits follow from them
     }  # fmt: skip
     first = DeepCluster(n_clusters=3, minutes=10, settings=settings, random_state=0).fit(images)
     assert first.n_iter_ == 7
