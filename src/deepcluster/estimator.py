@@ -30,7 +30,7 @@ from torch import nn
 
 from deepcluster.backbones.build import CUSTOM
 from deepcluster.backbones.start import Weights, weights_of
-from deepcluster.config import Config, flatten, load_recipe, override
+from deepcluster.config import Config, changed, load_recipe, override
 from deepcluster.device import pick_inference
 from deepcluster.errors import NoImagesError, RunError
 from deepcluster.images.sources import list_source
@@ -49,7 +49,6 @@ from deepcluster.training.loop import fit
 from deepcluster.training.plan import (
     Pace,
     as_given,
-    check_given,
     choose_scale,
     plan_starts,
     scale_source,
@@ -279,9 +278,7 @@ class DeepCluster(
         """
         self._started = datetime.now().astimezone().isoformat()
         rows, store = pair(read_vectors(embeddings), None)
-        asked = self._asked(None)
-        check_given(asked)
-        asked = as_given(asked)
+        asked = as_given(self._asked(None))
         with own_threads():
             settle_threads(asked, timed=False)
             config, _ = schedule_given(asked, n=len(rows), d=rows.shape[1], channels=store.channels)
@@ -553,14 +550,13 @@ def take_images(tags: Tags) -> Tags:
 
 def _parameters(config: Config) -> dict[str, Any]:
     """Parameters of an estimator that would fit as a run of the command line did."""
-    settings = flatten(dataclasses.asdict(config))
-    parameters = {
-        "n_clusters": settings.pop("clusters"),
-        "random_state": settings.pop("seed"),
-        **{name: settings.pop(name) for name in ("backbone", "epochs", "size")},
+    # Epochs say what minutes came to, and the device is this machine's.
+    own = ("clusters", "seed", "backbone", "epochs", "size", "minutes", "device")
+    return {
+        "n_clusters": config.clusters,
+        "random_state": config.seed,
+        "backbone": config.backbone,
+        "epochs": config.epochs,
+        "size": config.size,
+        "settings": {name: value for name, value in changed(config).items() if name not in own},
     }
-    for name in ("minutes", "device"):  # the epochs say it; the device is this machine's
-        settings.pop(name)
-    default = flatten(dataclasses.asdict(Config()))
-    changed = {name: value for name, value in settings.items() if value != default[name]}
-    return {**parameters, "settings": changed}

@@ -54,7 +54,6 @@ from deepcluster.training.cost import Cost
 from deepcluster.training.plan import (
     Pace,
     as_given,
-    check_given,
     plan_starts,
     scale_source,
     schedule_given,
@@ -229,8 +228,8 @@ def fit_source(
             _refuse_own_net(asked, RunDir.free(out, overwrite=overwrite))
         remembered = _remember(names_from, out)
         progress.phase("looking at the source", 1)
-        if embeddings is not None and not resume:
-            check_given(asked)
+        if embeddings is not None:
+            asked = as_given(asked)
         vectors = None if embeddings is None else read_vectors(embeddings)
         alone = vectors is not None and source is None
         images = vectors if alone else list_source(source, labels)
@@ -376,7 +375,7 @@ def _take(
     progress: Progress,
 ) -> Work:
     """Vectors in the place of a net, with their images if there are any, and the plan."""
-    asked, store = as_given(asked), None
+    store = None
     if isinstance(images, Listing):
         store = open_images(
             images, data=asked.data, keep=True, progress=progress.callback("decoding")

@@ -60,7 +60,7 @@ TRIAL_SHARE, TRIAL_MOST = 0.02, 10.0  # of the time that was given, and seconds:
 ADAPT_SIDES = (128, 96, 64)  # of images that weights are adapted on, and
 ENOUGH_TO_ADAPT = 6  # epochs: the largest side that gets as many is taken
 SMALL_SHAPE = 64  # pixels: grey images up to this side are learnt from scratch in minutes, and
-# weights are adapted on them at the smallest of the sides, in four times the epochs
+# weights are adapted on them at the smallest of the sides, for more epochs
 LEAST = 0.05  # minutes
 
 
@@ -340,14 +340,18 @@ def _from_scratch(asked: Config, side: int) -> Config:
     )
 
 
-def check_given(config: Config) -> None:
-    """Refuse settings that mean nothing to a fit of features made elsewhere.
+def as_given(config: Config) -> Config:
+    """The settings of a fit that begins with features made elsewhere.
 
     Raises:
-        ConfigError: which they are.
+        ConfigError: some mean nothing to such a fit.
     """
-    if config.backbone == GIVEN:  # the settings that an earlier fit of vectors came to
-        return
+    if config.backbone != GIVEN:  # else they are what an earlier fit of vectors came to
+        _refuse_unheard(config)
+    return dataclasses.replace(config, start="frozen", backbone=GIVEN, weights="", minutes="auto")
+
+
+def _refuse_unheard(config: Config) -> None:
     heard = ("clusters", "seed", "device", "start", "data.", "final.", "train.threads")
     unheard = {name: value for name, value in changed(config).items() if not name.startswith(heard)}
     if config.start not in ("auto", "frozen"):
@@ -358,11 +362,6 @@ def check_given(config: Config) -> None:
             f"{given}: features that were made elsewhere are cut as they are and no net learns, so "
             "this says nothing; leave it out, or give images"
         )
-
-
-def as_given(config: Config) -> Config:
-    """The settings of a fit that begins with features made elsewhere."""
-    return dataclasses.replace(config, start="frozen", backbone=GIVEN, weights="", minutes="auto")
 
 
 def schedule_given(config: Config, *, n: int, d: int, channels: int) -> tuple[Config, Cost]:
