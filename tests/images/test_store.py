@@ -28,8 +28,9 @@ from PIL import Image
 
 from deepcluster.config import DataSettings
 from deepcluster.errors import NoImagesError, SourceError
-from deepcluster.images import sinks, store
+from deepcluster.images import decode, sinks, store
 from deepcluster.images.named import TORCHVISION
+from deepcluster.images.resize import resize
 from deepcluster.images.store import NAMED, auto_size, open_images, scan_images
 
 GREY = DataSettings(channels="grey")
@@ -183,7 +184,22 @@ def test_a_square_image_is_resized_as_pillow_does_it(tmp_path: Path) -> None:
     save(tmp_path / "a.png", pixels)
     for side in (20, 70):
         expected = Image.fromarray(pixels).resize((side, side), Image.Resampling.BICUBIC)
-        np.testing.assert_array_equal(open_images(tmp_path, size=side)[0], np.asarray(expected))
+        difference = np.abs(open_images(tmp_path, size=side)[0].astype(int) - np.asarray(expected))
+        assert difference.max() <= 1 and difference.mean() < 0.01
+
+
+@pytest.mark.parametrize("fit", ["crop", "pad"])
+def test_images_that_are_resized_together_come_out_as_each_by_itself(
+    tmp_path: Path, fit: Any
+) -> None:
+    shapes = [(60, 90), (40, 40), (60, 90), (90, 60), (40, 40), (60, 90), (2000, 900), (2000, 900)]
+    for i, shape in enumerate(shapes):
+        save(tmp_path / f"{i}.png", picture(i, shape, 1 if i == 4 else 3))
+    data = DataSettings(fit=fit)
+    together = open_images(tmp_path, size=32, data=data)
+    for i in range(len(shapes)):
+        alone = open_images(tmp_path / f"{i}.png", size=32, data=data)[0]
+        np.testing.assert_array_equal(together[i], np.broadcast_to(alone, (32, 32, 3)))
 
 
 def test_resize_and_crop_agree_with_torchvision(tmp_path: Path) -> None:
@@ -219,13 +235,12 @@ def test_a_jpeg_is_halved_by_its_decoder_down_to_the_side(
 ) -> None:
     save(tmp_path / "a.jpg", picture(0, 224))
     widths = []
-    resize = Image.Image.resize
 
-    def seen(image: Image.Image, *args: Any, **how: Any) -> Image.Image:
-        widths.append(image.width)
-        return resize(image, *args, **how)
+    def seen(images: Any, *args: Any) -> Any:
+        widths.append(images.shape[2])
+        return resize(images, *args)
 
-    monkeypatch.setattr(Image.Image, "resize", seen)
+    monkeypatch.setattr(decode, "resize", seen)
     for side in (120, 96, 50):
         open_images(tmp_path, size=side)
     assert widths == [224, 112, 56]
@@ -266,14 +281,14 @@ def test_bad_files_are_skipped_and_listed(tmp_path: Path, monkeypatch: pytest.Mo
     (tmp_path / "folder.png").mkdir()
     os.mkfifo(tmp_path / "pipe.png")
     save(tmp_path / "secret.png")
-    really_open = Image.open
+    really_open = Path.open
 
-    def refuse(file: Any, *rest: Any, **how: Any) -> Image.Image:
-        if isinstance(file, Path) and file.name == "secret.png":  # root may read everything
+    def refuse(file: Path, *rest: Any, **how: Any) -> Any:
+        if file.name == "secret.png":  # root may read everything
             raise PermissionError(13, "Permission denied", str(file))
         return really_open(file, *rest, **how)
 
-    monkeypatch.setattr(Image, "open", refuse)
+    monkeypatch.setattr(Path, "open", refuse)
     store = open_images(tmp_path, size=24)
     assert store.ids == ["good.png", "png named.jpg", "whole.jpg"]
     found = reasons(store)

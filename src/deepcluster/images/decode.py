@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import dataclasses
 import functools
+import stat
 import sys
 import threading
 import warnings
@@ -27,7 +27,7 @@ from typing import Any, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageStat
+from PIL import Image
 
 from deepcluster.errors import UnusableError
 from deepcluster.images.content import content_of
@@ -44,8 +44,11 @@ from deepcluster.images.grey import (
     shown,
 )
 from deepcluster.images.listing import MAX_PIXELS, Raw, reason
+from deepcluster.images.resize import resize
 
 GIANT = 2**25  # pixels; images with more are decoded one at a time
+TOGETHER = 2**22  # bytes of images of one shape that are resized in one call
+READ_ONCE = 2**24  # bytes; smaller files are in memory for the decoder and for the hash
 _QUIET = threading.Lock()
 _quiet: list[Any] = []  # who wants libtiff to say nothing
 _handlers: list[Any] = []  # and what it had before, with what puts it back
@@ -69,11 +72,11 @@ class Wanted:
         return Image.Resampling[self.interpolation.upper()]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Square:
     """An image as it is kept, and what is to be said of it."""
 
-    pixels: Pixels  # (side, side, 1 or 3)
+    pixels: Pixels  # (side, side, 1 or 3); of any size until it is resized
     pages: int = 0  # of a TIFF beyond the first
     far_from_square: bool = False  # more than twice as long as wide
     outside: bool = False  # most of its grey values lie beyond the range
@@ -147,17 +150,30 @@ def _libtiff_handlers() -> list[Callable[[int | None], int | None]]:
 
 def squares(raws: Sequence[Raw], wanted: Wanted) -> list[Square | str]:
     """A square for each image, or why there is none."""
-    return [square(raw, wanted) for raw in raws]
+    found: list[Square | str] = []
+    alike: dict[tuple[int, ...], list[Square]] = {}  # one call resizes them in half the time
+    for raw in raws:
+        try:
+            if isinstance(raw, Path) and _size_of(raw) <= READ_ONCE:
+                raw = raw.read_bytes()
+            one = _decoded(raw, wanted)
+            same = alike.setdefault(one.pixels.shape, [])
+            same.append(one)
+            if len(same) * one.pixels.nbytes >= TOGETHER:
+                _fit(alike.pop(one.pixels.shape), wanted)
+            assert not isinstance(raw, Exception)  # it was raised
+            one.content = content_of(raw)
+            found.append(one)
+        except Exception as error:  # a broken file can make Pillow raise almost anything
+            found.append(heif_cure(raw) or reason(error))
+    for same in alike.values():
+        _fit(same, wanted)
+    return found
 
 
 def square(raw: Raw, wanted: Wanted) -> Square | str:
     """A square of an image, or why there is none."""
-    try:
-        made = _square(raw, wanted)
-        assert not isinstance(raw, Exception)  # it was raised
-        return dataclasses.replace(made, content=content_of(raw))
-    except Exception as error:  # a broken file can make Pillow raise almost anything
-        return heif_cure(raw) or reason(error)
+    return squares([raw], wanted)[0]
 
 
 def look(raw: Raw, *, deep: bool) -> tuple[tuple[int, int], Sampled | None] | None:
@@ -183,7 +199,8 @@ def look(raw: Raw, *, deep: bool) -> tuple[tuple[int, int], Sampled | None] | No
         return None
 
 
-def _square(raw: Raw, wanted: Wanted) -> Square:
+def _decoded(raw: Raw, wanted: Wanted) -> Square:
+    """An image of the size it has."""
     match raw:
         case Exception():
             raise raw
@@ -231,7 +248,7 @@ def _finish(
     if turn is not None:
         image = image.transpose(turn)
     far = max(image.size) > 2 * min(image.size)
-    return Square(_fit(image, wanted), pages, far, outside, own)
+    return Square(_cut(image, wanted), pages, far, outside, own)
 
 
 def _in_eight_bits(found: _Deep, scale: Range) -> tuple[Image.Image, Pixels]:
@@ -269,38 +286,47 @@ def _scale(found: _Deep, given: Range | str | None) -> tuple[Range, bool]:
     return full_range(found.whole, found.array) if given == "full" else cast(Range, given), own
 
 
-def _fit(image: Image.Image, wanted: Wanted) -> Pixels:
-    """The square of an upright image in mode L, LA, RGB or RGBA."""
-    side, channels = wanted.side, wanted.channels
-    if channels == "grey" and image.mode in ("RGB", "RGBA"):
+def _cut(image: Image.Image, wanted: Wanted) -> Pixels:
+    """What is wanted of an upright image in mode L, LA, RGB or RGBA, on white."""
+    if wanted.channels == "grey" and image.mode in ("RGB", "RGBA"):
         image = image.convert("L" if image.mode == "RGB" else "LA")
-    if wanted.fit == "pad" and image.width != image.height:
-        image = _padded(image, side, wanted.filter)
-    elif image.size != (side, side):
+    if wanted.fit == "crop" and image.width != image.height:
         short = min(image.size)
         left, top = (image.width - short) // 2, (image.height - short) // 2
-        box = (left, top, left + short, top + short)
-        image = image.resize((side, side), wanted.filter, box)
-    if image.mode in ("LA", "RGBA"):
+        image = image.crop((left, top, left + short, top + short))
+    if image.mode in ("LA", "RGBA"):  # Pillow weighs colours by their alpha
+        image = image.resize(_size(image.width, image.height, wanted.side), wanted.filter)
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image.convert("RGBA"))
-        image = image.convert("L" if channels == "grey" else "RGB")
-    pixels = np.asarray(image)
-    if pixels.ndim == 2:
-        return pixels[..., None]
-    if channels == "auto" and (pixels == pixels[..., :1]).all():
-        return pixels[..., :1]
-    return pixels
+        image = image.convert("L" if wanted.channels == "grey" else "RGB")
+    return np.array(image).reshape(image.height, image.width, -1)
 
 
-def _padded(image: Image.Image, side: int, how: Image.Resampling) -> Image.Image:
-    """The whole image in a square of its mean colour."""
-    long = max(image.size)
-    size = (max(1, round(image.width * side / long)), max(1, round(image.height * side / long)))
-    small = image.resize(size, how)
-    mean = tuple(round(value) for value in ImageStat.Stat(small).mean)
-    canvas = Image.new(image.mode, (side, side), mean if len(mean) > 1 else mean[0])
-    canvas.paste(small, ((side - size[0]) // 2, (side - size[1]) // 2))
+def _size(width: int, height: int, side: int) -> tuple[int, int]:
+    """Width and height of the same image within a square."""
+    long = max(width, height)
+    return max(1, round(width * side / long)), max(1, round(height * side / long))
+
+
+def _fit(alike: list[Square], wanted: Wanted) -> None:
+    """Images of one shape become squares."""
+    pixels = [one.pixels for one in alike]
+    height, width, channels = pixels[0].shape
+    size = _size(width, height, wanted.side)
+    together = np.stack(pixels) if len(pixels) > 1 else pixels[0][None]
+    for one, made in zip(alike, resize(together, size, wanted.interpolation), strict=True):
+        whole = made if size[0] == size[1] else _padded(made, wanted.side)
+        grey = wanted.channels == "auto" and channels == 3 and (whole == whole[..., :1]).all()
+        one.pixels = whole[..., :1] if grey else whole
+
+
+def _padded(pixels: Pixels, side: int) -> Pixels:
+    """An image in the middle of a square of its mean colour."""
+    height, width, channels = pixels.shape
+    canvas = np.empty((side, side, channels), np.uint8)
+    canvas[:] = np.rint(pixels.mean((0, 1)))
+    top, left = (side - height) // 2, (side - width) // 2
+    canvas[top : top + height, left : left + width] = pixels
     return canvas
 
 
@@ -310,9 +336,8 @@ def _padded(image: Image.Image, side: int, how: Image.Resampling) -> Image.Image
 @contextlib.contextmanager
 def opened(raw: Path | bytes) -> Iterator[Image.Image]:
     """The image with its header read, its pixels not yet."""
-    if isinstance(raw, Path) and raw.exists() and not raw.is_file():
-        raise UnusableError("not a regular file")  # a pipe would be waited for
-    if (raw.stat().st_size if isinstance(raw, Path) else len(raw)) == 0:
+    size = len(raw) if not isinstance(raw, Path) else _size_of(raw)
+    if size == 0:
         raise UnusableError("empty")
     try:
         image = _open(raw)
@@ -327,6 +352,13 @@ def opened(raw: Path | bytes) -> Iterator[Image.Image]:
                 f"too large: {image.width:,} × {image.height:,} is more than {MAX_PIXELS:,} pixels"
             )
         yield image
+
+
+def _size_of(path: Path) -> int:
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise UnusableError("not a regular file")  # a pipe would be waited for
+    return status.st_size
 
 
 def _open(raw: Path | bytes) -> Image.Image:

@@ -21,6 +21,7 @@ import time
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ from deepcluster.images.formats import know_formats
 from deepcluster.images.grey import Pixels
 from deepcluster.images.sources import cache_folder
 
-FORMAT = 1  # of the files, and of how images are decoded: to be raised when either changes
+FORMAT = 2  # of the files, and of how images are decoded: to be raised when either changes
 KEPT_BYTES = 10_000_000_000
 """Of decoded images that stay in the cache folder: what was not used for longest goes first."""
 YOUNG = 2.0  # seconds; a file that changed so lately may change again within one tick of its clock
@@ -73,7 +74,8 @@ class Kept:
             top = ""
         know_formats()  # it loads the reader of HEIC, where there is one
         heif = getattr(sys.modules.get("pillow_heif"), "__version__", None)
-        said = repr((FORMAT, pillow, heif, name, top, wanted)).encode("utf-8", "surrogateescape")
+        made_by = (pillow, version("torch"), heif)
+        said = repr((FORMAT, made_by, name, top, wanted)).encode("utf-8", "surrogateescape")
         self.file = folder() / f"{hashlib.blake2b(said, digest_size=16).hexdigest()}.npy"
         self._facts = np.zeros(len(paths), _ROW)
         self._new = False  # whether anything was decoded that could be kept

@@ -2,12 +2,13 @@
 
 The way of the images, in one direction: a source is listed once
 (:func:`~deepcluster.images.sources.list_source`), the plan looks at the listing
-(:func:`scan_images`), then its images are decoded (:func:`open_images`), by threads (Pillow gives
-up the interpreter lock while it decodes, but not while it reads a header, so that of small files a
-second thread does a third more), and kept as uint8 squares in memory if they fit, else in an
-unnamed memory-mapped file that vanishes with the store. An image that cannot be used is skipped and
-listed with the reason; ids name images, positions do not, so the others keep their ids. How a pixel
-becomes 8 bits is told in :mod:`deepcluster.images.decode` and :mod:`deepcluster.images.grey`.
+(:func:`scan_images`), then its images are decoded (:func:`open_images`), by threads (Pillow and
+torch give up the interpreter lock while they decode and resize, but not while a header is read, so
+that of small files a second thread does half as many), and kept as uint8 squares in memory if they
+fit, else in an unnamed memory-mapped file that vanishes with the store. An image that cannot be
+used is skipped and listed with the reason; ids name images, positions do not, so the others keep
+their ids. How a pixel becomes 8 bits is told in :mod:`deepcluster.images.decode` and
+:mod:`deepcluster.images.grey`.
 
 Labels are for measuring only; nothing that learns reads them.
 
@@ -33,7 +34,6 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from deepcluster.config import DataSettings
 from deepcluster.errors import NoImagesError, SourceError
@@ -50,6 +50,7 @@ from deepcluster.images.grey import (
 )
 from deepcluster.images.kept import Kept
 from deepcluster.images.listing import SAMPLE, Labels, Listing, Look, PassedOver, Raw, add_up
+from deepcluster.images.resize import resize
 from deepcluster.images.sinks import (
     FileSink,
     MemorySink,
@@ -172,10 +173,8 @@ class ImageStore:
         if self.pixels.shape[1] <= side:
             return self
         pixels = np.empty((len(self), side, side, self.channels), np.uint8)
-        for i, image in enumerate(self.pixels):
-            small = Image.fromarray(image[..., 0] if self.channels == 1 else image)
-            small = small.resize((side, side), Image.Resampling.BICUBIC)
-            pixels[i] = np.asarray(small).reshape(side, side, -1)
+        for a in range(0, len(self), CHUNK):
+            pixels[a : a + CHUNK] = resize(np.array(self.pixels[a : a + CHUNK]), (side, side))
         return dataclasses.replace(self, pixels=pixels, size=side, digest=None)
 
     def only(self, rows: npt.NDArray[np.integer[Any]]) -> ImageStore:
