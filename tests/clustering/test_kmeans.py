@@ -400,6 +400,8 @@ def test_long_work_is_told(monkeypatch):
     silent = kmeans(x, 5, max_iter=3, n_init=2, generator=generator(), progress=told)
     assert not told.notes and not told.phases  # it takes no time
     monkeypatch.setattr(engine, "_seconds_an_iteration", lambda rows, k: 20.04)
+    clock = itertools.count(0, 20)
+    monkeypatch.setattr(engine.time, "perf_counter", lambda: next(clock))
     found = kmeans(x, 5, max_iter=3, tol=0, n_init=2, generator=generator(), progress=told)
     assert told.notes == [
         "k-means, 500 rows, k = 5: 2 starts of at most 3 iterations of about 20 s: at most 2 min"
@@ -408,6 +410,18 @@ def test_long_work_is_told(monkeypatch):
     assert told.phases == [(name, 500) for name in names]
     assert told.rows == 6 * 500
     assert torch.equal(found.labels, silent.labels)  # and draws nothing
+
+
+def test_time_is_told_anew_where_iterations_take_longer(monkeypatch):
+    x = blobs(500, 6)
+    monkeypatch.setattr(engine, "_seconds_an_iteration", lambda rows, k: 20.0)
+    for each, notes in ((40, ["an iteration takes about 40 s now: at most 5 min more"]), (21, [])):
+        told = Told()
+        clock = itertools.count(0, each)
+        monkeypatch.setattr(engine.time, "perf_counter", lambda clock=clock: next(clock))
+        start = x[[0, 100, 200, 300, 301, 302]]
+        kmeans(x, 6, max_iter=9, tol=0, init=start, generator=generator(), progress=told)
+        assert told.notes[1:] == notes
 
 
 def test_the_time_of_an_iteration_is_that_of_some_blocks(monkeypatch):

@@ -165,6 +165,7 @@ def kmeans(
             progress = None
         else:
             progress.note(_expected(rows.total, k, seconds, max_iter, n_init))
+    told = _Told(progress, seconds) if progress is not None else None
     best: tuple[Tensor, int, int] | None = None
     least = math.inf
     for number in range(1, n_init + 1):
@@ -175,7 +176,7 @@ def kmeans(
         else:
             start = rows.take(_seeds(rows, k, generator))
         of = f", start {number} of {n_init}" if n_init > 1 else ""
-        found = _lloyd(rows, start, max_iter, stop, progress, of)
+        found = _lloyd(rows, start, max_iter, stop, told, of)
         # With one start there is nothing to compare.
         inertia = 0.0 if n_init == 1 else _inertia(_measure(rows, found[0])[1], metric, part)
         if best is None or inertia < least:
@@ -378,12 +379,33 @@ def _expected(n: int, k: int, seconds: float, max_iter: int, n_init: int) -> str
     )
 
 
+class _Told:
+    """What is told of a long k-means, and told anew where the machine is not as fast as it was."""
+
+    def __init__(self, progress: Progress, seconds: float) -> None:
+        self.progress, self.seconds = progress, seconds  # that an iteration takes, as was said
+        self.began = 0.0
+
+    def begin(self, iteration: int, max_iter: int, of: str, rows: int) -> None:
+        """An iteration begins; the last one is done."""
+        now = time.perf_counter()
+        taken, self.began = now - self.began, now
+        checked = iteration > 1 and (iteration - 1).bit_count() == 1  # after 1, 2, 4, 8 …
+        if checked and not 0.8 < taken / self.seconds < 1.25:
+            self.seconds = taken
+            left = (max_iter - iteration + 1) * taken
+            self.progress.note(
+                f"an iteration takes about {taken:.2g} s now: at most {span(left)} more{of}"
+            )
+        self.progress.phase(f"k-means {iteration}/{max_iter}{of}", rows)
+
+
 def _lloyd(
     rows: Rows,
     centers: Tensor,
     max_iter: int,
     stop: float,
-    progress: Progress | None = None,
+    told: _Told | None = None,
     of: str = "",
 ) -> tuple[Tensor, int, int]:
     """Iterate from `centers`; returns centres, iterations and repairs."""
@@ -402,12 +424,12 @@ def _lloyd(
         elif slack is None:
             slack = torch.zeros(rows.n, dtype=rows.dtype)
         last = labels.clone()
-        if progress is not None:
-            progress.phase(f"k-means {iteration}/{max_iter}{of}", rows.n)
+        if told is not None:
+            told.begin(iteration, max_iter, of, rows.n)
         for where, x, nearest in _nearest(rows, centers, slack):
             labels[where] = nearest
-            if progress is not None:
-                progress.advance(len(x))
+            if told is not None:
+                told.progress.advance(len(x))
             if slack is None:
                 _add_rows(own_sums, x, nearest)
                 continue
