@@ -246,10 +246,14 @@ def test_giants_are_timed_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.parametrize("speed", [1e-5, 1e-6, 1e-7])
 @pytest.mark.parametrize("size", [64, 224, 1000])
+@pytest.mark.parametrize("first", [1.0, 2.0])
 def test_trials_end_soon_and_foretell_a_whole_step(
-    monkeypatch: pytest.MonkeyPatch, size: int, speed: float
+    monkeypatch: pytest.MonkeyPatch, size: int, speed: float, first: float
 ) -> None:
-    """A made-up machine: `speed` seconds a pixel, and half a second of the optimizer a step."""
+    """A made-up machine: `speed` seconds a pixel, and half a second of the optimizer a step.
+
+    The first step of a size takes `first` times as long.
+    """
     now, pixels = 0.0, []
 
     def spend(seconds: float) -> None:
@@ -266,7 +270,7 @@ def test_trials_end_soon_and_foretell_a_whole_step(
 
         def __call__(self, index: torch.Tensor) -> None:
             pixels.append(len(index) * self.side**2)
-            spend(speed * pixels[-1])
+            spend(speed * pixels[-1] * (1 if pixels[-1] in pixels[:-1] else first))
             self.optimizer.step()
 
     monkeypatch.setattr(cost_of, "Step", Made)
@@ -278,7 +282,7 @@ def test_trials_end_soon_and_foretell_a_whole_step(
     assert cost.epoch == pytest.approx(
         cost_of.STEP_EXTRAS * whole + cost_of.beside_steps(64, "cpu")
     )
-    assert now < 3 * cost_of.SLOW_STEP + 5 * 0.5, pixels
+    assert now < first * 3 * cost_of.SLOW_STEP + 5 * 0.5, pixels
 
 
 def test_a_fit_that_would_be_late_gets_fewer_epochs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,7 +29,8 @@ from deepcluster.training.step import Step
 
 TRIAL_PIXELS = 2**22  # of a batch: of larger ones a part is timed, of half as many pixels
 FIRST_PIXELS = 2**17  # of the first step, which says how many images the others may have
-SLOW_STEP = 2.0  # seconds; a step that takes so long need not be timed twice
+SLOW_STEP = 2.0  # seconds that a timed step may take; the first of a size, which takes longer, may
+# take twice as long, or it is all that is timed
 ADAPT_TRIAL = 64  # images in a timed step
 
 # What a trial of a few steps cannot time, as it was measured on two cores of an AMD EPYC with
@@ -163,15 +164,20 @@ def estimate(
         batch = min(batch, max(2, FIRST_PIXELS // side**2))
         with noting:
             first = step(batch)  # it builds kernels, which tells in short steps alone
-        slow = first > SLOW_STEP
+        slow = first > 2 * SLOW_STEP
+        larger = batch
         if not slow:
-            held.clear()
             each = (step(batch) - updates[-1]) / batch
-            batch = min(most, max(batch, int(SLOW_STEP / each)))
-    if not slow:
+            larger = min(most, max(batch, int((SLOW_STEP - updates[-1]) / each)))
+        if 2 * larger > 3 * batch:
+            batch = larger
+            held.clear()
+            with noting:
+                step(batch)  # it is handed its memory, which may take as long as the step itself
+    else:
         with noting:
             first = step(batch)
-        slow = device.type != "cuda" and first > SLOW_STEP
+        slow = device.type != "cuda" and first > 2 * SLOW_STEP
     if device.type == "cuda":
         step(batch)  # the second one records
     timed = [first if slow else step(batch)]
