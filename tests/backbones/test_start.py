@@ -13,6 +13,7 @@ import torch
 from conftest import make_net, make_shapes
 from PIL import Image
 from timm.data import create_transform, resolve_model_data_config
+from torch import nn
 
 from deepcluster.backbones import start
 from deepcluster.backbones.features import FittedModel, find_speed, kept_features
@@ -218,6 +219,29 @@ def test_pace_is_found_in_the_arithmetic_that_is_asked_for(net_folder: Path):
     net = find_weights(str(net_folder)).build(32)
     speed = find_speed(net, channels=3, size=32, device=torch.device("cpu"), dtype="float32")
     assert speed.dtype == torch.float32 and speed.batch_size in (32, 128) and speed.seconds > 0
+
+
+@pytest.mark.parametrize("short", [True, False])
+def test_a_trial_is_short_for_a_slow_net_and_for_a_slow_arithmetic(
+    monkeypatch: pytest.MonkeyPatch, short: bool
+):
+    """A made-up machine: an image takes a fifth of a second, in bfloat16 a half or ten times it."""
+    now, batches = 0.0, []
+
+    class Net(nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            nonlocal now
+            half = torch.is_autocast_enabled("cpu")
+            now += len(images) * 0.2 * ((0.5 if short else 10) if half else 1)
+            batches.append(len(images))
+            return images.flatten(1)
+
+    monkeypatch.setattr("deepcluster.backbones.features.fast_bfloat16", lambda device: short)
+    monkeypatch.setattr("deepcluster.backbones.features.time.perf_counter", lambda: now)
+    speed = find_speed(Net(), channels=3, size=8, device=torch.device("cpu"))
+    assert speed.dtype == (torch.bfloat16 if short else torch.float32) and speed.batch_size == 8
+    assert speed.seconds == pytest.approx(0.1 if short else 0.2) and now < 6
+    assert set(batches) == {8}
 
 
 def test_weights_describe_themselves_where_nothing_is_said(tmp_path: Path):

@@ -24,7 +24,7 @@ from deepcluster.backbones.weights import load_timm, load_weights, save_timm
 from deepcluster.clustering.corrections import Corrections
 from deepcluster.clustering.pca import PCA, normalise_
 from deepcluster.clustering.prototypes import Prototypes
-from deepcluster.device import Compute
+from deepcluster.device import Compute, fast_bfloat16
 from deepcluster.errors import DamagedError, RunError, SourceError
 from deepcluster.files import reading, replacing
 from deepcluster.images.kept import trim
@@ -96,8 +96,8 @@ def extract(
     return features
 
 
-TRIAL_BATCH = 16
-"""Images in a trial of an arithmetic."""
+TRIAL_SECONDS = 2.0
+"""A batch that would take longer is not tried, and one that does is not timed a third time."""
 BATCHES = (8, 32, 128)
 """Batches that are tried: on a processor a large image's activations outgrow its cache early."""
 CLEARLY = 1.1
@@ -136,24 +136,29 @@ def find_speed(
     def timed(arithmetic: torch.dtype, batch: int) -> float:
         images = torch.zeros(batch, channels, size, size, device=device)
         images = images.contiguous(memory_format=torch.channels_last)
-        took = math.inf
-        for _ in range(3):  # the first one builds kernels
+        took, spent = math.inf, 0.0
+        for turn in range(3):  # the first one builds kernels
+            if turn == 2 and spent > TRIAL_SECONDS:
+                break
             began = time.perf_counter()
             with torch.autocast(device.type, arithmetic, enabled=arithmetic != torch.float32):
                 backbone(images)[0].float().cpu()  # waits for the device
-            took = min(took, time.perf_counter() - began)
+            seconds = time.perf_counter() - began
+            took, spent = min(took, seconds), spent + seconds
         return took / batch
 
-    if dtype == "auto":
-        plain, short = (timed(each, TRIAL_BATCH) for each in (torch.float32, torch.bfloat16))
-        arithmetic = torch.bfloat16 if CLEARLY * short < plain else torch.float32
-    else:
-        arithmetic = getattr(torch, dtype)
+    arithmetic = torch.float32 if dtype == "auto" else getattr(torch, dtype)
     best = Speed(arithmetic, BATCHES[0], timed(arithmetic, BATCHES[0]))
-    for batch in BATCHES[1:]:
-        seconds = timed(arithmetic, batch)
+    if dtype == "auto" and fast_bfloat16(device):  # else it takes ten times as long
+        seconds = timed(torch.bfloat16, BATCHES[0])
         if CLEARLY * seconds < best.seconds:
-            best = Speed(arithmetic, batch, seconds)
+            best = Speed(torch.bfloat16, BATCHES[0], seconds)
+    for batch in BATCHES[1:]:
+        if batch * best.seconds > TRIAL_SECONDS:
+            break
+        seconds = timed(best.dtype, batch)
+        if CLEARLY * seconds < best.seconds:
+            best = Speed(best.dtype, batch, seconds)
     backbone.train(training)
     return best
 
