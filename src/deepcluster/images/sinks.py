@@ -84,12 +84,12 @@ class FileSink:
 
     def append(self, squares: list[Pixels]) -> None:
         """Add squares ``(s, s, 1 or 3)``."""
-        block = np.empty((len(squares), self._side, self._side, self.channels), np.uint8)
-        for place, square in enumerate(squares):
-            block[place] = square
-        self._file.write(block.data)
-        self._digest.update(block.data)
-        self._done += len(squares)
+        shape = (self._side, self._side, self.channels)
+        for square in squares:
+            whole = np.ascontiguousarray(np.broadcast_to(square, shape)).data
+            self._file.write(whole)
+            self._digest.update(whole)
+            self._done += 1
 
     def widen(self) -> None:
         """From one channel to three."""
