@@ -115,7 +115,7 @@ def keep_statistics(net: nn.Module) -> None:
 
 
 def in_pieces(net: nn.Module, pixels: int, *, again: bool) -> Callable[[], None]:
-    """Have a net that learns see a batch piece by piece.
+    """Have a net see a batch piece by piece.
 
     Args:
         net: ``(b, c, s, s)`` -> ``(b, d)``, in which no image depends on the others of the batch.
@@ -129,11 +129,9 @@ def in_pieces(net: nn.Module, pixels: int, *, again: bool) -> Callable[[], None]
     whole: Callable[[Tensor], Tensor] = net.forward
 
     def forward(images: Tensor) -> Tensor:
-        if not torch.is_grad_enabled():
-            return whole(images)
         each = max(1, pixels // (images.shape[2] * images.shape[3]))
         pieces = images.tensor_split(math.ceil(len(images) / each))
-        if again:
+        if again and torch.is_grad_enabled():
             return torch.cat([checkpoint(whole, piece, use_reentrant=False) for piece in pieces])
         return torch.cat([whole(piece) for piece in pieces])
 

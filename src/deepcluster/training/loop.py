@@ -252,10 +252,9 @@ def train(
     clock.lap("train")
 
     method.eval()
-    if config.start == "adapt":
-        for release in releases:
-            release()
     embeddings = processes.collect(normalise_(extract_mine()), images.n)
+    for release in releases:
+        release()
     clock.lap("features")
     return Trained(embeddings, config, begun, history)
 
