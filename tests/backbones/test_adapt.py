@@ -138,7 +138,9 @@ def test_activations_are_counted_by_the_pixel_and_nothing_is_changed() -> None:
 
 
 def test_a_net_whose_buffers_change_sees_its_batch_as_a_whole() -> None:
-    own = nn.Sequential(nn.Flatten(), torch.nn.utils.parametrizations.spectral_norm(nn.Linear(3, 2)))
+    own = nn.Sequential(
+        nn.Flatten(), torch.nn.utils.parametrizations.spectral_norm(nn.Linear(3, 2))
+    )
     before = {name: value.clone() for name, value in own.state_dict().items()}
     assert activations(own, channels=3, size=1, dtype=torch.float32) == 0
     assert all(torch.equal(value, before[name]) for name, value in own.state_dict().items())

@@ -47,6 +47,7 @@ LIBRARIES = 800_000_000  # torch and the others, once they are loaded
 KERNELS = 100_000_000  # what they keep of a net that has run
 CUTTING = 170_000_000  # scores of a block and tables of the final clusters
 IMAGE = 1100  # an image's id, clusters, neighbours and rows of tables and pages
+DRAWING = 150  # a pixel of a batch: views while they are drawn, where no activations are more
 BANK = 130  # an image, of the default method
 
 
@@ -184,7 +185,8 @@ def estimate(
     parameters = sum(p.numel() for p in method.parameters()) * 4  # type: ignore[attr-defined]
     activations = 2 * sum(held.values()) / part  # and as much for gradients and the views
     if room is not None and room.piece:  # gradients of a piece at a time
-        beside = activations if room.again else max(0.0, activations - 2 * room.kept)
+        drawing = DRAWING * batch_size / processes.helpers() * config.size**2
+        beside = activations + drawing if room.again else max(0.0, activations - 2 * room.kept)
         activations = room.bytes + beside
     banks = n * BANK
     if config.method == "deepcluster":  # features, after PCA, and as k-means keeps them

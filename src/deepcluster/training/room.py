@@ -85,9 +85,10 @@ def find_room(
     views = method.views + (small.count * small.side**2 if small else 0)
     pixels = share * config.size**2 * views
     piece = max(PIECE["cuda" if device.type == "cuda" else "cpu"], config.size**2)
-    least = 2 * each * min(pixels, piece)
+    one = each * min(pixels, piece)
+    least = 3 * one  # its gradients, and freed blocks that fit nothing else
     kept = each * pixels
-    whole = kept + (kept if device.type == "cuda" else least / 2)
+    whole = kept + (kept if device.type == "cuda" else one)
     if again is None:
         again = pixels > piece and whole > MOST * _free(device)
     in_pieces = again or device.type != "cuda"
