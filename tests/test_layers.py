@@ -20,7 +20,7 @@ LAYERS = [  # a room imports only from rooms above it in this list
     {"backbones"},
     {"training.views", "training.optimizers", "training.chance"},
     {"methods"},
-    {"training.step", "training.checkpoints", "training.sharing"},
+    {"training.room", "training.step", "training.checkpoints", "training.sharing"},
     {"training.resolve"},
     {"training.cost"},
     {"training.plan"},

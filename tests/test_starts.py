@@ -27,7 +27,7 @@ from deepcluster.fitting import fit_source, plan_source
 from deepcluster.images.vectors import read_vectors
 from deepcluster.progress import Progress
 from deepcluster.run import RunDir
-from deepcluster.training import best
+from deepcluster.training import best, room
 
 FROZEN = {"start": "frozen", "clusters": 3, "device": "cpu", "train.precision": "float32"}
 
@@ -234,6 +234,27 @@ def test_adapt_keeps_the_better_and_shows_the_other(adapted: RunDir, folder: Pat
 
 
 @pytest.mark.slow
+def test_where_memory_is_short_activations_are_computed_again(
+    net_folder: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """It is said before, with the memory that it takes, and the bits are the same."""
+    monkeypatch.setattr(room, "PIECE", {"cpu": 7 * 32**2})
+    config = override(Config(), {"backbone": f"local-dir:{net_folder}", "device": "cpu", **ADAPT})
+    config = override(config, {"clusters": 3})
+    plans, runs = [], []
+    for name, free in (("kept", 1e15), ("again", 0.0)):
+        monkeypatch.setattr(room, "free_memory", lambda free=free: free)
+        plans.append(plan_source(folder, config))
+        runs.append(fit_source(folder, config, out=tmp_path / name))
+    said = ["computed again" in " ".join(plan.notes) for plan in plans]
+    assert said == ["computed again" in " ".join(run.read_info()["notes"]) for run in runs]
+    assert said == [False, True]
+    assert plans[1].cost.room.bytes < plans[1].cost.room.whole == plans[0].cost.room.bytes
+    one, other = (run.read_embeddings() for run in runs)
+    assert np.array_equal(one, other)
+    assert runs[0].read_config() == runs[1].read_config()
+
+
 def test_frozen_is_given_where_adapting_made_it_worse(
     net_folder: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -522,6 +522,7 @@ def _fit(run: RunDir, work: Work, *, resume: bool, log: Logged, pace: Pace | Non
         resume=resume,
         progress=log,
         pace=pace,
+        again=None if work.cost.room is None else work.cost.room.again,
     )
 
 

@@ -64,6 +64,8 @@ def notes(
         f"{learns} on {resolved.device} in {resolved.train.precision}"
         + ("" if asked.minutes == "auto" else f", to end after {asked.minutes:g} minutes")
     )
+    if cost.room is not None and cost.room.sentence:
+        sentences.append(cost.room.sentence)
     sentences += too_late(asked, cost, spent)
     if asked.minutes == asked.epochs == "auto" and resolved.start != "frozen":
         batch = resolved.train.batch_size

@@ -5,17 +5,26 @@ them was learnt for the old ones. (Its scale and shift learn.) Filters of a sing
 their weights. Learning those as well gave the same clusters, and their gradients take two thirds of
 a step on a processor: the gradient of their input is a convolution like the forward one, and is
 computed as one here.
+
+So no image of a batch depends on another one within the net, which may see them piece by piece.
+What a piece leaves for the way back can be kept or computed again: the operations and their order
+are the same, and so are the bits of the gradients.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import MethodType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+PROBE = 4  # images on which a net's activations are counted
 
 
 class _Filter(torch.autograd.Function):
@@ -103,3 +112,87 @@ def keep_statistics(net: nn.Module) -> None:
     for module in net.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.eval()
+
+
+def in_pieces(net: nn.Module, pixels: int, *, again: bool) -> Callable[[], None]:
+    """Have a net see a batch piece by piece.
+
+    Args:
+        net: ``(b, c, s, s)`` -> ``(b, d)``, in which no image depends on the others of the batch.
+        pixels: of the images of a piece together; it has one image at least.
+        again: whether what a piece leaves for the way back is computed again there, not kept.
+
+    Returns:
+        What ends it.
+    """
+    own = vars(net).get("forward")
+    whole: Callable[[Tensor], Tensor] = net.forward
+
+    def forward(images: Tensor) -> Tensor:
+        each = max(1, pixels // (images.shape[2] * images.shape[3]))
+        pieces = images.tensor_split(math.ceil(len(images) / each))
+        if again and torch.is_grad_enabled():
+            return torch.cat([checkpoint(whole, piece, use_reentrant=False) for piece in pieces])
+        return torch.cat([whole(piece) for piece in pieces])
+
+    net.forward = forward
+
+    def release() -> None:
+        del net.forward
+        if own is not None:
+            net.forward = own
+
+    return release
+
+
+@contextmanager
+def counting(module: nn.Module) -> Iterator[dict[int, int]]:
+    """Count what waits for the way back meanwhile, without the weights of a module.
+
+    Yields:
+        Storages and the bytes of each. The way back itself cannot be gone.
+    """
+    held: dict[int, int] = {}
+    weights = {p.shape for p in module.parameters() if p.ndim > 1}  # as many for any batch
+
+    def note(tensor: Tensor) -> Tensor:
+        if tensor.shape not in weights:
+            storage = tensor.untyped_storage()
+            held[storage.data_ptr()] = storage.nbytes()
+        return tensor.detach()  # with what made it, it would hold itself in memory for good
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        yield held
+
+
+def activations(net: nn.Module, *, channels: int, size: int, dtype: torch.dtype) -> float:
+    """Bytes that wait for the way back for each pixel of the images that a net learns from.
+
+    Args:
+        net: on its device; it is left in training mode, with the statistics of batch norm kept.
+        channels: of its images.
+        size: side of the images in pixels.
+        dtype: arithmetic.
+
+    Returns:
+        0 for a net that must see its batch as a whole, and once: one whose buffers change.
+    """
+    parameter = next(net.parameters(), torch.zeros(()))
+    device = parameter.device
+    images = torch.zeros(PROBE, channels, size, size, device=device, dtype=parameter.dtype)
+    images = images.contiguous(memory_format=torch.channels_last)
+    net.train()
+    keep_statistics(net)
+    buffers = list(net.buffers())
+    before = [(buffer.clone(), buffer._version) for buffer in buffers]
+    numbers = torch.random.fork_rng([device] if device.type == "cuda" else [])
+    arithmetic = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+    with numbers, arithmetic, counting(net) as held:
+        kept = net(images)
+    del kept
+    changed = False
+    for buffer, (value, version) in zip(buffers, before, strict=True):
+        if buffer._version != version:
+            changed = True
+            buffer.data.copy_(value)
+    return 0.0 if changed else sum(held.values()) / (PROBE * size**2)

@@ -71,6 +71,7 @@ def fit_best(
     resume: bool = False,
     progress: Progress | None = None,
     pace: Pace | None = None,
+    again: bool | None = None,
 ) -> Best:
     """Fit with several settings and keep the one whose clusters agree most with all features.
 
@@ -84,6 +85,7 @@ def fit_best(
         resume: as there.
         progress: told what happens.
         pace: as there.
+        again: as there.
     """
     progress = progress or Progress()
     done = [
@@ -98,6 +100,7 @@ def fit_best(
         resume=resume,
         progress=progress,
         pace=pace,
+        again=again,
     )
     if not done:
         return Best(last, [])

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from deepcluster import processes
-from deepcluster.backbones.adapt import hold, keep_statistics
+from deepcluster.backbones.adapt import counting, hold, in_pieces, keep_statistics
 from deepcluster.backbones.build import prepare_backbone, takes
 from deepcluster.backbones.preprocessing import Batches, Preprocessing
 from deepcluster.backbones.start import build_net, find_weights
@@ -25,6 +25,7 @@ from deepcluster.images.store import ImageStore
 from deepcluster.methods import load_method
 from deepcluster.training.optimizers import build_optimizer
 from deepcluster.training.resolve import worth
+from deepcluster.training.room import Room, find_room
 from deepcluster.training.step import Step
 
 TRIAL_PIXELS = 2**22  # of a batch: of larger ones a part is timed, of half as many pixels
@@ -47,6 +48,7 @@ LIBRARIES = 800_000_000  # torch and the others, once they are loaded
 KERNELS = 100_000_000  # what they keep of a net that has run
 CUTTING = 170_000_000  # scores of a block and tables of the final clusters
 IMAGE = 1100  # an image's id, clusters, neighbours and rows of tables and pages
+DRAWING = 150  # a pixel of a batch: views while they are drawn, where no activations are more
 BANK = 130  # an image, of the default method
 
 
@@ -58,6 +60,7 @@ class Cost:
     epoch: float  # seconds an epoch
     rest: float  # seconds of all that comes once
     epochs: int
+    room: Room | None = None  # of a net that is adapted
 
     @property
     def seconds(self) -> float:
@@ -124,15 +127,18 @@ def estimate(
         )
         method = load_method(config.method)(probe, backbone, batch)
         method.to(device, memory_format=torch.channels_last)  # type: ignore[attr-defined]
+        deep = _channels_of_net(config, channels, net)
+        room = find_room(method, config, deep) if config.start == "adapt" else None
         if config.start == "adapt":
             keep_statistics(backbone)
+        if room is not None and room.piece:
+            in_pieces(backbone, room.piece, again=room.again)
     optimizer = build_optimizer(method.groups(), config.train)
     pixels = np.random.default_rng(0).integers(
         256, size=(batch, side, side, channels), dtype=np.uint8
     )
     names = [str(i) for i in range(batch)]
     store = ImageStore(name="", pixels=pixels, size=size, ids=names, paths=[None] * batch)
-    deep = _channels_of_net(config, channels, net)
     preprocessing = Preprocessing(size, (0.5,) * deep, (0.25,) * deep)
     one_step = Step(method, optimizer, probe, preprocessing, Batches(store, device))
     one_step.begin(0)
@@ -149,20 +155,10 @@ def estimate(
         float(one_step.total)  # waits for the device
         return time.perf_counter() - start
 
-    held: dict[int, int] = {}  # storages that wait for the backward pass, and their bytes
-    weights = {p.shape for p in method.parameters() if p.ndim > 1}  # type: ignore[attr-defined]
-
-    def note(tensor: torch.Tensor) -> torch.Tensor:
-        if tensor.shape not in weights:  # those are as many for any batch
-            storage = tensor.untyped_storage()
-            held[storage.data_ptr()] = storage.nbytes()
-        return tensor.detach()  # with what made it, it would hold itself in memory for good
-
-    noting = torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor)
     most, slow = batch, False
     if device.type != "cuda" and batch * side**2 > FIRST_PIXELS:
         batch = min(batch, max(2, FIRST_PIXELS // side**2))
-        with noting:
+        with counting(method) as held:  # type: ignore[arg-type]
             first = step(batch)  # it builds kernels, which tells in short steps alone
         slow = first > 2 * SLOW_STEP
         larger = batch
@@ -171,11 +167,10 @@ def estimate(
             larger = min(most, max(batch, int((SLOW_STEP - updates[-1]) / each)))
         if 2 * larger > 3 * batch:
             batch = larger
-            held.clear()
-            with noting:
+            with counting(method) as held:  # type: ignore[arg-type]
                 step(batch)  # it is handed its memory, which may take as long as the step itself
     else:
-        with noting:
+        with counting(method) as held:  # type: ignore[arg-type]
             first = step(batch)
         slow = device.type != "cuda" and first > 2 * SLOW_STEP
     if device.type == "cuda":
@@ -194,18 +189,23 @@ def estimate(
     forward = seconds_an_image / (3 * method.views * worth(small))
     d = int(backbone.num_features)  # type: ignore[arg-type]
     parameters = sum(p.numel() for p in method.parameters()) * 4  # type: ignore[attr-defined]
-    activations = round(2 * sum(held.values()) / part)  # and as much for gradients and the views
+    activations = 2 * sum(held.values()) / part  # and as much for gradients and the views
+    if room is not None and room.piece:  # gradients of a piece at a time
+        drawing = DRAWING * batch_size / processes.helpers() * config.size**2
+        beside = activations + drawing if room.again else max(0.0, activations - 2 * room.kept)
+        activations = room.bytes + beside
     banks = n * BANK
     if config.method == "deepcluster":  # features, after PCA, and as k-means keeps them
         banks = 4 * n * (d + 2 * min(d, int(config.deepcluster.pca)))
     elif config.method == "deepcluster-v2":  # two, and one as k-means keeps it
         banks = 8 * n * config.deepcluster_v2.dimensions
-    training = LIBRARIES + activations + 6 * parameters + banks
+    training = LIBRARIES + round(activations) + 6 * parameters + banks
     return Cost(
         memory=store_bytes + KERNELS + max(training, concluding_bytes(n, d, config.final.pca)),
         epoch=n * passes * seconds_an_image + beside_steps(n, device.type),
         rest=n * (forward + AFTERWARDS / min(2, torch.get_num_threads())) + choosing,
         epochs=config.epochs,
+        room=room,
     )
 
 

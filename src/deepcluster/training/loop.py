@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from deepcluster import metrics, processes
-from deepcluster.backbones.adapt import hold, keep_statistics
+from deepcluster.backbones.adapt import hold, in_pieces, keep_statistics
 from deepcluster.backbones.build import prepare_backbone, takes
 from deepcluster.backbones.features import extract, kept_features
 from deepcluster.backbones.preprocessing import Batches, Preprocessing
@@ -36,6 +37,7 @@ from deepcluster.training.checkpoints import load_newest, save_checkpoint, share
 from deepcluster.training.conclude import Begun, Clock, FitResult, conclude, score
 from deepcluster.training.optimizers import build_optimizer
 from deepcluster.training.plan import Pace
+from deepcluster.training.room import find_room
 from deepcluster.training.sharing import Images, features_of_all, help_with, send_fit
 from deepcluster.training.step import Step
 from deepcluster.training.threads import own_threads, settle_threads
@@ -57,6 +59,7 @@ def fit(
     resume: bool = False,
     progress: Progress | None = None,
     pace: Pace | None = None,
+    again: bool | None = None,
 ) -> FitResult:
     """Train on the images and cluster them.
 
@@ -69,6 +72,8 @@ def fit(
         resume: go on from the run's last checkpoint.
         progress: told what happens.
         pace: asked after each epoch how many there shall be; the result's settings say it.
+        again: whether activations are computed again, where a net is adapted, as the plan has said;
+            None asks what memory is free.
 
     Returns:
         Clusters, features, the fitted model and what was measured.
@@ -88,6 +93,7 @@ def fit(
             resume=resume,
             progress=progress,
             pace=pace,
+            again=again,
             clock=clock,
         )
     return conclude(
@@ -132,6 +138,7 @@ def train(
     run: RunDir | None = None,
     resume: bool = False,
     pace: Pace | None = None,
+    again: bool | None = None,
 ) -> Trained:
     """The loop; arguments as of :func:`fit`.
 
@@ -142,18 +149,26 @@ def train(
     assert isinstance(config.epochs, int)
     assert isinstance(config.train.batch_size, int)
     assert isinstance(config.train.lr, float)
-    known = backbone is None
+    recorded = backbone is None
+    releases: list[Callable[[], None]] = []
     with seeded(config.seed):
         begun = begin(images, config, backbone)
         assert begun.backbone is not None
         if config.start == "adapt":
-            release = hold(begun.backbone)
+            releases.append(hold(begun.backbone))
         method: Any = load_method(config.method)(config, begun.backbone, images.n)
     method.to(device, memory_format=torch.channels_last)
+    if config.start == "adapt":
+        room = find_room(method, config, begun.channels, again=again)
+        if room is not None and room.piece:
+            releases.append(in_pieces(begun.backbone, room.piece, again=room.again))
+            recorded = recorded and not room.again  # it asks for the state of random numbers
+            if again is None and room.sentence:
+                progress.note(room.sentence)
     optimizer = build_optimizer(method.groups(), config.train)
     preprocessing = begun.preprocessing
     batches_of = Batches(images.mine, device, images.n)
-    step = Step(method, optimizer, config, preprocessing, batches_of, record=known)
+    step = Step(method, optimizer, config, preprocessing, batches_of, record=recorded)
 
     def extract_mine() -> Tensor:
         progress.phase("features", len(images.mine))
@@ -237,9 +252,9 @@ def train(
     clock.lap("train")
 
     method.eval()
-    if config.start == "adapt":
-        release()
     embeddings = processes.collect(normalise_(extract_mine()), images.n)
+    for release in releases:
+        release()
     clock.lap("features")
     return Trained(embeddings, config, begun, history)
 

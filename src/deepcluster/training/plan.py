@@ -310,7 +310,9 @@ def plan_starts(
     )
     if asked.start == "auto" and timed and minutes * 60 < more.rest + more.epoch:
         return rivals[1:], first, cost  # no time to adapt
-    total = Cost(max(cost.memory, more.memory), more.epoch, before + more.rest, more.epochs)
+    total = Cost(
+        max(cost.memory, more.memory), more.epoch, before + more.rest, more.epochs, more.room
+    )
     return rivals, last, total
 
 
