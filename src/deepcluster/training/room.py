@@ -53,7 +53,7 @@ class Room:
         return (
             f"a step would keep {self.whole / 1e9:.1f} GB of activations, which is more than there "
             f"is room for: they are computed again on the way back, of {self.least / 1e9:.1f} GB "
-            "at a time; this takes about a third longer and changes no result"
+            "at a time; this takes a third to a half longer and changes no result"
         )
 
 
