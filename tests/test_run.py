@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -232,6 +233,41 @@ def test_a_folder_in_the_way_is_left_alone(run: RunDir) -> None:
     (run.aside.path / "mine.txt").write_text("mine")
     with pytest.raises(RunError, match="in the way"):
         RunDir.free(run.path, overwrite=True)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("place", ["photos", "photos/run", "photos/deep/er"])
+def test_nothing_is_written_among_the_images(tmp_path: Path, place: str, overwrite: bool) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos/a.png").write_bytes(b"mine")
+    before = everything(tmp_path)
+    better = re.escape(str(tmp_path.resolve() / "photos-run"))
+    for source in (tmp_path / "photos", [tmp_path / "photos"]):
+        with pytest.raises(RunError, match=rf"the images, .*photos, .*say --out {better}"):
+            fit_source(source, out=tmp_path / place, overwrite=overwrite)
+    assert everything(tmp_path) == before
+
+
+def test_a_folder_that_is_no_run_is_not_to_be_gone_on_with(run: RunDir, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/letter.txt").write_text("mine")
+    with pytest.raises(RunError, match=r"no run of deepcluster.*choose another folder") as caught:
+        RunDir.free(tmp_path / "mine")
+    assert "--resume" not in str(caught.value)
+    with pytest.raises(RunError, match="--resume, replace it with --overwrite"):
+        RunDir.free(run.path)
+
+
+def test_what_a_nas_leaves_is_no_work_of_a_person(run: RunDir) -> None:
+    for name in ("@eaDir/config.toml@SynoEAStream", "pictures/@eaDir/a.png/SYNOFILE_THUMB_M.png"):
+        (run.path / name).parent.mkdir(parents=True)
+        (run.path / name).write_bytes(b"thumbnail")
+    (run.path / "pictures/THUMBS.DB").write_bytes(b"thumbnails")
+    assert run.foreign() == []
+    fit_source(make_shapes(9), override(Config(), TINY), out=run.path, overwrite=True)
+    assert os.listdir(run.path.parent) == ["run"]  # noqa: PTH208
+    (run.path / "@eaDir.txt").write_text("mine")
+    assert run.foreign() == ["@eaDir.txt"]
 
 
 def test_default_folders_are_never_the_same(tmp_path: Path) -> None:
