@@ -333,6 +333,15 @@ def test_interrupt_saves_and_says_how_to_go_on(
     assert "--resume" in err
     assert json.loads((run / "run.json").read_text())["status"] == "interrupted"
     assert any((run / "checkpoints").iterdir())
+    said = subprocess.run(
+        [sys.executable, "-m", "deepcluster", "info", str(run)],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert "stopped before its end" in said
+    assert re.search(r"unfinished: [1-9]\d* of 100,000 epochs done", said)
+    assert f"to go on: `deepcluster fit {source} --out {run} --resume`" in said
 
 
 def test_interrupt_before_the_training_is_said(

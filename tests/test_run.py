@@ -234,6 +234,40 @@ def test_a_folder_in_the_way_is_left_alone(run: RunDir) -> None:
         RunDir.free(run.path, overwrite=True)
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("place", ["photos", "photos/deep"])
+def test_nothing_is_written_among_the_images(tmp_path: Path, place: str, overwrite: bool) -> None:
+    (tmp_path / "photos/deep").mkdir(parents=True)
+    for name in ("a.png", "deep/b.png"):
+        (tmp_path / "photos" / name).write_bytes(b"mine")
+    before = everything(tmp_path)
+    with pytest.raises(RunError, match="no run of deepcluster, so nothing is written there"):
+        fit_source(tmp_path / "photos", out=tmp_path / place, overwrite=overwrite)
+    assert everything(tmp_path) == before
+
+
+def test_a_folder_that_is_no_run_is_not_to_be_gone_on_with(run: RunDir, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/letter.txt").write_text("mine")
+    with pytest.raises(RunError, match=r"no run of deepcluster.*choose another folder") as caught:
+        RunDir.free(tmp_path / "mine")
+    assert "--resume" not in str(caught.value)
+    with pytest.raises(RunError, match="--resume, replace it with --overwrite"):
+        RunDir.free(run.path)
+
+
+def test_what_a_nas_leaves_is_no_work_of_a_person(run: RunDir) -> None:
+    for name in ("@eaDir/config.toml@SynoEAStream", "pictures/@eaDir/a.png/SYNOFILE_THUMB_M.png"):
+        (run.path / name).parent.mkdir(parents=True)
+        (run.path / name).write_bytes(b"thumbnail")
+    (run.path / "pictures/THUMBS.DB").write_bytes(b"thumbnails")
+    assert run.foreign() == []
+    fit_source(make_shapes(9), override(Config(), TINY), out=run.path, overwrite=True)
+    assert os.listdir(run.path.parent) == ["run"]  # noqa: PTH208
+    (run.path / "@eaDir.txt").write_text("mine")
+    assert run.foreign() == ["@eaDir.txt"]
+
+
 def test_default_folders_are_never_the_same(tmp_path: Path) -> None:
     """Three processes that choose one name at one time."""
     code = (

@@ -1,5 +1,8 @@
 """Fits that begin with what exists: a frozen net, and vectors made elsewhere."""
 
+import re
+import shlex
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ from PIL import Image
 
 from deepcluster import DeepCluster, fitting
 from deepcluster.backbones import features as features_module
+from deepcluster.cli import run_app
 from deepcluster.config import Config, override
 from deepcluster.errors import ConfigError, RunError, SourceError
 from deepcluster.finished import (
@@ -411,8 +415,142 @@ def test_settings_that_say_nothing_to_vectors_are_refused(tmp_path: Path):
         None, run.read_config(), embeddings=tmp_path / "rows.npy", out=tmp_path / "again"
     )
     assert again.read_items()["cluster"] == run.read_items()["cluster"]
-    kept = {"data.fit": "pad", "final.neighbours": 5, "start": "frozen", "train.threads": 1}
+    kept = {"final.neighbours": 5, "start": "frozen", "train.threads": 1}
     DeepCluster(n_clusters=3, device="cpu", settings=kept).fit_embeddings(rows)
+
+
+@pytest.fixture
+def of_vectors(tmp_path: Path) -> RunDir:
+    np.save(tmp_path / "rows.npy", blobs(30)[0])
+    config = override(Config(), {"clusters": 3, "device": "cpu"})
+    return fit_source(None, config, embeddings=tmp_path / "rows.npy", out=tmp_path / "run")
+
+
+def photos(tmp_path: Path, name: str = "photos", n: int = 30) -> Path:
+    (tmp_path / name).mkdir()
+    for i in range(n):
+        colour = ("red", "green", "blue")[i % 3]
+        Image.new("RGB", (16, 16), colour).save(tmp_path / name / f"{i:02}.png")
+    return tmp_path / name
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--method", "deepcluster"],
+        ["--method", "contrastive-clusters"],
+        ["--minutes", "2"],
+        ["--epochs", "3"],
+        ["--start", "adapt"],
+        ["--train.lr", "0.1"],
+        ["--train.precision", "bfloat16"],
+        ["--backbone", "resnet18"],
+        ["--data.fit", "pad"],
+    ],
+)
+def test_what_is_typed_beside_settings_of_vectors_is_refused_too(
+    words: list[str], of_vectors: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    fit = ["fit", "--embeddings", str(tmp_path / "rows.npy"), "--out", str(tmp_path / "again")]
+    fit += ["--config", str(of_vectors.path / "config.toml"), "--no-report"]
+    assert run_app([*fit, *words]) == 2
+    error = capsys.readouterr().err
+    assert re.search(rf"{words[0][2:]} = {words[1]}\b.*no net learns", error.replace("\n", " "))
+    assert not (tmp_path / "again").exists()
+    assert run_app([*fit, "--seed", "1", "--final.neighbours", "5"]) == 0
+
+
+def test_what_an_estimator_is_given_beside_settings_of_vectors_is_refused(of_vectors: RunDir):
+    recipe, rows = str(of_vectors.path / "config.toml"), blobs(30)[0]
+    for more in ({"epochs": 3}, {"settings": {"train": {"lr": 0.1}}}):
+        with pytest.raises(ConfigError, match="no net learns"):
+            DeepCluster(recipe=recipe, **more).fit_embeddings(rows)
+    found = DeepCluster(recipe=recipe, random_state=0).fit_embeddings(rows)
+    assert found.labels_.tolist() == of_vectors.read_items()["cluster"].to_pylist()
+
+
+def test_settings_of_images_are_refused_where_vectors_have_none(tmp_path: Path):
+    np.save(tmp_path / "rows.npy", blobs(30)[0])
+    given: dict[str, Any] = {"embeddings": tmp_path / "rows.npy", "out": tmp_path / "run"}
+    config = override(Config(), {"clusters": 3, "device": "cpu", "data.fit": "pad"})
+    with pytest.raises(ConfigError, match=r"data.fit = pad: .*no image is read"):
+        fit_source(None, config, **given)
+    with pytest.raises(ConfigError, match="--labels are those of images"):
+        fit_source(None, override(config, {"data.fit": "crop"}), labels="folders", **given)
+    assert fit_source(photos(tmp_path), config, **given).read_config().data.fit == "pad"
+
+
+def test_a_recipe_beside_vectors_is_not_listed_whole():
+    with pytest.raises(ConfigError) as caught:
+        DeepCluster(recipe="paper").fit_embeddings(blobs(30)[0])
+    assert re.search(r"method = deepcluster, .* and \d\d more: ", str(caught.value))
+    assert str(caught.value).count(" = ") == 5
+
+
+def test_vectors_are_not_rounded_by_what_their_device_is_fast_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("deepcluster.training.resolve.fast_bfloat16", lambda _: True)
+    config = override(Config(), {"clusters": 3, "device": "cpu", "final.pca": 4})
+    run = fit_source(None, config, embeddings=blobs(30)[0], out=tmp_path / "run")
+    assert run.read_config().train.precision == "float32"
+
+
+def test_settings_of_vectors_alone_leave_images_their_colour(of_vectors: RunDir, tmp_path: Path):
+    run = fit_source(
+        photos(tmp_path),
+        of_vectors.read_config(),
+        embeddings=tmp_path / "rows.npy",
+        out=tmp_path / "seen",
+    )
+    with Image.open(run.path / "thumbnails" / "0000.webp") as sheet:
+        red, green, _ = np.asarray(sheet.convert("RGB"))[8, 8].tolist()
+    assert red > green + 100
+
+
+def test_a_run_of_vectors_says_that_it_needs_them(of_vectors: RunDir, tmp_path: Path, folder: Path):
+    of_vectors.write_info({**of_vectors.read_info(), "status": "interrupted"})
+    with pytest.raises(ConfigError, match=r"of a fit of vectors.*--embeddings FILE"):
+        fit_source(folder, out=of_vectors.path, resume=True)
+    for front in (fit_source, plan_source):
+        with pytest.raises(ConfigError, match=r"of a fit of vectors.*--embeddings FILE"):
+            front(folder, of_vectors.read_config())
+
+
+def test_a_run_of_images_says_that_it_has_no_vectors(frozen: RunDir, tmp_path: Path, folder: Path):
+    run = RunDir(shutil.copytree(frozen.path, tmp_path / "run"))
+    run.write_info({**run.read_info(), "status": "interrupted"})
+    with pytest.raises(ConfigError, match=r"begun with images.*leave --embeddings out"):
+        fit_source(folder, embeddings=blobs(60)[0], out=run.path, resume=True)
+
+
+def test_several_folders_of_images_beside_vectors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """The line to go on, from Python as well, is one that the command line takes."""
+
+    def stop(*args: Any, **named: Any) -> None:
+        raise KeyboardInterrupt
+
+    np.save(tmp_path / "rows.npy", blobs(30)[0])
+    several = [photos(tmp_path, name, 15) for name in ("a", "b")]
+    given: dict[str, Any] = {"embeddings": tmp_path / "rows.npy", "out": tmp_path / "run"}
+    with monkeypatch.context() as patch:
+        patch.setattr(fitting, "fit_vectors", stop)
+        with pytest.raises(KeyboardInterrupt):
+            fit_source(several, override(Config(), {"clusters": 3, "device": "cpu"}), **given)
+    assert run_app(["info", str(tmp_path / "run")]) == 0
+    said = capsys.readouterr().out
+    assert "30 vectors" in said
+    line = re.search(r"to go on: `deepcluster (.*)`", said)
+    assert line is not None and f"--images {several[0]} {several[1]} --out" in line[1]
+    assert run_app([*shlex.split(line[1]), "--no-report"]) == 0
+    assert RunDir.open(tmp_path / "run").read_items()["id"].to_pylist()[-1] == "b/14.png"
+
+
+def test_vectors_are_not_called_images():
+    with pytest.raises(ConfigError, match="60 clusters cannot be made of 30 vectors"):
+        DeepCluster(n_clusters=60).fit_embeddings(blobs(30)[0])
 
 
 def test_vectors_of_another_net_are_refused(tmp_path: Path):

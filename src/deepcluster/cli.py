@@ -144,7 +144,9 @@ def fit(
     report: Annotated[bool, Parameter(group=EVERYDAY)] = True,
     tensorboard: Annotated[bool, Parameter(negative="", group=EVERYDAY)] = False,
     embeddings: Annotated[Path | None, Parameter(group=EVERYDAY)] = None,
-    images: Annotated[str | None, Parameter(group=EVERYDAY)] = None,
+    images: Annotated[
+        list[str] | None, Parameter(group=EVERYDAY, negative="", consume_multiple=True)
+    ] = None,
     as_json: AsJson = False,
     settings: Annotated[Config, Parameter(name="*", group=SETTINGS)] = Config(),  # noqa: B008
 ) -> None:
@@ -179,14 +181,14 @@ def fit(
     embeddings
         Features made elsewhere (.npy or .parquet), in place of SOURCE: nothing is trained.
     images
-        The images that --embeddings are of, for the report.
+        The images that --embeddings are of, for the report; several folders or files, as SOURCE.
     """
     from deepcluster import fitting, processes
     from deepcluster.machine import command_line
 
     if processes.follows():
         return None if dry_run else _follow()
-    seen: Any = images
+    seen: Any = _one_or_many(tuple(images)) if images else None
     if embeddings is None:
         seen = _one_or_many(source)
     elif source:
@@ -431,9 +433,17 @@ def suggest(
 
     if n < 1:
         raise ConfigError(f"-n {n}: ask for 1 image or more")
-    found = finished.suggest_run(RunDir.open(run), n, out=out)
+    opened = RunDir.open(run)
+    found = finished.suggest_run(opened, n, out=out)
+    fewer = ""
+    if len(found.ids) < n:
+        total = opened.read_info()["counts"]["images"]
+        fewer = (
+            f", not {n:,}: all there are of {total:,}, without those that have a label or were "
+            "suggested before"
+        )
     show(
-        f"{counted(len(found.ids), 'image')} to label",
+        f"{counted(len(found.ids), 'image')} to label{fewer}",
         f"page:  {found.page}",
         f"table: {found.table}",
         f"then:  deepcluster teach {shlex.quote(str(run))} labels.csv",

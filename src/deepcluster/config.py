@@ -278,6 +278,10 @@ class FinalSettings:
     """Runs of the final k-means from different starts."""
 
 
+GIVEN = "given"
+"""The backbone of a fit that began with vectors: there is none."""
+
+
 @dataclass(frozen=True)
 class Config:
     """All settings of a fit: frozen, no value is checked before :func:`override` or a fit.
@@ -322,6 +326,11 @@ class Config:
     )
     deepcluster_v2: DeepClusterV2Settings = field(default_factory=DeepClusterV2Settings)
     final: FinalSettings = field(default_factory=FinalSettings)
+
+    @property
+    def item(self) -> str:
+        """What a sentence calls one of the things that are clustered: vectors may be of texts."""
+        return "vector" if self.backbone == GIVEN else "image"
 
 
 @dataclass(frozen=True)

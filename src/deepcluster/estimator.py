@@ -30,7 +30,7 @@ from torch import nn
 
 from deepcluster.backbones.build import CUSTOM
 from deepcluster.backbones.start import Weights, weights_of
-from deepcluster.config import Config, changed, load_recipe, override
+from deepcluster.config import Config, changed, flatten, load_recipe, override
 from deepcluster.device import pick_inference
 from deepcluster.errors import NoImagesError, RunError
 from deepcluster.images.sources import list_source
@@ -278,7 +278,8 @@ class DeepCluster(
         """
         self._started = datetime.now().astimezone().isoformat()
         rows, store = pair(read_vectors(embeddings), None)
-        asked = as_given(self._asked(None))
+        typed = {**(self.settings or {}), **self._named(None)}
+        asked = as_given(self._asked(None), flatten(typed), images=False)
         with own_threads():
             settle_threads(asked, timed=False)
             config, _ = schedule_given(asked, n=len(rows), d=rows.shape[1], channels=store.channels)
@@ -289,6 +290,14 @@ class DeepCluster(
         """The settings, as they were given."""
         asked = override(Config(), load_recipe(self.recipe))
         asked = override(asked, dict(self.settings or {}))
+        asked = override(asked, self._named(own_net))
+        seed = self.random_state  # a number is the seed itself, NumPy's too
+        if not isinstance(seed, numbers.Integral):
+            seed = check_random_state(seed).randint(2**31 - 1)
+        return override(asked, {"seed": seed})
+
+    def _named(self, own_net: nn.Module | None) -> dict[str, Any]:
+        """The settings that are arguments, where they are not left at auto."""
         given: dict[str, Any] = {
             "epochs": self.epochs,
             "minutes": self.minutes,
@@ -299,11 +308,7 @@ class DeepCluster(
         given |= {"clusters": self.n_clusters} | (
             {"backbone": CUSTOM if own_net is not None else self.backbone}
         )
-        asked = override(asked, {name: value for name, value in given.items() if value != "auto"})
-        seed = self.random_state  # a number is the seed itself, NumPy's too
-        if not isinstance(seed, numbers.Integral):
-            seed = check_random_state(seed).randint(2**31 - 1)
-        return override(asked, {"seed": seed})
+        return {name: value for name, value in given.items() if value != "auto"}
 
     def _finish(self, best: Best, store: ImageStore, pace: Pace | None = None) -> DeepCluster:
         if pace is not None and pace.told:

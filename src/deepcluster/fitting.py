@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import shlex
 import time
 import traceback
 from collections.abc import Collection, Mapping, Sequence
@@ -23,7 +22,7 @@ import numpy as np
 
 from deepcluster import processes
 from deepcluster.backbones.start import Weights
-from deepcluster.config import Config, changed, check_settings, flatten, older, override
+from deepcluster.config import GIVEN, Config, changed, check_settings, flatten, older, override
 from deepcluster.errors import ConfigError, RunError
 from deepcluster.images.listing import Listing
 from deepcluster.images.sources import list_source
@@ -219,6 +218,11 @@ def fit_source(
             held.enter_context(run.locked())
             if run.read_info()["status"] == "done":
                 return _complete(run, report=report, progress=progress)
+            if embeddings is not None and asked.backbone != GIVEN:
+                raise ConfigError(
+                    f"{run.path} was begun with images, not with vectors: leave --embeddings out, "
+                    "and give the images as SOURCE"
+                )
             labels = labels or run.read_info().get("labels")
             names_from = names_from or run.read_info().get("names_from")
             rivals = [override(older(), values) for values in run.read_info().get("rivals", [])]
@@ -229,7 +233,12 @@ def fit_source(
         remembered = _remember(names_from, out)
         progress.phase("looking at the source", 1)
         if embeddings is not None:
-            asked = as_given(asked)
+            asked = as_given(asked, given, images=source is not None)
+            if labels is not None and source is None:
+                raise ConfigError(
+                    "--labels are those of images: give these with --images, or vectors as "
+                    ".parquet with a column label"
+                )
         vectors = None if embeddings is None else read_vectors(embeddings)
         alone = vectors is not None and source is None
         images = vectors if alone else list_source(source, labels)
@@ -237,6 +246,7 @@ def fit_source(
         first: dict[str, Any] = {
             "name": images.name,
             "command": list(command),
+            "source": _words(source, embeddings),
             "labels": labels,
             "started": sitting.started.isoformat(timespec="seconds"),
             "seed": asked.seed,
@@ -275,7 +285,6 @@ def fit_source(
             sitting,
             resume=resume,
             report=report,
-            typed=_words(source, embeddings),
             remembered=remembered,
             log=logged,
         )
@@ -452,7 +461,6 @@ def _train(
     *,
     resume: bool,
     report: bool,
-    typed: list[str],
     remembered: Remembered | None,
     log: Logged,
 ) -> FitResult:
@@ -487,7 +495,7 @@ def _train(
             ended = {"status": "interrupted" if stopped else "failed", **sitting.taken(info)}
             run.write_info({**info, **ended})
         with contextlib.suppress(OSError):  # of a terminal that is gone, or the log's disk
-            _say_how_to_go_on(run, typed, log, stopped=stopped)
+            _say_how_to_go_on(run, log, stopped=stopped)
         raise
     taken = sitting.taken(info)
     said = info["notes"] + afterwards(work.asked, result, work.store, taken["seconds"])
@@ -538,12 +546,10 @@ def _write_other(
         write_report(run)
 
 
-def _say_how_to_go_on(run: RunDir, typed: list[str], log: Logged, *, stopped: bool) -> None:
+def _say_how_to_go_on(run: RunDir, log: Logged, *, stopped: bool) -> None:
     """After a fit that was stopped or failed: what is kept, and what to type."""
     if stopped:
-        words = ["deepcluster", "fit", *typed, "--out", str(run.path)]
-        again = shlex.join([*launcher(), *words])
-        log.note(f"stopped and saved. To go on: {again} --resume")
+        log.note(f"stopped and saved. To go on: {run.line_to_go_on(launcher())}")
     else:
         with run.log.open("a", encoding="utf-8") as file:
             file.write(traceback.format_exc())

@@ -6,8 +6,8 @@ import dataclasses
 
 import numpy as np
 
-from deepcluster.backbones.start import GIVEN, Weights
-from deepcluster.config import SECTIONS, Config, changed, flatten
+from deepcluster.backbones.start import Weights
+from deepcluster.config import GIVEN, SECTIONS, Config, changed, flatten
 from deepcluster.images.store import ImageStore
 from deepcluster.progress import counted, span
 from deepcluster.training.conclude import FitResult
@@ -165,8 +165,8 @@ def afterwards(asked: Config, result: FitResult, store: ImageStore, seconds: flo
     assert isinstance(wanted, int)
     if different < wanted or filled < wanted:
         sentences.append(
-            f"the {counted(len(result.labels), 'image')} hold {different} different ones: "
-            f"{wanted} clusters were asked for, {filled} have images"
+            f"the {counted(len(result.labels), result.config.item)} hold {different} different "
+            f"ones: {wanted} clusters were asked for, {filled} have images"
         )
     if asked.minutes != "auto" and seconds > 60 * asked.minutes * (1 + LATE):
         training = result.timings.get("train", 0.0)

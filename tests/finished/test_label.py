@@ -75,6 +75,15 @@ def test_a_round_and_the_next(run: RunDir, tmp_path: Path) -> None:
         suggest_run(run, 1)
 
 
+def test_fewer_images_than_asked_for_are_said(
+    run: RunDir, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_app(["suggest", str(run.path), "-n", "12"]) == 0
+    assert "12 images to label\n" in capsys.readouterr().out
+    assert run_app(["suggest", str(run.path), "-n", "5000"]) == 0
+    assert "48 images to label, not 5,000: all there are of 60, without" in capsys.readouterr().out
+
+
 def test_labels_that_nobody_suggested_count_as_drawn(run: RunDir, tmp_path: Path) -> None:
     file = tmp_path / "own.csv"
     rows = list(truth(run).items())[::3]

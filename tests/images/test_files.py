@@ -165,6 +165,16 @@ def test_names_with_dots_are_told_by_their_first_bytes(tmp_path: Path) -> None:
     assert open_images(tmp_path / "IMG.2024.05.01").ids == ["IMG.2024.05.01"]
 
 
+@pytest.mark.parametrize("name", ["@eaDir", "#recycle", "$RECYCLE.BIN"])
+def test_what_a_system_keeps_in_a_folder_is_no_image(name: str, tmp_path: Path) -> None:
+    """A Synology NAS keeps thumbnails of the images beside them, and what was deleted."""
+    for place in ("a.png", f"{name}/a.png/SYNOFILE_THUMB_M.png", f"sub/{name}/b.png", "sub/b.png"):
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        save(tmp_path / place, picture())
+    found = list_source(tmp_path)
+    assert found.ids == ["a.png", "sub/b.png"] and not found.passed_over
+
+
 def test_a_run_inside_is_passed_over_and_said(tmp_path: Path) -> None:
     save(tmp_path / "a.png")
     run = tmp_path / "runs" / "one"

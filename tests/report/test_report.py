@@ -758,6 +758,31 @@ def test_pages_are_not_written_over_what_no_fit_wrote(place: str, tmp_path: Path
     write_report(run)
 
 
+def test_hidden_files_and_those_of_a_nas_are_not_in_the_way(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", n=40, clusters=3)
+    write_report(run)
+    hidden = ["report/data/.notes", "report/scripts/.git/config", "report/.stfolder/mine"]
+    for name in (
+        "report/@eaDir/x",
+        "report/data/@eaDir/summary.js/x",
+        "report/thumbnails/@eaDir/y",
+    ):
+        (run.path / name).parent.mkdir(parents=True)
+        (run.path / name).write_text("thumbnail")
+    for name in hidden:
+        (run.path / name).parent.mkdir(parents=True, exist_ok=True)
+        (run.path / name).write_text("mine")
+    (run.report / "data/summary.js").write_text("old")
+    write_report(run)
+    assert [(run.path / name).read_text() for name in hidden] == ["mine"] * 3
+    assert (run.report / "data/summary.js").read_text() != "old"
+    assert not (run.path / "report.part").exists()
+    (run.report / "data/letter.txt").write_text("mine")
+    with pytest.raises(RunError, match=r"letter\.txt"):
+        write_report(run)
+    assert (run.report / "data/letter.txt").read_text() == "mine"
+
+
 def test_a_folder_of_others_that_the_report_is_linked_to_is_left_alone(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     (tmp_path / "web" / "data").mkdir(parents=True)

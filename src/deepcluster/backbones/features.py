@@ -19,11 +19,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from deepcluster.backbones.preprocessing import Preprocessing, to_device
-from deepcluster.backbones.start import GIVEN, weights_key
+from deepcluster.backbones.start import weights_key
 from deepcluster.backbones.weights import load_timm, load_weights, save_timm
 from deepcluster.clustering.corrections import Corrections
 from deepcluster.clustering.pca import PCA, normalise_
 from deepcluster.clustering.prototypes import Prototypes
+from deepcluster.config import GIVEN
 from deepcluster.device import Compute, fast_bfloat16
 from deepcluster.errors import DamagedError, RunError, SourceError
 from deepcluster.files import reading, replacing

@@ -63,9 +63,6 @@ TERMS = {
 }
 """What licences ask that are not permissive."""
 
-GIVEN = "given"
-"""Name of the net of features that were made elsewhere: there is none here."""
-
 FREE = ("apache-2.0", "mit", "bsd-3-clause", "bsd-2-clause")
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from deepcluster.backbones.features import FittedModel
-from deepcluster.backbones.start import GIVEN
+from deepcluster.config import GIVEN
 from deepcluster.errors import ConfigError, RunError
 from deepcluster.files import Output
 from deepcluster.labelling.classifier import Classifier

@@ -14,7 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from deepcluster.backbones.features import FittedModel
-from deepcluster.backbones.start import GIVEN
+from deepcluster.config import GIVEN
 from deepcluster.device import pick_inference
 from deepcluster.errors import ConfigError
 from deepcluster.files import Output

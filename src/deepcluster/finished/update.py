@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deepcluster.backbones.start import GIVEN
 from deepcluster.clustering.neighbours import knn, score_blocks
+from deepcluster.config import GIVEN
 from deepcluster.errors import RunError
 from deepcluster.finished.predict import open_source, predict_store
 from deepcluster.progress import Progress, counted

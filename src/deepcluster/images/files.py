@@ -30,7 +30,11 @@ from deepcluster.images.listing import (
 )
 from deepcluster.images.parquet import from_parquet, is_shard
 
-_LEFT_BY_SYSTEMS = frozenset({"thumbs.db", "desktop.ini", "ehthumbs.db", "icon\r"})
+_LEFT_BY_SYSTEMS = frozenset(
+    {"thumbs.db", "desktop.ini", "ehthumbs.db", "icon\r"}
+    # thumbnails of a Synology NAS, and what was deleted there or in Windows
+    | {"@eadir", "#recycle", "$recycle.bin", "system volume information"}
+)
 _TWICE = "files of a folder that was given twice"
 
 

@@ -50,7 +50,7 @@ def write_label_page(
     parts = ("scripts", "data", "thumbnails")
     run.clear(*(f"{folder.name}/{name}" for name in parts))
     for name in parts:
-        (folder / name).mkdir(parents=True)
+        (folder / name).mkdir(parents=True, exist_ok=True)
     for sheet in thumbnails.sheets:
         link(sheet, folder / "thumbnails" / sheet.name)
     title = str(run.read_info().get("name") or run.path.resolve().name)

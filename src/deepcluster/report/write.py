@@ -8,6 +8,7 @@ images and the neighbours follow.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import shlex
@@ -99,7 +100,7 @@ def write_report(run: RunDir, *, progress: Say | None = None) -> Path:
     part = run.report.with_name(f"{run.report.name}.part")
     run.clear(part.name)
     for folder in FOLDERS:
-        (part / folder).mkdir(parents=True)
+        (part / folder).mkdir(parents=True, exist_ok=True)
     for sheet in thumbnails.sheets:
         link(sheet, part / "thumbnails" / sheet.name)
     cover_layout = _write_covers(part / "data" / "covers.webp", covers, thumbnails)
@@ -389,5 +390,12 @@ def _take_place(run: RunDir, part: Path) -> None:
     run.report.mkdir(exist_ok=True)
     run.clear(*(f"{run.report.name}/{name}" for name in FOLDERS))
     for name in PARTS:
-        (part / name).replace(run.report / name)
-    part.rmdir()
+        new, place = part / name, run.report / name
+        if place.is_dir():  # hidden files are in it
+            for file in new.iterdir():
+                file.replace(place / file.name)
+            new.rmdir()
+        else:
+            new.replace(place)
+    with contextlib.suppress(OSError):  # hidden files are in it
+        part.rmdir()

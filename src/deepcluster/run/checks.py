@@ -12,7 +12,7 @@ _STATUSES = ("starting", "running", "interrupted", "failed", "done")
 _INFO = {"status": str, "name": str, "command": list, "started": str, "counts": dict}
 _INFO_MAY = {
     "scores": dict, "timings": dict, "versions": dict, "hardware": dict, "choice": dict,
-    "asked": dict,
+    "asked": dict, "source": list,
     "notes": list, "unwritten": list, "seconds": (int, float), "processor_seconds": (int, float),
     "minutes": (int, float, type(None)), "labels": (str, type(None)), "images": str, "seed": int,
 }  # fmt: skip
@@ -43,6 +43,7 @@ def check_info(info: dict[str, Any]) -> None:
         check(fits(info, {key: _INFO_MAY[key]}), f"{key!r} is something else")
     check(info["status"] in _STATUSES, f"there is no status {info['status'][:20]!r}")
     check(all(isinstance(word, str) for word in info["command"]), "'command' is something else")
+    check(all(isinstance(word, str) for word in info.get("source", [])), "'source' is no text")
     check(all(isinstance(word, str) for word in info.get("notes", [])), "'notes' is no text")
     whole = {"images": int, "skipped": int, "clusters": int}
     check(fits(info["counts"], whole), "'counts' is something else")

@@ -10,7 +10,6 @@ import contextlib
 import json
 import os
 import re
-import shutil
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -38,7 +37,8 @@ _OWN = re.compile(
     | (report|report\.part|labelling)/(index\.html | (style|label)\.css | scripts/[a-z-]+\.js
         | data/[a-z-]+\.(js|webp) | thumbnails/\d{4,}\.webp)
     )(\.part)?
-    | (.+/)?(\.DS_Store | Thumbs\.db | desktop\.ini | \.directory | \._[^/]+)  # of file managers
+    | (.+/)?(\.DS_Store | (?i:thumbs\.db | ehthumbs\.db | desktop\.ini) | Icon\r | \.directory
+        | \._[^/]+ | @eaDir/.+)  # of file managers and of a Synology NAS
     """,
     re.VERBOSE,
 )
@@ -48,6 +48,7 @@ _OWN_FOLDERS = re.compile(
     r"(frozen|scratch|adapt)|((frozen|scratch|adapt)/)?"
     r"(model|thumbnails|checkpoints|pictures|tensorboard|updates|classifier"
     r"|(report|report\.part|labelling)(/(scripts|data|thumbnails))?)"
+    r"|(.+/)?@eaDir(/.+)?"
 )
 
 
@@ -86,15 +87,15 @@ class RunFolder:
             raise RunError(f"{run.path} is a file: choose a folder with --out")
         refuse_unwritable(run.path)
         if run.path.is_dir() and any(run.path.iterdir()):
-            if not overwrite:
-                raise RunError(
-                    f"{run.path} is not empty: go on with --resume, replace it with --overwrite, "
-                    "or choose another folder with --out"
-                )
             if not run._is_ours():
                 raise RunError(
-                    f"{run.path} is not empty and is no run of deepcluster, so --overwrite will "
-                    "not delete it: choose another folder with --out"
+                    f"{run.path} is not empty and is no run of deepcluster, so nothing is written "
+                    "there, nor deleted with --overwrite: choose another folder with --out"
+                )
+            if not overwrite:
+                raise RunError(
+                    f"{run.path} is not empty, a run is in it: go on with --resume, replace it "
+                    "with --overwrite, or choose another folder with --out"
                 )
             run._refuse_foreign()
             run.refuse_if_live()
@@ -239,7 +240,7 @@ class RunFolder:
             )
 
     def clear(self, *names: str) -> None:
-        """Delete folders of the run that are made anew.
+        """Delete folders of the run that are made anew; one stays if hidden files are in it.
 
         Args:
             names: of the folders, relative to the run.
@@ -249,8 +250,7 @@ class RunFolder:
         """
         self.refuse_foreign_in(*names)
         for name in names:
-            if (self.path / name).is_dir():
-                shutil.rmtree(self.path / name)
+            self._remove_own(name)
 
     def refuse_foreign_in(self, *names: str) -> None:
         """Refuse to make folders anew that hold, or are, what no fit wrote: see :meth:`clear`."""
@@ -258,7 +258,8 @@ class RunFolder:
             return
         for foreign in self.foreign():  # a folder ends with /, and a link is what it leads to
             above = foreign.rstrip("/") + "/"
-            if any(
+            hidden = above.split("/")[-2].startswith(".")  # of programs: not in the way, and stays
+            if not hidden and any(
                 f"{name}/".startswith(above) or foreign.startswith(f"{name}/") for name in names
             ):
                 raise RunError(
@@ -274,10 +275,14 @@ class RunFolder:
 
     def remove(self) -> None:
         """Delete the run: files of the names that a fit writes, and the folders this empties."""
-        if not self.path.is_dir() or self.path.is_symlink():
+        self._remove_own("")
+
+    def _remove_own(self, below: str) -> None:
+        top = self.path / below
+        if not top.is_dir() or top.is_symlink():
             return
         folders = []
-        for folder, inside, files in os.walk(self.path, topdown=True):
+        for folder, inside, files in os.walk(top, topdown=True):
             relative = Path(folder).relative_to(self.path).as_posix()
             prefix = "" if relative == "." else f"{relative}/"
             inside[:] = [name for name in inside if _OWN_FOLDERS.fullmatch(prefix + name)]

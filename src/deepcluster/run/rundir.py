@@ -14,6 +14,7 @@ import csv
 import hashlib
 import json
 import re
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -98,9 +99,15 @@ class RunDir(RunFolder):
                 raise RunError(f"the fit in {run.path} is still at work: wait until it has ended")
             raise RunError(
                 f"the fit in {run.path} has not ended (status {info['status']!r}): "
-                f"finish it with `deepcluster fit … --out {run.path} --resume`"
+                f"finish it with `{run.line_to_go_on()}`"
             )
         return run
+
+    def line_to_go_on(self, launcher: Sequence[str] = ()) -> str:
+        """What is typed to go on with a fit that has not ended; `launcher` comes before it."""
+        source = self.read_info().get("source", ["…"])
+        words = [*launcher, "deepcluster", "fit", *source, "--out", str(self.path), "--resume"]
+        return shlex.join(words).replace("'…'", "…")
 
     # -- what happened ------------------------------------------------------------------------
 

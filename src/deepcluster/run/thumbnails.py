@@ -55,7 +55,7 @@ def write_sheets(
     order = np.arange(len(images)) if order is None else np.asarray(order)
     if not np.array_equal(np.sort(order), np.arange(len(images))):
         raise ValueError(f"order must hold each of the {len(images)} images once")
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     side = max(1, SHEET_SIDE // tile)
     for number, start in enumerate(range(0, len(images), side * side)):
         shown = order[start : start + side * side]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
 import sys
 from collections import Counter
 from typing import Any
@@ -65,6 +64,7 @@ def print_run(run: RunDir, as_json: bool) -> None:
     said = run.read_clusters() if facts["status"] == "done" else {"names": {}, "merged": {}}
     if as_json:
         return print_json({**facts, "run": str(run.path), **said})
+    config = run.read_config()
     counts, scores = facts["counts"], facts.get("scores", {})
     status = facts["status"]
     if status == "starting":
@@ -73,7 +73,7 @@ def print_run(run: RunDir, as_json: bool) -> None:
     if stopped and status != "failed":
         status = "stopped before its end"
     show(
-        f"{facts['name']}: {counted(counts['images'], 'image')}, "
+        f"{facts['name']}: {counted(counts['images'], config.item)}, "
         f"{counted(counts['clusters'], 'cluster')}, {status}"
         + (f" in {facts['seconds']:.0f} s" if "seconds" in facts else "")
         + (f", {counts['skipped']} left out" if counts["skipped"] else "")
@@ -109,7 +109,9 @@ def print_run(run: RunDir, as_json: bool) -> None:
                 f"{taught['expected']['accuracy']:.0%} of images like these"
             )
     if stopped:
-        show(f"to go on: `deepcluster fit … --out {shlex.quote(str(run.path))} --resume`")
+        if isinstance(config.epochs, int) and config.epochs:
+            show(f"unfinished: {len(history)} of {counted(config.epochs, 'epoch')} done")
+        show(f"to go on: `{run.line_to_go_on()}`")
         if run.aside.path.exists():
             show(f"the run that was there before is whole, in {run.aside.path}, until then")
     show(f"run folder: {run.path}")

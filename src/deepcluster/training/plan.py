@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -20,12 +20,11 @@ from torch import nn
 from deepcluster.backbones.build import auto_backbone
 from deepcluster.backbones.features import find_speed
 from deepcluster.backbones.start import (
-    GIVEN,
     GOOD,
     Weights,
     find_weights,
 )
-from deepcluster.config import Config, changed
+from deepcluster.config import GIVEN, Config, changed, flatten
 from deepcluster.device import pick_device
 from deepcluster.errors import ConfigError
 from deepcluster.images.listing import Listing
@@ -62,6 +61,7 @@ ENOUGH_TO_ADAPT = 6  # epochs: the largest side that gets as many is taken
 SMALL_SHAPE = 64  # pixels: grey images up to this side are learnt from scratch in minutes, and
 # weights are adapted on them at the smallest of the sides, for more epochs
 LEAST = 0.05  # minutes
+NAMED = 5  # settings that an error names; of more it says how many
 
 
 class Pace:
@@ -120,8 +120,14 @@ def settle_start(config: Config) -> tuple[Config, Weights | None, str]:
         may still be at the hub; and a sentence about those that a person could have.
 
     Raises:
-        ConfigError: weights that are asked for do not exist, or are given to no purpose.
+        ConfigError: weights that are asked for do not exist, or are given to no purpose; or the
+            settings are those of a fit of vectors.
     """
+    if config.backbone == GIVEN:
+        raise ConfigError(
+            "these settings are of a fit of vectors, which has no net: give the vectors with "
+            "--embeddings FILE, and the images that they are of with --images"
+        )
     if config.start == "scratch":
         if config.weights or config.backbone.startswith("local-dir:"):
             raise ConfigError(
@@ -342,34 +348,53 @@ def _from_scratch(asked: Config, side: int) -> Config:
     )
 
 
-def as_given(config: Config) -> Config:
+def as_given(config: Config, typed: Collection[str] = (), *, images: bool) -> Config:
     """The settings of a fit that begins with features made elsewhere.
+
+    Args:
+        config: settings as asked for; they may be those of the config.toml of such a fit.
+        typed: names of those that a person gave now.
+        images: whether the vectors have images beside them.
 
     Raises:
         ConfigError: some mean nothing to such a fit.
     """
-    if config.backbone != GIVEN:  # else they are what an earlier fit of vectors came to
-        _refuse_unheard(config)
+    _refuse_unheard(config, typed, images=images)
     return dataclasses.replace(config, start="frozen", backbone=GIVEN, weights="", minutes="auto")
 
 
-def _refuse_unheard(config: Config) -> None:
-    heard = ("clusters", "seed", "device", "start", "data.", "final.", "train.threads")
-    unheard = {name: value for name, value in changed(config).items() if not name.startswith(heard)}
+def _refuse_unheard(config: Config, typed: Collection[str], *, images: bool) -> None:
+    of_images = ("data.",) if images else ()
+    heard = ("clusters", "seed", "device", "start", "final.", "train.threads", *of_images)
+    values = flatten(dataclasses.asdict(config))
+    said = [name for name in values if name in typed and values[name] != "auto"]
+    if config.backbone != GIVEN:  # else the others are what an earlier fit of vectors came to
+        said += [name for name in changed(config) if name not in said]
+    unheard = [name for name in said if not name.startswith(heard)]
     if config.start not in ("auto", "frozen"):
-        unheard["start"] = config.start
+        unheard.append("start")
     if unheard:
-        given = ", ".join(f"{name} = {value}" for name, value in unheard.items())
+        given = ", ".join(f"{name} = {values[name]}" for name in unheard[:NAMED])
+        more = f" and {len(unheard) - NAMED} more" if len(unheard) > NAMED else ""
+        without = "no net learns" if images else "no net learns and no image is read"
         raise ConfigError(
-            f"{given}: features that were made elsewhere are cut as they are and no net learns, so "
+            f"{given}{more}: features that were made elsewhere are cut as they are, {without}, so "
             "this says nothing; leave it out, or give images"
         )
 
 
 def schedule_given(config: Config, *, n: int, d: int, channels: int) -> tuple[Config, Cost]:
-    """Resolve the settings of a fit of features made elsewhere, ``(n, d)``, and their images."""
+    """Resolve the settings of a fit of features made elsewhere, ``(n, d)``, and their images.
+
+    How images are read stays as asked for, since no net sees them; and what PCA rounds by does not
+    follow from the device, on which the vectors were not made.
+    """
     size = 1 if config.size == "auto" else config.size
-    resolved = resolve(config, n=n, size=size, channels=channels)
+    precision = "float32" if config.train.precision == "auto" else config.train.precision
+    train = dataclasses.replace(config.train, precision=precision)
+    exact = dataclasses.replace(config, train=train)
+    resolved = resolve(exact, n=n, size=size, channels=channels)
+    resolved = dataclasses.replace(resolved, data=config.data)
     assert isinstance(resolved.clusters, int)
     choosing = CHOOSING * resolved.clusters if resolved.final.choose else 0.0
     rest = n * AFTERWARDS / min(2, torch.get_num_threads()) + choosing

@@ -118,7 +118,7 @@ def resolve(config: Config, *, n: int, size: int, channels: int) -> Config:
     clusters = most_clusters(n) if config.clusters == "auto" else config.clusters
     if not 1 <= clusters <= n:
         raise ConfigError(
-            f"{counted(clusters, 'cluster')} cannot be made of {counted(n, 'image')}: give "
+            f"{counted(clusters, 'cluster')} cannot be made of {counted(n, config.item)}: give "
             f"--clusters a number from 1 to {n}"
         )
     backbone = config.backbone
