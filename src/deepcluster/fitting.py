@@ -24,6 +24,7 @@ from deepcluster import processes
 from deepcluster.backbones.start import Weights
 from deepcluster.config import GIVEN, Config, changed, check_settings, flatten, older, override
 from deepcluster.errors import ConfigError, RunError
+from deepcluster.images.files import is_there
 from deepcluster.images.listing import Listing
 from deepcluster.images.sources import list_source
 from deepcluster.images.store import ImageStore, open_images, scan_images
@@ -670,9 +671,11 @@ def _remember(names_from: str | Path | None, out: str | Path | None) -> Remember
 
 
 def _words(source: Any, embeddings: Any) -> list[str]:
-    """A source as it is typed on the command line; arrays cannot be typed."""
+    """A source as it is typed on the command line, from any folder; arrays cannot be typed."""
     if embeddings is not None:
         images = [] if source is None else ["--images", *_words(source, None)]
         return ["--embeddings", *_words(embeddings, None), *images]
     parts = source if isinstance(source, list | tuple) else [source]
-    return [str(part) for part in parts] if all(isinstance(p, str | Path) for p in parts) else ["…"]
+    if not all(isinstance(part, str | Path) for part in parts):
+        return ["…"]
+    return [str(Path(part).absolute()) if is_there(Path(part)) else str(part) for part in parts]

@@ -188,6 +188,23 @@ def test_a_square_image_is_resized_as_pillow_does_it(tmp_path: Path) -> None:
         assert difference.max() <= 1 and difference.mean() < 0.01
 
 
+def test_a_full_memory_costs_only_the_images_that_do_not_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for i in range(4):
+        save(tmp_path / f"{i}.png", np.full((50, 50, 3), (i, 0, 0), np.uint8))
+
+    def full(images: Any, *args: Any) -> Any:
+        if len(images) > 1 or images[0, 0, 0, 0] == 2:
+            raise RuntimeError("not enough memory: you tried to allocate")
+        return resize(images, *args)
+
+    monkeypatch.setattr(decode, "resize", full)
+    store = open_images(tmp_path, size=32)
+    assert [image[0, 0, 0] for image in store.pixels] == [0, 1, 3]
+    assert reasons(store) == {"2.png": "too large for the memory"}
+
+
 @pytest.mark.parametrize("fit", ["crop", "pad"])
 def test_images_that_are_resized_together_come_out_as_each_by_itself(
     tmp_path: Path, fit: Any

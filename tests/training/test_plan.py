@@ -261,7 +261,9 @@ def test_trials_end_soon_and_foretell_a_whole_step(
         now += seconds
 
     class Made:
-        def __init__(self, method: Any, optimizer: Any, config: Config, *_: Any) -> None:
+        def __init__(
+            self, method: Any, optimizer: Any, config: Config, *_: Any, record: bool
+        ) -> None:
             self.side, self.total, self.optimizer = config.size, torch.zeros(()), optimizer
             optimizer.register_step_post_hook(lambda *_: spend(0.5))
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-PROBE = 4  # images on which a net's activations are counted
+PROBE, MOST = 4, 2**19  # images on which a net's activations are counted, or pixels of fewer
 
 
 class _Filter(torch.autograd.Function):
@@ -179,20 +179,29 @@ def activations(net: nn.Module, *, channels: int, size: int, dtype: torch.dtype)
     """
     parameter = next(net.parameters(), torch.zeros(()))
     device = parameter.device
-    images = torch.zeros(PROBE, channels, size, size, device=device, dtype=parameter.dtype)
+    count = max(1, min(PROBE, MOST // size**2))
+    images = torch.zeros(count, channels, size, size, device=device, dtype=parameter.dtype)
     images = images.contiguous(memory_format=torch.channels_last)
     net.train()
     keep_statistics(net)
-    buffers = list(net.buffers())
-    before = [(buffer.clone(), buffer._version) for buffer in buffers]
+    norms = [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    if any(norm.running_mean is None for norm in norms):  # by the batch, always
+        return 0.0
+    before = [
+        (module._buffers, name, buffer, buffer.clone(), buffer._version)
+        for module in net.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
     numbers = torch.random.fork_rng([device] if device.type == "cuda" else [])
     arithmetic = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
     with numbers, arithmetic, counting(net) as held:
         kept = net(images)
     del kept
     changed = False
-    for buffer, (value, version) in zip(buffers, before, strict=True):
-        if buffer._version != version:
+    for buffers, name, buffer, value, version in before:
+        if buffers[name] is not buffer or buffer._version != version:
             changed = True
             buffer.data.copy_(value)
-    return 0.0 if changed else sum(held.values()) / (PROBE * size**2)
+            buffers[name] = buffer
+    return 0.0 if changed else sum(held.values()) / (count * size**2)

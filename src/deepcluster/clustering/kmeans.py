@@ -380,7 +380,7 @@ def _expected(n: int, k: int, seconds: float, max_iter: int, n_init: int) -> str
 
 
 class _Told:
-    """What is told of a long k-means, and told anew where the machine is not as fast as it was."""
+    """What is told of a long k-means, and told anew where iterations take another time by now."""
 
     def __init__(self, progress: Progress, seconds: float) -> None:
         self.progress, self.seconds = progress, seconds  # that an iteration takes, as was said

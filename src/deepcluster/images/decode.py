@@ -151,23 +151,25 @@ def _libtiff_handlers() -> list[Callable[[int | None], int | None]]:
 def squares(raws: Sequence[Raw], wanted: Wanted) -> list[Square | str]:
     """A square for each image, or why there is none."""
     found: list[Square | str] = []
-    alike: dict[tuple[int, ...], list[Square]] = {}  # one call resizes them in half the time
+    alike: dict[tuple[int, ...], list[int]] = {}  # shape -> places of images of it in `found`
     for raw in raws:
         try:
             if isinstance(raw, Path) and _size_of(raw) <= READ_ONCE:
                 raw = raw.read_bytes()
             one = _decoded(raw, wanted)
-            same = alike.setdefault(one.pixels.shape, [])
-            same.append(one)
-            if len(same) * one.pixels.nbytes >= TOGETHER:
-                _fit(alike.pop(one.pixels.shape), wanted)
             assert not isinstance(raw, Exception)  # it was raised
             one.content = content_of(raw)
-            found.append(one)
         except Exception as error:  # a broken file can make Pillow raise almost anything
             found.append(heif_cure(raw) or reason(error))
-    for same in alike.values():
-        _fit(same, wanted)
+            continue
+        shape = one.pixels.shape
+        places = alike.setdefault(shape, [])
+        places.append(len(found))
+        found.append(one)
+        if len(places) * one.pixels.nbytes >= TOGETHER:
+            _fit(found, alike.pop(shape), wanted)
+    for places in alike.values():
+        _fit(found, places, wanted)
     return found
 
 
@@ -290,16 +292,17 @@ def _cut(image: Image.Image, wanted: Wanted) -> Pixels:
     """What is wanted of an upright image in mode L, LA, RGB or RGBA, on white."""
     if wanted.channels == "grey" and image.mode in ("RGB", "RGBA"):
         image = image.convert("L" if image.mode == "RGB" else "LA")
-    if wanted.fit == "crop" and image.width != image.height:
-        short = min(image.size)
-        left, top = (image.width - short) // 2, (image.height - short) // 2
-        image = image.crop((left, top, left + short, top + short))
+    width, height = (min(image.size),) * 2 if wanted.fit == "crop" else image.size
+    left, top = (image.width - width) // 2, (image.height - height) // 2
     if image.mode in ("LA", "RGBA"):  # Pillow weighs colours by their alpha
-        image = image.resize(_size(image.width, image.height, wanted.side), wanted.filter)
+        box = (left, top, left + width, top + height)
+        image = image.resize(_size(width, height, wanted.side), wanted.filter, box)
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image.convert("RGBA"))
         image = image.convert("L" if wanted.channels == "grey" else "RGB")
-    return np.array(image).reshape(image.height, image.width, -1)
+        (width, height), left, top = image.size, 0, 0
+    whole = np.asarray(image).reshape(image.height, image.width, -1)
+    return np.array(whole[top : top + height, left : left + width])
 
 
 def _size(width: int, height: int, side: int) -> tuple[int, int]:
@@ -308,13 +311,23 @@ def _size(width: int, height: int, side: int) -> tuple[int, int]:
     return max(1, round(width * side / long)), max(1, round(height * side / long))
 
 
-def _fit(alike: list[Square], wanted: Wanted) -> None:
-    """Images of one shape become squares."""
+def _fit(found: list[Square | str], places: list[int], wanted: Wanted) -> None:
+    """Images of one shape become squares: one call resizes them in half the time."""
+    alike = [one for one in map(found.__getitem__, places) if isinstance(one, Square)]
     pixels = [one.pixels for one in alike]
     height, width, channels = pixels[0].shape
     size = _size(width, height, wanted.side)
-    together = np.stack(pixels) if len(pixels) > 1 else pixels[0][None]
-    for one, made in zip(alike, resize(together, size, wanted.interpolation), strict=True):
+    try:
+        together = np.stack(pixels) if len(pixels) > 1 else pixels[0][None]
+        resized = resize(together, size, wanted.interpolation)
+    except (MemoryError, RuntimeError):  # torch's own of a full memory is the second one
+        if len(places) > 1:
+            for place in places:
+                _fit(found, [place], wanted)
+        else:
+            found[places[0]] = reason(MemoryError())
+        return
+    for one, made in zip(alike, resized, strict=True):
         whole = made if size[0] == size[1] else _padded(made, wanted.side)
         grey = wanted.channels == "auto" and channels == 3 and (whole == whole[..., :1]).all()
         one.pixels = whole[..., :1] if grey else whole

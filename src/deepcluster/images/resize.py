@@ -1,7 +1,8 @@
 """Images of another size: Pillow's filters, several times as fast.
 
 torch computes bicubic and bilinear filters that antialias as Pillow does, by numbers of 16 bits
-that a processor takes side by side: the values are Pillow's, or the next to them.
+that a processor takes side by side: the values are Pillow's, or the next to them, where both sides
+change by one factor. (x86 processors without AVX2 gain nothing by it.)
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import sys
@@ -11,6 +12,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from deepcluster.config import Config
+from deepcluster.errors import RunError
 from deepcluster.progress import counted
 from deepcluster.run import RunDir
 from deepcluster.show.exact import escaped, show
@@ -64,7 +67,9 @@ def print_run(run: RunDir, as_json: bool) -> None:
     said = run.read_clusters() if facts["status"] == "done" else {"names": {}, "merged": {}}
     if as_json:
         return print_json({**facts, "run": str(run.path), **said})
-    config = run.read_config()
+    config = Config()
+    with contextlib.suppress(RunError):  # of a newer version, or damaged: what else is told
+        config = run.read_config()
     counts, scores = facts["counts"], facts.get("scores", {})
     status = facts["status"]
     if status == "starting":

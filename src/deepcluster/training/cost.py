@@ -140,7 +140,14 @@ def estimate(
     names = [str(i) for i in range(batch)]
     store = ImageStore(name="", pixels=pixels, size=size, ids=names, paths=[None] * batch)
     preprocessing = Preprocessing(size, (0.5,) * deep, (0.25,) * deep)
-    one_step = Step(method, optimizer, probe, preprocessing, Batches(store, device))
+    one_step = Step(
+        method,
+        optimizer,
+        probe,
+        preprocessing,
+        Batches(store, device),
+        record=room is None or not room.again,
+    )
     one_step.begin(0)
 
     updates: list[float] = []  # seconds of each step in the optimizer: the same for any batch
