@@ -8,6 +8,8 @@ first frame counts. More than 8 bits are brought to 8 by the range of the source
 
 Pillow hands out 16-bit colour by its high bytes alone. The low ones are had by telling its decoder
 that the file's bytes lie the other way round, and decoding it again.
+
+Long, because an image takes one way to a square, whatever it is read from.
 """
 
 from __future__ import annotations

@@ -4,6 +4,8 @@
 :func:`schedule_minutes` turn the time a person has into image size, net and epochs, by what
 ``training/cost.py`` times. All is written into the settings, which then give the same bits again
 without a clock.
+
+Long, because each start is planned with the time that the others leave.
 """
 
 from __future__ import annotations
