@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from pictures import save
 from PIL import Image
 
 from deepcluster.errors import SourceError
@@ -115,6 +116,24 @@ def test_vectors_and_images_meet_by_id_or_path_and_never_by_chance(tmp_path: Pat
     for strange in ([f"x{i}" for i in range(6)], [*paths[:5], "x"]):
         with pytest.raises(SourceError, match=r"of 6 images have no vector, .* or their paths"):
             pair(Vectors("v", ROWS, strange), store)
+
+
+def test_the_features_of_a_run_meet_images_by_its_table(tmp_path: Path) -> None:
+    for i, name in enumerate("abc"):
+        save(tmp_path / f"photos/{name}.png", np.full((8, 8, 3), i, np.uint8))
+    np.save(tmp_path / "embeddings.npy", np.eye(3, 4, dtype=np.float32))
+    (tmp_path / "items.csv").write_text("id,path,cluster\nc.png,,0\na.png,,0\nb.png,,1\n")
+    assert read_vectors(tmp_path / "embeddings.npy").ids is None
+    (tmp_path / "run.json").write_text("{}")
+    vectors = read_vectors(tmp_path / "embeddings.npy")
+    rows, _ = pair(vectors, open_images(tmp_path / "photos"))
+    assert rows.argmax(1).tolist() == [1, 2, 0]
+    (tmp_path / "photos/c.png").write_text("broken")
+    rows, store = pair(vectors, open_images(tmp_path / "photos"))
+    assert rows.argmax(1).tolist() == [1, 2] and store.ids == ["a.png", "b.png"]
+    (tmp_path / "photos/a.png").rename(tmp_path / "photos/z.png")
+    with pytest.raises(SourceError, match="1 of 2 images have no vector"):
+        pair(vectors, open_images(tmp_path / "photos"))
 
 
 def test_a_row_that_is_missing_is_said(tmp_path: Path) -> None:

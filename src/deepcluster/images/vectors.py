@@ -86,6 +86,8 @@ def _from_npy(path: Path) -> Vectors:
         raise SourceError(
             f"{table.name} and {beside.name} both give ids: delete the one that is not of {path}"
         )
+    if not beside.is_file() and _is_of_run(path):
+        table = path.with_name("items.csv")
     if table.is_file():
         try:
             header, rows = read_table(table)
@@ -98,6 +100,12 @@ def _from_npy(path: Path) -> Vectors:
         text = read_text(beside).removesuffix("\n")
         ids = [line.removesuffix("\r") for line in text.split("\n")]
     return Vectors(path.stem, np.load(path, mmap_mode="r", allow_pickle=False), ids)
+
+
+def _is_of_run(path: Path) -> bool:
+    """Whether they are the features that a fit has left, whose ids stand in its table of images."""
+    there = all(path.with_name(name).is_file() for name in ("run.json", "items.csv"))
+    return path.name == "embeddings.npy" and there and not path.with_suffix(".ids.csv").is_file()
 
 
 def _from_parquet(path: Path) -> Vectors:
@@ -198,6 +206,8 @@ def pair(vectors: Vectors, store: ImageStore | None) -> tuple[np.ndarray, ImageS
     if store.skipped or len(store) != n:
         raise SourceError(
             f"{counted(n, 'vector')}, but {counted(len(store), 'image')} ({len(store.skipped):,} "
-            "left out): without ids there must be a vector for each image, in their order"
+            "left out): without ids there must be a vector for each image, in their order; with a "
+            "table of ids beside them, as `deepcluster embed` writes it, those that are left out "
+            "are in nobody's way"
         )
     return vectors.rows, store
