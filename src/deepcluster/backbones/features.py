@@ -99,6 +99,8 @@ def extract(
 
 TRIAL_SECONDS = 2.0
 """A batch that would take longer is not tried, and one that does is not timed again."""
+TRIAL_PIXELS = 2**20
+"""Of a batch on a processor: larger ones leave its cache, and take memory that nothing needs."""
 BATCHES = (8, 32, 128)
 """Batches that are tried: on a processor a large image's activations outgrow its cache early."""
 CLEARLY = 1.1
@@ -157,7 +159,8 @@ def find_speed(
         if CLEARLY * seconds < best.seconds:
             best = Speed(torch.bfloat16, least, seconds)
     for batch in others:
-        if batch * best.seconds > TRIAL_SECONDS:
+        large = device.type == "cpu" and batch * size**2 > TRIAL_PIXELS
+        if large or batch * best.seconds > TRIAL_SECONDS:
             break
         seconds = timed(best.dtype, batch)
         if CLEARLY * seconds < best.seconds:
