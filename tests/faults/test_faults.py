@@ -107,7 +107,7 @@ def test_a_fit_that_is_killed_while_it_decodes_begins_again(
     assert cli.run_app(["info", str(killed.path)]) == 0
     said = capsys.readouterr().out
     assert "40 images, 0 clusters, stopped before its end" in said
-    assert f"deepcluster fit … --out {killed.path} --resume" in said
+    assert f"deepcluster fit {tmp_path / 'a.npy'} --out {killed.path} --resume" in said
     with pytest.raises(RunError, match="has not ended"):
         RunDir.open(killed.path)
     killed.write_config(run.read_config())  # as if it was killed a moment later
