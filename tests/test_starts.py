@@ -426,6 +426,15 @@ def of_vectors(tmp_path: Path) -> RunDir:
     return fit_source(None, config, embeddings=tmp_path / "rows.npy", out=tmp_path / "run")
 
 
+def test_where_nothing_learnt_no_method_is_named(
+    frozen: RunDir, of_vectors: RunDir, capsys: pytest.CaptureFixture[str]
+):
+    for run, words in ((frozen, "frozen features of local-dir:"), (of_vectors, "vectors as given")):
+        assert run_app(["info", str(run.path)]) == 0
+        said = capsys.readouterr().out
+        assert f": {words}" in said and "epochs" not in said and Config().method not in said
+
+
 def photos(tmp_path: Path, name: str = "photos", n: int = 30) -> Path:
     (tmp_path / name).mkdir()
     for i in range(n):

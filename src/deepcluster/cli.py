@@ -499,10 +499,7 @@ def info(run: RunPath, *, as_json: AsJson = False) -> None:
     if not as_json:
         facts, config = opened.read_info(), opened.read_config()
         show(shlex.join(facts["command"]) or "from Python")
-        show(
-            f"begun {facts['started']}: {config.method}, {config.backbone}, size {config.size}, "
-            f"epochs {config.epochs}, seed {config.seed}, on {config.device}"
-        )
+        show(f"begun {facts['started']}: {config.learning}, seed {config.seed}, on {config.device}")
     print_run(opened, as_json)
 
 

@@ -332,6 +332,15 @@ class Config:
         """What a sentence calls one of the things that are clustered: vectors may be of texts."""
         return "vector" if self.backbone == GIVEN else "image"
 
+    @property
+    def learning(self) -> str:
+        """What a sentence says of how the features came about: by which method, if any."""
+        if self.backbone == GIVEN:
+            return "vectors as given"
+        if self.start == "frozen":
+            return f"frozen features of {self.backbone}, size {self.size}"
+        return f"{self.method}, {self.backbone}, size {self.size}, epochs {self.epochs}"
+
 
 @dataclass(frozen=True)
 class SegmentSettings:

@@ -110,11 +110,11 @@ class Carried:
     def __str__(self) -> str:
         applied = self.applied
         lines = [
-            f"in both runs: {counted(self.common, 'image')} (of {self.here:,} here and "
+            f"in both runs: {counted(self.common, applied.item)} (of {self.here:,} here and "
             f"{self.there:,} there)",
             *self.named,
             f"{counted(applied.renamed, 'cluster')} named, {len(applied.merged)} merged, "
-            f"{counted(applied.moved, 'image')} moved ({applied.taken_out} of them out of every "
+            f"{counted(applied.moved, applied.item)} moved ({applied.taken_out} of them out of every "
             "cluster)",
         ]
         if self.unmatched:

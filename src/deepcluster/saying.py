@@ -164,9 +164,10 @@ def afterwards(asked: Config, result: FitResult, store: ImageStore, seconds: flo
     wanted = result.clusters if result.choice else result.config.clusters
     assert isinstance(wanted, int)
     if different < wanted or filled < wanted:
+        item = result.config.item
         sentences.append(
-            f"the {counted(len(result.labels), result.config.item)} hold {different} different "
-            f"ones: {wanted} clusters were asked for, {filled} have images"
+            f"the {counted(len(result.labels), item)} hold {different} different ones: {wanted} "
+            f"clusters were asked for, {filled} have {item}s"
         )
     if asked.minutes != "auto" and seconds > 60 * asked.minutes * (1 + LATE):
         training = result.timings.get("train", 0.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 import shlex
 import shutil
 from collections.abc import Callable
@@ -16,7 +17,9 @@ import pytest
 from make_run import HOSTILE, make_run, training
 from PIL import Image
 
+from deepcluster.config import override
 from deepcluster.report import apply_labels, write_report
+from deepcluster.report.label_page import write_label_page
 from deepcluster.run import RunDir
 
 playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
@@ -266,6 +269,27 @@ def test_the_first_page_has_no_words_of_the_trade(made: RunDir, visit: Open) -> 
     assert whole.count("Zip the folder") == 1 and str(made.report.resolve()) in whole
     page.click("text=How the training went")
     assert "ln k" in page.inner_text("main")
+
+
+def test_pages_of_vectors_speak_of_no_images(tmp_path: Path, visit: Open, open_page: Open) -> None:
+    """Nor of a method or of training; what a reader of the screen hears counts too."""
+    run = make_run(tmp_path / "run", n=60, clusters=3, labels=False, metrics=[], parts=2)
+    values = {"backbone": "given", "start": "frozen", "epochs": 0}
+    run.write_config(override(run.read_config(), values))
+    write_report(run)
+    write_label_page(run, np.array([0, 1]), np.arange(60) % 2, {})
+    pages = [visit(run, route) for route in (*ROUTES, "image/000001")]
+    pages.append(open_page((run.labelling / "index.html").as_uri()))
+    for page in pages:
+        page.wait_for_selector("h1, h2")
+        page.wait_for_selector(".waiting", state="detached")
+        said = page.evaluate(
+            """() => [document.title, document.body.innerText, ...Array.from(
+              document.querySelectorAll("*"), (e) => [e.ariaLabel, e.title].join(" "))].join("\\n")"""
+        )
+        assert not re.findall(r"(?i).*\bimages?\b.*|.*deepcluster-v2.*|.*as the net sees.*", said)
+        assert "vector" in said or "Nothing was trained" in said
+    assert "given as vectors" in visit(run).inner_text("main")
 
 
 def test_dialogs_show_typical_images(made: RunDir, visit: Open) -> None:

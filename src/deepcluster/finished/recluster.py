@@ -82,8 +82,8 @@ def recluster_run(run: RunDir, clusters: int | Literal["auto"]) -> list[str]:
     info["scores"] = {"fit": fit, **of_pixels}
     said = (
         f"{counted(clusters, 'cluster')}, a cut of the fit's tree: parts of its clusters or unions "
-        "of them. A fit with --clusters for that number may group the images a little better, but "
-        "quite anew"
+        "of them. A fit with --clusters for that number may group the "
+        f"{config.item}s a little better, but quite anew"
     )
     info["notes"] = [*info.get("notes", []), said]
     lines = [said]

@@ -59,6 +59,7 @@ def write_label_page(
         "label",
         {
             "id": run.fingerprint(),
+            "item": run.item(),
             "folder": run.path.resolve().name,
             "ids": [ids[row] for row in shown],
             "files": [None if paths[row] is None else paths[row][len(prefix) :] for row in shown],
@@ -73,4 +74,6 @@ def write_label_page(
             },
         },
     )
-    return write_page(folder, "label.html", title=title, styles=STYLES, scripts=SCRIPTS)
+    return write_page(
+        folder, "label.html", title=title, item=run.item(), styles=STYLES, scripts=SCRIPTS
+    )

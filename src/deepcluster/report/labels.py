@@ -49,12 +49,13 @@ class AppliedLabels:
     left_alone: int  # images of the run that the file does not mention
     names: dict[int, str]  # names of all clusters that have one
     level: int | None = None  # clusters that there are now, if the file is of another number
+    item: str = "image"  # what is clustered, in a word
 
     def __str__(self) -> str:
         number = "" if self.level is None else f"{counted(self.level, 'cluster')} now, "
         return (
             f"{number}{counted(self.renamed, 'cluster')} renamed, {len(self.merged)} merged, "
-            f"{counted(self.moved, 'image')} moved ({self.taken_out} of them out of every "
+            f"{counted(self.moved, self.item)} moved ({self.taken_out} of them out of every "
             f"cluster), {self.left_alone} not mentioned"
         )
 
@@ -169,6 +170,7 @@ def change_clusters(
         merged=merged,
         left_alone=0,
         names=names,
+        item=run.item(),
     )
 
 

@@ -18,7 +18,13 @@ from jinja2 import Environment, PackageLoader
 
 
 def write_page(
-    folder: Path, name: str, *, title: str, styles: Sequence[str], scripts: Sequence[str]
+    folder: Path,
+    name: str,
+    *,
+    title: str,
+    styles: Sequence[str],
+    scripts: Sequence[str],
+    item: str = "image",
 ) -> Path:
     """Write ``index.html`` from the template `name`, with its styles and scripts.
 
@@ -28,12 +34,13 @@ def write_page(
         title: of the run.
         styles: files of ``page/`` that go beside it.
         scripts: files of ``page/`` that go into ``scripts``.
+        item: what the page calls one of the things in the run.
 
     Returns:
         The page.
     """
     pages = Environment(autoescape=True, loader=PackageLoader("deepcluster.report", "page"))
-    text = pages.get_template(name).render(title=title, scripts=scripts)
+    text = pages.get_template(name).render(title=title, item=item, scripts=scripts)
     (folder / "index.html").write_text(text, encoding="utf-8")
     sources = resources.files("deepcluster.report") / "page"
     for place, names in ((folder, styles), (folder / "scripts", scripts)):

@@ -46,6 +46,8 @@ def judge(
     scores: Mapping[str, Mapping[str, float]],
     *,
     method: str = "",
+    learns: bool = True,
+    item: str = "image",
     asked: int | None = None,
     distinct: int | None = None,
     truth: Truth | None = None,
@@ -58,6 +60,8 @@ def judge(
         metrics: the lines of metrics.jsonl.
         scores: ``fit`` and ``pixels`` scores, as in run.json.
         method: how the backbone learned.
+        learns: whether it did.
+        item: what was clustered, in a word.
         asked: clusters that were asked for.
         distinct: images that differ from one another.
         truth: what the labels say, if there are any.
@@ -65,26 +69,31 @@ def judge(
     """
     fit, pixels = scores.get("fit") or {}, scores.get("pixels") or {}
     problems = [
-        *_of_sizes(sizes, asked, distinct),
+        *_of_sizes(sizes, asked, distinct, item, ", or train longer (--minutes)" if learns else ""),
         *_of_training(metrics, method),
-        *_against_pixels(fit, pixels),
+        *_against_pixels(fit, pixels, learns),
     ]
     if problems:
         sentence = problems[0][0]
         return Verdict("bad", sentence, problems)
     if not sizes:
-        return Verdict("fair", "Every image was taken out of its cluster.")
+        return Verdict("fair", f"Every {item} was taken out of its cluster.")
     borders = _of_borders(separation)
-    known = _of_classes(truth, pixels)
+    by = "the pictures" if item == "image" else "what lies together"
+    one_class = (
+        f"All labelled {item}s are of one class, so the labels cannot say which clusters are right."
+    )
+    known = _of_classes(truth, pixels, item)
     if known is not None:
         return known if known.level == "good" else Verdict(known.level, known.sentence, borders)
     if borders:
-        start = "" if truth is None else f"{_ONE_CLASS} "
+        start = "" if truth is None else f"{one_class} "
         return Verdict("fair", start + borders[0][0], borders)
     if truth is not None:
-        return Verdict("fair", f"{_ONE_CLASS} Judge by the pictures.")
+        return Verdict("fair", f"{one_class} Judge by {by}.")
     if not metrics:
-        return Verdict("fair", "Nothing is known of the training; judge by the pictures.")
+        what = "Nothing is known of the training" if learns else "Nothing was trained"
+        return Verdict("fair", f"{what}; judge by {by}.")
     apart = ", and the clusters stand apart" if separation and separation.looked > 1 else ""
     sentence = (
         f"No sign of trouble in training{apart}. There are no labels to check against, so judge by "
@@ -93,12 +102,7 @@ def judge(
     return Verdict("good", sentence)
 
 
-_ONE_CLASS = (
-    "All labelled images are of one class, so the labels cannot say which clusters are right."
-)
-
-
-def _of_classes(truth: Truth | None, pixels: Mapping[str, float]) -> Verdict | None:
+def _of_classes(truth: Truth | None, pixels: Mapping[str, float], item: str) -> Verdict | None:
     """What the labels say, if there are any of at least two classes."""
     if truth is None or truth.classes < 2:
         return None
@@ -110,9 +114,9 @@ def _of_classes(truth: Truth | None, pixels: Mapping[str, float]) -> Verdict | N
     else:
         start = "The clusters match the known classes"
     if truth.majority:
-        sentence = f"{_percent(right)} of the images are of the class most frequent in theirs."
+        sentence = f"{_percent(right)} of the {item}s are of the class most frequent in theirs."
     else:
-        sentence = f"{_percent(right)} of the images are in the right one"
+        sentence = f"{_percent(right)} of the {item}s are in the right one"
         base = _number(pixels, "acc")
         plain = "" if base is None else f" ({_percent(base)} with plain k-means on the pixels)"
         sentence += f"{plain}."
@@ -150,33 +154,33 @@ def _of_borders(separation: Separation | None) -> list[tuple[str, str]]:
 
 
 def _of_sizes(
-    sizes: Sequence[int], asked: int | None, distinct: int | None
+    sizes: Sequence[int], asked: int | None, distinct: int | None, item: str, longer: str
 ) -> list[tuple[str, str]]:
     found = []
     total, clusters = sum(sizes), len(sizes)
     if distinct is not None and distinct < max(clusters, asked or 0):
         found.append(
             (
-                f"There are only {distinct} different images, for {max(clusters, asked or 0)} "
+                f"There are only {distinct} different {item}s, for {max(clusters, asked or 0)} "
                 "clusters."
                 if distinct > 1
-                else "All images are the same.",
+                else f"All {item}s are the same.",
                 f"Ask for at most {counted(distinct, 'cluster')} (--clusters), or look for what "
-                "went wrong when the images were written.",
+                f"went wrong when the {item}s were written.",
             )
         )
     elif clusters == 1 and total > 1:
         found.append(
             (
-                "All images are in one cluster.",
-                "Ask for more clusters (--clusters), or train longer (--minutes).",
+                f"All {item}s are in one cluster.",
+                f"Ask for more clusters (--clusters){longer}.",
             )
         )
     elif asked is not None and 1 < clusters < asked:
         found.append(
             (
-                f"{asked} clusters were asked for, but only {clusters} have images.",
-                f"Ask for {clusters} clusters, or train longer (--minutes).",
+                f"{asked} clusters were asked for, but only {clusters} have {item}s.",
+                f"Ask for {clusters} clusters{longer}.",
             )
         )
     return found
@@ -221,7 +225,9 @@ def _of_training(metrics: Sequence[Mapping[str, Any]], method: str) -> list[tupl
     return found
 
 
-def _against_pixels(fit: Mapping[str, float], pixels: Mapping[str, float]) -> list[tuple[str, str]]:
+def _against_pixels(
+    fit: Mapping[str, float], pixels: Mapping[str, float], learns: bool
+) -> list[tuple[str, str]]:
     ours, theirs = _number(fit, "nmi"), _number(pixels, "nmi")
     if ours is None or theirs is None or ours >= theirs:
         return []
@@ -229,7 +235,8 @@ def _against_pixels(fit: Mapping[str, float], pixels: Mapping[str, float]) -> li
         (
             f"Plain k-means on the pixels follows the classes better (NMI {theirs:.2f} against "
             f"{ours:.2f}).",
-            "Train longer (--minutes); for very few images, plain k-means may be the right tool.",
+            ("Train longer (--minutes)" if learns else "Adapt the net (--start adapt)")
+            + "; for very few images, plain k-means may be the right tool.",
         )
     ]
 

@@ -162,6 +162,8 @@ def _summary(
         metrics,
         comparable,
         method=config.method,
+        learns=config.start != "frozen",
+        item=run.item(),
         asked=asked,
         distinct=_distinct(embeddings),
         truth=_truth(clusters, labels.to_pylist(), info),
@@ -171,6 +173,7 @@ def _summary(
         "id": _run_id(items["id"].to_pylist(), info),
         "run": run.fingerprint(),  # goes into labels.csv, so that it meets its own run
         "title": title,
+        "item": run.item(),
         "place": {
             "run": str(run.path.resolve()),
             "report": str(run.report.resolve()),

@@ -27,7 +27,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from deepcluster.config import Config, older, override, parse_toml, to_toml
+from deepcluster.config import GIVEN, Config, older, override, parse_toml, to_toml
 from deepcluster.errors import ConfigError, DamagedError, RunError
 from deepcluster.files import check, reading, replacing, write_json
 from deepcluster.run.checks import LINE, check_info, fits, is_number
@@ -114,6 +114,15 @@ class RunDir(RunFolder):
     def write_info(self, info: Mapping[str, Any]) -> None:
         """Write run.json (status, versions, hardware, seed, command, counts, timings, scores)."""
         write_json(self._info, {"schema": SCHEMA, "tool": TOOL, **info})
+
+    def item(self) -> str:
+        """What pages call one of the things in it: an image, or a vector that has none beside it.
+
+        Raises:
+            RunError: as :meth:`read_info` and :meth:`read_config`.
+        """
+        alone = "--images" not in (self.read_info().get("source") or [])
+        return "vector" if self.read_config().backbone == GIVEN and alone else "image"
 
     def read_info(self) -> dict[str, Any]:
         """Read run.json.

@@ -51,7 +51,10 @@ def write_pictures(run: RunDir) -> list[Path]:
         )
         written.append(path)
         rows.append(
-            (f"{cluster}: {counted(len(members), 'image')}", [pick(i) for i in best[:ROW_LENGTH]])
+            (
+                f"{cluster}: {counted(len(members), run.item())}",
+                [pick(i) for i in best[:ROW_LENGTH]],
+            )
         )
     if not rows:
         return written

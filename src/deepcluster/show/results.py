@@ -100,18 +100,19 @@ def print_run(run: RunDir, as_json: bool) -> None:
     elif last:
         show(f"NMI to the previous epoch: {last[-1]:.3f}")
     if "modularity" in found:
+        differ = "seed" if config.start == "frozen" else "seed or epochs"
         show(
             f"modularity: {found['modularity']:.3f} (needs no labels; among runs that differ in "
-            "seed or epochs alone, higher is often better)"
+            f"{differ} alone, higher is often better)"
         )
     if status == "done":
-        _print_changes(run, said)
+        _print_changes(run, said, config.item)
         if (run.classifier / "classifier.json").is_file():
             taught = run.read_classifier()[1]
             show(
                 f"classifier: {taught['method']}, {counted(len(taught['classes']), 'class')} from "
                 f"{counted(taught['labels'], 'label')}, expected to be right on "
-                f"{taught['expected']['accuracy']:.0%} of images like these"
+                f"{taught['expected']['accuracy']:.0%} of {config.item}s like these"
             )
     if stopped:
         if isinstance(config.epochs, int) and config.epochs:
@@ -126,7 +127,7 @@ def print_run(run: RunDir, as_json: bool) -> None:
         show(f"report:     {run.report / 'index.html'}")
 
 
-def _print_changes(run: RunDir, said: dict[str, Any]) -> None:
+def _print_changes(run: RunDir, said: dict[str, Any], item: str) -> None:
     """What a person has made of the clusters since the fit."""
     items = run.read_items()
     moved = items["by"].to_pylist().count("person")
@@ -137,12 +138,12 @@ def _print_changes(run: RunDir, said: dict[str, Any]) -> None:
     outside = sizes.pop(-1, 0)
     show(
         f"changed by a person: {counted(len(sizes), 'cluster')} now, {len(names)} with names, "
-        f"{len(merged)} merged into others, {counted(moved, 'image')} moved ({outside} out of "
+        f"{len(merged)} merged into others, {counted(moved, item)} moved ({outside} out of "
         "every cluster)"
     )
     if moved or merged:
         show("scores above are of the fit; of the clusters now: `deepcluster evaluate RUN`")
     for number, name in sorted(names.items(), key=lambda item: int(item[0])):
-        show(f"  {number}: {name} ({counted(sizes[int(number)], 'image')})")
+        show(f"  {number}: {name} ({counted(sizes[int(number)], item)})")
     for old, new in sorted(merged.items(), key=lambda item: int(item[0])):
         show(f"  {old}: now part of {new}")

@@ -377,7 +377,7 @@ deepcluster.changes = (() => {
       const code = at < 0 ? groupOf(cluster) : cells.codeOf(at);
       const home = (row) => numberOf[cells.home[row]] === cluster;
       const writes = going.map((row) => [moved, row, home(row) ? undefined : code]);
-      const what = going.length === 1 ? "1 image" : `${count(going.length)} images`;
+      const what = deepcluster.images(going.length);
       return step(
         cluster === NO_CLUSTER ? `${what} taken out` : `${what} moved to ${this.titleOf(cluster)}`,
         writes,

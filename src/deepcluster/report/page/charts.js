@@ -2,7 +2,7 @@
 "use strict";
 
 deepcluster.charts = (() => {
-  const { h, count } = deepcluster;
+  const { h, count, worded } = deepcluster;
   const WIDTH = 380, HEIGHT = 210, LEFT = 48, RIGHT = 10, TOP = 10, BOTTOM = 26;
 
   const isNumber = (value) => typeof value === "number" && Number.isFinite(value);
@@ -134,7 +134,7 @@ deepcluster.charts = (() => {
       "svg",
       {
         viewBox: `0 0 ${width} ${height}`, class: "chart wide", role: "img",
-        "aria-label": `Sizes of ${sorted.length} clusters, from ${count(top)} to ${count(sorted[sorted.length - 1].size)} images`,
+        "aria-label": worded(`Sizes of ${sorted.length} clusters, from ${count(top)} to ${count(sorted[sorted.length - 1].size)} images`),
       },
       ...parts,
     );

@@ -2,7 +2,7 @@
 "use strict";
 
 (() => {
-  const { changes, h, count, counted, images, percent, clusterLink, grid } = deepcluster;
+  const { changes, h, count, counted, images, percent, clusterLink, grid, worded } = deepcluster;
 
   const { dot, heading, strip, first } = deepcluster.members;
 
@@ -27,7 +27,7 @@
     const chosen = text === "" ? -1 : Number(text);
     if (chosen !== -1 && !byClass[chosen]) return deepcluster.views.missing();
     const view = grid.create({
-      label: chosen < 0 ? "Images to label next" : `Images of class ${taught.names[chosen]}`, empty: "There are none.",
+      label: chosen < 0 ? worded("Images to label next") : `${worded("Images")} of class ${taught.names[chosen]}`, empty: "There are none.",
     });
     const chip = (target, on, rows, name, note) => h(
       "a", { class: "chip", href: target, "aria-current": on ? "page" : undefined },
@@ -57,7 +57,7 @@
   function toLabel(taught) {
     return [
       h("h2", {}, taught.next.length === 1 ? "Label this one next" : `Label these ${count(taught.next.length)} next`),
-      h("p", { class: "note" }, "The classifier doubts them, and what is most like them: their labels would help most. This makes the page to label such images in:"),
+      h("p", { class: "note" }, worded("The classifier doubts them, and what is most like them: their labels would help most. This makes the page to label such images in:")),
       h("pre", {}, taught.suggest),
     ];
   }

@@ -2,7 +2,7 @@
 "use strict";
 
 (() => {
-  const { NO_CLUSTER, changes, h, count, images, clusterLink, grid, toast } = deepcluster;
+  const { NO_CLUSTER, changes, h, count, images, clusterLink, grid, toast, worded } = deepcluster;
 
   const {
     dot, heading, ordered, typical, nameField, otherNames, mixture, taught, share, mergeInto, near, strip,
@@ -19,13 +19,13 @@
     }
     const out = number === NO_CLUSTER;
     const sort = h(
-      "select", { "aria-label": "Order of the images" }, h("option", { value: "typical" }, "nearest the centre first"),
+      "select", { "aria-label": worded("Order of the images") }, h("option", { value: "typical" }, "nearest the centre first"),
       h("option", { value: "doubtful" }, "most doubtful first"), h("option", { value: "random" }, "at random"),
     );
     sort.value = sortKept.by;
     const view = grid.create({
       label: changes.titleOf(number), tools: [h("label", {}, h("span", { class: "long" }, "Order "), sort)],
-      empty: out ? "No image was taken out of its cluster." : "This cluster has no images now.",
+      empty: worded(out ? "No image was taken out of its cluster." : "This cluster has no images now."),
     });
     const head = h("div", { class: "cluster-head" });
     let only = null; // the part that is shown alone
@@ -45,7 +45,7 @@
         out
           ? heading("Taken out")
           : h("h1", { class: "title-field" }, dot(number), nameField(number)),
-        h("p", { class: "lead" }, out ? "Images that belong in none of the clusters, as a person said. Move them where they belong, or leave them here. " : changes.nameOf(number) ? `Cluster ${number} · ` : "", share(number, texts)),
+        h("p", { class: "lead" }, out ? worded("Images that belong in none of the clusters, as a person said. Move them where they belong, or leave them here. ") : changes.nameOf(number) ? `Cluster ${number} · ` : "", share(number, texts)),
         otherNames(number) ?? "",
         mixture(rows, 6) ?? "",
         taught(rows) ?? "",

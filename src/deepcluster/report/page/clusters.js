@@ -2,7 +2,7 @@
 "use strict";
 
 (() => {
-  const { NO_CLUSTER, changes, h, count, images, percent, picture, clusterLink, toast } = deepcluster;
+  const { NO_CLUSTER, changes, h, count, images, percent, picture, clusterLink, toast, worded } = deepcluster;
 
   const {
     dot, heading, first, typical, nameField, otherNames, mixture, share, mergeInto,
@@ -92,7 +92,7 @@
       const named = numbers.filter((cluster) => changes.nameOf(cluster)).length;
       lead.replaceChildren(
         `${count(numbers.length)} ${numbers.length === 1 ? "cluster" : "clusters"}, ${count(named)} named. `,
-        slider ? "Fewer are coarser, more are finer; what you name, merge or move stays with its images. " : "",
+        slider ? worded("Fewer are coarser, more are finer; what you name, merge or move stays with its images. ") : "",
         out ? h("a", { href: clusterLink(NO_CLUSTER) }, `${images(out)} taken out`) : "",
       );
       slider?.refresh();

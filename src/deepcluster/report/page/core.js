@@ -114,7 +114,12 @@ const deepcluster = (() => {
   const grouped = new Intl.NumberFormat("en");
   const count = (n) => grouped.format(n);
   const counted = (n, what) => `${count(n)} ${n === 1 ? what : `${what}s`}`;
-  const images = (n) => counted(n, "image");
+  /** A sentence about images, as it is said of vectors where no images are beside them. */
+  function worded(text) {
+    if ((received.summary ?? received.label)?.item !== "vector") return text;
+    return text.replace(/\b([Aa])n image\b/gu, "$1 vector").replace(/\bimage(s?)\b/gu, "vector$1").replace(/\bImage(s?)\b/gu, "Vector$1");
+  }
+  const images = (n) => worded(counted(n, "image"));
   const percent = (share, digits = 0) => `${(100 * share).toFixed(digits)} %`;
 
   function duration(seconds) {
@@ -238,7 +243,7 @@ const deepcluster = (() => {
 
   return {
     NO_CLUSTER, receive, load, loadTable, unpack, shares, clusterShares, classMix, count, counted,
-    images, percent, duration, h, tileOf, showTile, picture, imageLink, clusterLink, nameOf,
+    images, worded, percent, duration, h, tileOf, showTile, picture, imageLink, clusterLink, nameOf,
     colourOf, classColourOf, css, soon, toast, views: {},
     get summary() { return received.summary; },
     get table() { return table; },

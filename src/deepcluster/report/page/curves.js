@@ -60,7 +60,7 @@
         "p", { class: "lead" },
         metrics.length
           ? `${count(metrics.length)} ${metrics.length === 1 ? "epoch" : "epochs"} of ${settings.method} with ${settings.backbone}. Each drawing has the epochs from left to right.`
-          : "Nothing is known of the training.",
+          : settings.start === "frozen" ? "Nothing was trained." : "Nothing is known of the training.",
       )),
       h("div", { class: "panels" }, ...panels),
     );

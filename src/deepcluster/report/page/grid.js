@@ -3,7 +3,7 @@
 "use strict";
 
 deepcluster.grid = (() => {
-  const { changes, h, images, nameOf, tileOf, showTile, percent, NO_CLUSTER, soon, toast } = deepcluster;
+  const { changes, h, images, nameOf, tileOf, showTile, percent, NO_CLUSTER, soon, toast, worded } = deepcluster;
   const GAP = 4;
   const SIZES = { small: 48, medium: 72, large: 112 };
   let serial = 0;
@@ -14,7 +14,7 @@ deepcluster.grid = (() => {
    * A grid. Options: label (for screen readers), scroller (an element that scrolls, else the
    * window), empty (what to say when there are no rows), tools (elements for its head).
    */
-  function create({ label, scroller = null, empty = "No images.", tools = [] }) {
+  function create({ label, scroller = null, empty = worded("No images."), tools = [] }) {
     const id = `grid${++serial}`;
     let rows = [];
     let columns = 1;
@@ -229,7 +229,7 @@ deepcluster.grid = (() => {
     function actionBar() {
       const text = h("b", {});
       const box = h(
-        "div", { class: "actions", role: "toolbar", "aria-label": "Selected images" }, text,
+        "div", { class: "actions", role: "toolbar", "aria-label": worded("Selected images") }, text,
         h("button", { type: "button", class: "primary", title: "Key: m", onclick: moveSelected }, "Move to …"),
         h("button", { type: "button", title: "They do not belong in their cluster. Key: x", onclick: takeOut }, "Not this"),
         h("button", { type: "button", title: "Key: Escape", onclick: clearSelection }, "Clear"),

@@ -2,7 +2,7 @@
 "use strict";
 
 (() => {
-  const { NO_CLUSTER, changes, h, percent, picture, clusterLink, nameOf, toast, grid } = deepcluster;
+  const { NO_CLUSTER, changes, h, percent, picture, clusterLink, nameOf, toast, grid, worded } = deepcluster;
 
   const { near } = deepcluster.members;
 
@@ -11,7 +11,7 @@
     const row = table.rowOf.get(id);
     if (row === undefined) return deepcluster.views.missing();
     const { k, recall } = summary.neighbours;
-    const view = grid.create({ label: "Images most like this one", empty: "There are no other images." });
+    const view = grid.create({ label: worded("Images most like this one"), empty: worded("There are no other images.") });
     const own = h("div", { class: "one-image" });
     const original = originalOf(row);
     const look = large(row, original);
@@ -29,7 +29,7 @@
         table.pathOf(row) ? ["Original", original ? h("a", { href: original, target: "_blank", rel: "noopener" }, table.pathOf(row)) : table.pathOf(row)] : null,
       ].filter(Boolean);
       const move = async () => {
-        const target = await grid.chooseCluster({ title: "Move this image to …", without: [number], fresh: true, first: near(number) });
+        const target = await grid.chooseCluster({ title: worded("Move this image to …"), without: [number], fresh: true, first: near(number) });
         if (target !== null) toast(changes.move([row], target));
       };
       own.replaceChildren(
@@ -45,13 +45,14 @@
         ),
       );
     }
-    const how = [`The ${k} images most like it, as the net sees them, the nearest first.`];
+    const seen = summary.settings.backbone === "given" ? "" : ", as the net sees them";
+    const how = [`The ${k} images most like it${seen}, the nearest first.`];
     if (recall < 1) how.push(`There are very many images, so the search is not exact: it finds ${percent(recall, 1)} of them.`);
     const element = h(
       "div", {},
       h("div", { class: "crumbs" }, h("a", { href: "#/", onclick: (event) => { if (history.length > 1) { event.preventDefault(); history.back(); } } }, "Back")),
       own,
-      h("section", {}, h("h2", {}, "Most like it"), h("p", { class: "note" }, how.join(" ")), view.element),
+      h("section", {}, h("h2", {}, "Most like it"), h("p", { class: "note" }, worded(how.join(" "))), view.element),
     );
     const show = () => deepcluster.load("neighbours").then(({ index }) => {
       neighbourIndex ??= deepcluster.unpack(index);

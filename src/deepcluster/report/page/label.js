@@ -2,7 +2,7 @@
 "use strict";
 
 (async () => {
-  const { h, count, counted, showTile, toast } = deepcluster;
+  const { h, count, counted, showTile, toast, worded } = deepcluster;
   const data = await deepcluster.load("label");
   const main = document.getElementById("main");
   const KEYS = "123456789abcdefghijklmnopqrstuvwxyz";
@@ -75,7 +75,7 @@
     at = nextOpen(at);
     keep();
     draw();
-    toast(chosen.length > 1 ? `${count(chosen.length)} images are “${name}”` : `“${name}”`, { undo: false });
+    toast(chosen.length > 1 ? `${deepcluster.images(chosen.length)} are “${name}”` : `“${name}”`, { undo: false });
   }
 
   /** The images that a whole-group act labels: not those left out, not those that have a label. */
@@ -199,7 +199,7 @@
         line, notice, h("h1", {}, "That was all"),
         h("p", {}, "Download labels.csv, then make the classifier:"),
         h("pre", {}, `deepcluster teach ${data.folder} labels.csv`),
-        h("p", {}, "More images to label, those that it doubts first:"),
+        h("p", {}, worded("More images to label, those that it doubts first:")),
         h("pre", {}, `deepcluster suggest ${data.folder}`),
       );
       return;
@@ -224,7 +224,7 @@
         h("div", {}, large(group[0]), h("p", { class: "subject-name", dir: "auto" }, data.ids[group[0]])),
         h(
           "div", {}, h("h2", {}, "What is it?"), h("div", { class: "class-list" }, ...classes.map(classButton)), form,
-          h("p", { class: "note hands" }, "A class's key labels the large image; with Shift, all images at the right with it. Space skips, Backspace takes back."),
+          h("p", { class: "note hands" }, worded("A class's key labels the large image; with Shift, all images at the right with it. Space skips, Backspace takes back.")),
         ),
         h(
           "div", {}, h("h2", {}, "Like it"),

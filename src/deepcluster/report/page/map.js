@@ -2,15 +2,15 @@
 "use strict";
 
 (() => {
-  const { h, count, images, grid } = deepcluster;
+  const { h, count, images, grid, worded } = deepcluster;
 
   const { heading } = deepcluster.members;
 
   function map() {
     const { summary, table } = deepcluster;
-    const hint = "Drag to move, scroll to zoom. Draw a lasso around images to see them here: with the lasso on, or with Shift held down.";
+    const hint = worded("Drag to move, scroll to zoom. Draw a lasso around images to see them here: with the lasso on, or with Shift held down.");
     const side = h("aside", { class: "map-side" });
-    const view = grid.create({ label: "Images in the lasso", scroller: side, empty: hint });
+    const view = grid.create({ label: worded("Images in the lasso"), scroller: side, empty: hint });
     const plot = deepcluster.plot.create({
       onSelect(rows) {
         view.setRows(Int32Array.from(rows), rows.length ? `${images(rows.length)} in the lasso` : "");

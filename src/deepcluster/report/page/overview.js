@@ -2,7 +2,7 @@
 "use strict";
 
 (() => {
-  const { changes, h, count, counted, images, duration, picture, clusterLink, charts } = deepcluster;
+  const { changes, h, count, counted, images, duration, picture, clusterLink, charts, worded } = deepcluster;
 
   const { dot, heading, typical } = deepcluster.members;
   const COVERED = 24; // clusters on the first screen
@@ -31,7 +31,7 @@
       mosaic.replaceChildren(...sorted.slice(0, COVERED).map((cluster) => cover(cluster, texts, edited)));
       note.replaceChildren(
         `${sorted.length > COVERED ? `Shown: the ${COVERED} largest of ${count(sorted.length)} clusters, ` : "Each with "}`
-          + "the images nearest its centre. ",
+          + worded("the images nearest its centre. "),
         h("a", { href: "#/clusters" }, "Look at all clusters and name them"),
       );
       sizes.replaceChildren(sizesPanel(sorted, texts) ?? "");
@@ -101,10 +101,13 @@
     list.scrollIntoView();
   }
 
-  function sharing({ place }) {
+  function sharing({ place, item }) {
+    const inside = item === "vector"
+      ? " and send it: it opens in any browser, without this program. The names of all vectors are in it."
+      : " and send it: it opens in any browser, without this program and without the original images. Small pictures, file names and paths of all images are in it.";
     return h(
       "section", {}, h("h2", {}, "To share this report"),
-      h("p", {}, "Zip the folder ", h("code", {}, place.report), " and send it: it opens in any browser, without this program and without the original images. Small pictures, file names and paths of all images are in it."),
+      h("p", {}, "Zip the folder ", h("code", {}, place.report), inside),
     );
   }
 
@@ -189,14 +192,14 @@
   }
 
   const SCORES = [
-    ["acc", "In the right place", "share of the images, if each cluster is given one class of its own (ACC)", 0, 1],
+    ["acc", "In the right place", worded("share of the images, if each cluster is given one class of its own (ACC)"), 0, 1],
     ["nmi", "What clusters tell of classes", "0 is nothing, 1 is all (NMI)", 0, 1],
     ["ari", "Pairs that belong together", "agreement of clusters and classes on them: 0 is chance, 1 is full (ARI)", 0, 1],
     ["silhouette", "Clusters apart", "below 0 they overlap, 1 is far apart; needs no labels (silhouette)", -1, 1],
-    ["modularity", "Alike together", "share of an image's nearest images that are in its own cluster, less what chance gives: 0 is chance; needs no labels (modularity)", 0, 1],
+    ["modularity", "Alike together", worded("share of an image's nearest images that are in its own cluster, less what chance gives: 0 is chance; needs no labels (modularity)"), 0, 1],
   ];
 
-  function scoreTable({ scores, labelled, images: total, info }) {
+  function scoreTable({ scores, labelled, images: total, info, item }) {
     const fit = scores.fit ?? {};
     const pixels = scores.pixels ?? {};
     const { clusters, pixel_clusters: ofPixels = clusters } = info.counts ?? {};
@@ -208,7 +211,7 @@
     const measured = labelled
       ? `Measured on the ${images(labelled)}${labelled < total ? ` of ${count(total)}` : ""} with a label `
         + `(${count(info.counts?.classes ?? 0)} classes). The fit has not seen the labels.`
-      : "The source has no labels, so nothing can say how many images are in the right place. Judge by the pictures.";
+      : worded(`The source has no labels, so nothing can say how many images are in the right place. Judge by ${item === "vector" ? "what lies together" : "the pictures"}.`);
     if (!rows.length) {
       return h("section", {}, h("h2", {}, "How good is it?"), h("p", {}, measured));
     }
@@ -257,6 +260,11 @@
     const { counts = {}, hardware = {}, versions = {}, timings = {} } = info;
     const command = Array.isArray(info.command) ? info.command.join(" ") : info.command;
     const phases = Object.entries(timings).filter(([, value]) => charts.isNumber(value)).map(([name, value]) => [name, duration(value)]);
+    let how = [["Features", "given as vectors"]];
+    if (settings.backbone !== "given") {
+      const learnt = settings.start === "frozen" ? [["Features", "of a frozen net"]] : [["Method", settings.method], ["Epochs", settings.epochs]];
+      how = [...learnt, ["Backbone", settings.backbone], ["Image size", `${settings.size} pixels`]];
+    }
     return h(
       "section", {}, h("h2", {}, "How it was made"),
       metrics.length ? h("p", {}, h("a", { href: "#/curves" }, "How the training went, epoch by epoch")) : null,
@@ -264,9 +272,8 @@
       h(
         "div", { class: "columns" },
         h("div", {}, h("h3", {}, "The fit"), list([
-          ["Run folder", place.run], ["Command", command], ["Images", count(total)], ["Left out", count(counts.skipped ?? skippedTotal)],
-          ["Classes", counts.classes ? count(counts.classes) : "no labels"], ["Method", settings.method], ["Backbone", settings.backbone],
-          ["Image size", `${settings.size} pixels`], ["Epochs", settings.epochs], ["Clusters asked for", settings["final.choose"] ? `chosen, up to ${settings.clusters}` : settings.clusters], ["Seed", info.seed],
+          ["Run folder", place.run], ["Command", command], [worded("Images"), count(total)], ["Left out", count(counts.skipped ?? skippedTotal)],
+          ["Classes", counts.classes ? count(counts.classes) : "no labels"], ...how, ["Clusters asked for", settings["final.choose"] ? `chosen, up to ${settings.clusters}` : settings.clusters], ["Seed", info.seed],
           ["Started", info.started && String(info.started).replace("T", " ").slice(0, 16)],
         ])),
         h("div", {}, h("h3", {}, "Time"), list([["All", charts.isNumber(info.seconds) ? duration(info.seconds) : null], ...phases])),

@@ -2,7 +2,7 @@
 "use strict";
 
 deepcluster.plot = (() => {
-  const { changes, h, tileOf, colourOf, classColourOf, css, images, percent, nameOf, NO_CLUSTER, soon } = deepcluster;
+  const { changes, h, tileOf, colourOf, classColourOf, css, images, percent, nameOf, NO_CLUSTER, soon, worded } = deepcluster;
   const PICTURES = 500; // points in sight from which pictures are drawn
   const PICTURE = 40; // their side
   const NAMED = 60; // clusters up to which their names are on the map
@@ -52,7 +52,7 @@ deepcluster.plot = (() => {
     const order = shuffled(table);
     const canvas = h("canvas", {
       class: "map", tabindex: 0, role: "img",
-      "aria-label": "Map of the images. Arrow keys move it, plus and minus zoom, 0 shows all.",
+      "aria-label": worded("Map of the images. Arrow keys move it, plus and minus zoom, 0 shows all."),
     });
     const tip = h("div", { class: "tip" });
     tip.hidden = true;

@@ -2,7 +2,7 @@
 "use strict";
 
 (() => {
-  const { changes, h, count, images, toast, views, NO_CLUSTER, clusterLink } = deepcluster;
+  const { changes, h, count, images, toast, views, NO_CLUSTER, clusterLink, worded } = deepcluster;
   const main = document.getElementById("main");
   const { summary } = deepcluster;
   document.getElementById("taught").hidden = !summary.taught;
@@ -28,7 +28,7 @@
   async function show({ first = false } = {}) {
     const { name, argument, make } = route();
     if (make !== views.overview && !deepcluster.table) {
-      main.replaceChildren(h("p", { class: "waiting" }, "Reading the table of images …"));
+      main.replaceChildren(h("p", { class: "waiting" }, worded("Reading the table of images …")));
       await deepcluster.loadTable();
       if (route().name !== name || route().argument !== argument) return; // gone on meanwhile
     }
@@ -116,7 +116,7 @@
         h("h2", {}, "What you changed"),
         h("p", {}, changes.any
           ? "It is kept in this browser only. Download it, then write it into the run with the command below."
-          : "Nothing yet. Name a cluster, merge two, or move images: it will be kept in this browser until you download it."),
+          : worded("Nothing yet. Name a cluster, merge two, or move images: it will be kept in this browser until you download it.")),
         changes.kept ? "" : h("p", { class: "verdict bad" }, "This browser does not keep changes for pages from the disk. Download labels.csv before you close the page."),
         list,
         h("pre", {}, summary.place.apply),

@@ -2,7 +2,7 @@
 "use strict";
 
 (() => {
-  const { NO_CLUSTER, changes, h, count, images, picture, imageLink, clusterLink, nameOf, toast, grid } = deepcluster;
+  const { NO_CLUSTER, changes, h, count, images, picture, imageLink, clusterLink, nameOf, toast, grid, worded } = deepcluster;
 
   const { heading } = deepcluster.members;
 
@@ -10,15 +10,16 @@
     const pairs = what === "pairs";
     const tab = (target, name, on) => h("a", { class: "tab", href: target, "aria-current": on ? "page" : undefined }, name);
     const place = h("div", {});
-    const view = pairs ? null : grid.create({ label: "Images farthest from all others" });
-    const { duplicates, neighbours } = deepcluster.summary;
+    const view = pairs ? null : grid.create({ label: worded("Images farthest from all others") });
+    const { summary } = deepcluster;
+    const { duplicates, neighbours } = summary;
     const note = pairs
-      ? `Pairs that are far more alike than an image and the one most like it usually are: copies, or pictures of one moment. Closer than ${duplicates.threshold.toPrecision(2)}, a quarter of the usual distance.`
+      ? `Pairs that are far more alike than an image and the one most like it usually are: ${summary.item === "vector" ? "copies, perhaps" : "copies, or pictures of one moment"}. Closer than ${duplicates.threshold.toPrecision(2)}, a quarter of the usual distance.`
       : `The images least like the ${neighbours.k} that are most like them: damaged, odd, or alone of their kind. The farthest first.`;
     const element = h(
       "div", {},
-      h("header", { class: "hero" }, heading("Unusual images"), h("p", { class: "lead" }, note)),
-      h("nav", { class: "tabs", "aria-label": "Kinds of unusual images" }, tab("#/unusual", "Far from everything", !pairs), tab("#/unusual/pairs", "Nearly the same", pairs)),
+      h("header", { class: "hero" }, heading(worded("Unusual images")), h("p", { class: "lead" }, worded(note))),
+      h("nav", { class: "tabs", "aria-label": worded("Kinds of unusual images") }, tab("#/unusual", "Far from everything", !pairs), tab("#/unusual/pairs", "Nearly the same", pairs)),
       place,
     );
     const show = () => deepcluster.load("neighbours").then((data) => {
