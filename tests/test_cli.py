@@ -263,6 +263,7 @@ def test_what_is_printed_is_what_was_written(
     command = ["predict", str(run), str(source), "--into", str(place / "sorted")]
     assert run_app(command) == 0
     out = capsys.readouterr().out
+    assert f"which is where: {shown}/sorted/sorted.csv" in out.splitlines()
     assert any("[bold]b[_red] _cat_" in line and line.endswith("│") for line in out.splitlines())
     assert run_app(["info", str(run), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["run"] == str(run)
@@ -330,7 +331,7 @@ def test_interrupt_saves_and_says_how_to_go_on(
     process.send_signal(stop)
     err = "".join(before) + process.communicate(timeout=60)[1]
     assert process.returncode == 130, err
-    assert "--resume" in err
+    assert "--resume" in err and "deepcluster: interrupted" not in err
     assert json.loads((run / "run.json").read_text())["status"] == "interrupted"
     assert any((run / "checkpoints").iterdir())
     said = subprocess.run(
@@ -415,6 +416,9 @@ def test_every_command_is_documented(capsys: pytest.CaptureFixture[str]) -> None
             assert f"deepcluster {name}" in readme, name
             assert run_app([name, "--help"]) == 0
     out = capsys.readouterr().out
+    for text in out.split("Usage: ")[1:]:  # lines that are broken in their midst are broken late
+        lines = text.partition("╭")[0].splitlines()[1:]
+        assert all(not line or line.endswith(".") or len(line) > 60 for line in lines), text
     for flag in [
         "--clusters",
         "--epochs",

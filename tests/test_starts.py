@@ -1,5 +1,6 @@
 """Fits that begin with what exists: a frozen net, and vectors made elsewhere."""
 
+import json
 import re
 import shlex
 import shutil
@@ -20,7 +21,7 @@ from deepcluster import DeepCluster, fitting
 from deepcluster.backbones import features as features_module
 from deepcluster.cli import run_app
 from deepcluster.config import Config, override
-from deepcluster.errors import ConfigError, RunError, SourceError
+from deepcluster.errors import ConfigError, RunError, SourceError, Stopped
 from deepcluster.finished import (
     evaluate_run,
     export_run,
@@ -73,6 +74,7 @@ def test_the_settings_of_a_frozen_run_repeat_it(
 
     monkeypatch.setattr(features_module, "extract", never)
     again = fit_source(folder, frozen.read_config(), out=tmp_path / "again")
+    assert "features: those of an earlier fit were kept" in again.log.read_text()
     assert np.array_equal(again.read_embeddings(), frozen.read_embeddings())
     assert again.read_items()["cluster"] == frozen.read_items()["cluster"]
     other = override(frozen.read_config(), {"clusters": 2})
@@ -235,6 +237,7 @@ def test_adapt_keeps_the_better_and_shows_the_other(adapted: RunDir, folder: Pat
         assert found.labels.tolist() == run.read_items()["cluster"].to_pylist()
     assert beside.read_config().start == other["start"]
     assert adapted.foreign() == []
+    assert adapted.log.read_text().count("another number, from 2") == 1
 
 
 @pytest.mark.slow
@@ -388,7 +391,7 @@ def test_a_fit_of_vectors_that_was_stopped_goes_on_as_it_says(
     given: dict[str, Any] = {"embeddings": tmp_path / "rows.npy", "out": tmp_path / "run"}
     with monkeypatch.context() as patch:
         patch.setattr(fitting, "fit_vectors", stop)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(Stopped):  # of which the command line says no more
             fit_source(folder, config, progress=Heard(), **given)
     assert f"--embeddings {tmp_path / 'rows.npy'} --images {folder} --out" in told[-1]
     run = fit_source(folder, Config(), resume=True, **given)
@@ -433,6 +436,20 @@ def test_where_nothing_learnt_no_method_is_named(
         assert run_app(["info", str(run.path)]) == 0
         said = capsys.readouterr().out
         assert f": {words}" in said and "epochs" not in said and Config().method not in said
+
+
+def test_a_dry_run_of_vectors_says_what_they_are_and_does_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    np.save(tmp_path / "rows.npy", blobs(30)[0])
+    command = ["fit", "--embeddings", str(tmp_path / "rows.npy"), "--dry-run"]
+    assert run_app([*command, "--clusters", "3", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert (plan["vectors"], plan["dimensions"], plan["clusters"]) == (30, 8, 3)
+    assert {"memory_gb", "seconds"} <= set(plan) and not {"epochs", "backbone"} & set(plan)
+    assert run_app([*command, "--minutes", "2"]) == 2  # as of a fit
+    assert "minutes = 2" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.npy"]
 
 
 def photos(tmp_path: Path, name: str = "photos", n: int = 30) -> Path:

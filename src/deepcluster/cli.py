@@ -37,7 +37,14 @@ from deepcluster.config import (
     override,
     recipe_names,
 )
-from deepcluster.errors import ConfigError, NoImagesError, ProcessError, RunError, SourceError
+from deepcluster.errors import (
+    ConfigError,
+    NoImagesError,
+    ProcessError,
+    RunError,
+    SourceError,
+    Stopped,
+)
 from deepcluster.files import Output
 from deepcluster.methods import METHODS
 from deepcluster.progress import counted
@@ -193,12 +200,12 @@ def fit(
         seen = _one_or_many(source)
     elif source:
         raise ConfigError("--embeddings stands in place of SOURCE; their pictures go to --images")
-    elif dry_run:
-        raise ConfigError("--dry-run says nothing of --embeddings: there is nothing to train")
     if images is not None and embeddings is None:
         raise ConfigError("--images are those of --embeddings: give images as SOURCE")
     if dry_run:
-        plan = fitting.plan_source(seen, settings, labels=labels)
+        plan = fitting.plan_source(
+            seen, settings, labels=labels, embeddings=embeddings, given=_typed.get()
+        )
         return print_plan(plan, as_json)
     with _progress(as_json) as progress:
         run = fitting.fit_source(
@@ -274,12 +281,14 @@ def predict(
     if target is not None:
         with target.writing() as part, part.open("w", newline="", encoding="utf-8") as file:
             found.write_csv(file)
-        if into is None and not target.device:
+        if not target.device and not (into is not None and as_json):
             print_rows(["file", "images"], [(out, len(found.rows()))], as_json)
     if into is not None:
         placed = found.as_predictions() if classes else found
         counts = finished.sort_into(placed, into, how=how or "copy")
         print_rows(["folder", "images"], list(counts.items()), as_json)
+        if not as_json:
+            show(f"which is where: {into / finished.LOG}")
     elif out is None:
         if as_json:
             return print_json(found.rows())
@@ -435,15 +444,8 @@ def suggest(
         raise ConfigError(f"-n {n}: ask for 1 image or more")
     opened = RunDir.open(run)
     found = finished.suggest_run(opened, n, out=out)
-    fewer = ""
-    if len(found.ids) < n:
-        total = opened.read_info()["counts"]["images"]
-        fewer = (
-            f", not {n:,}: all there are of {total:,}, without those that have a label or were "
-            "suggested before"
-        )
     show(
-        f"{counted(len(found.ids), 'image')} to label{fewer}",
+        str(found),
         f"page:  {found.page}",
         f"table: {found.table}",
         f"then:  deepcluster teach {shlex.quote(str(run))} labels.csv",
@@ -489,7 +491,10 @@ def teach(run: RunPath, labels: Path, *, as_json: AsJson = False) -> None:
             f"labels that would help most: {', '.join(found.helpful[:5])} … "
             f"(deepcluster suggest {shlex.quote(str(run))})"
         )
-    show(f"to look at the classes: deepcluster report {shlex.quote(str(run))}")
+    show(
+        f"classifier: {opened.classifier}",
+        f"to look at the classes: deepcluster report {shlex.quote(str(run))}",
+    )
 
 
 @app.command
@@ -513,8 +518,9 @@ def cache(
 ) -> None:
     """Say what is kept in the cache folder.
 
-    Decoded images and features of frozen nets, so that the next fit of the same files takes
-    seconds, and data sets that were downloaded. DEEPCLUSTER_CACHE names another folder.
+    Decoded images and features of frozen nets, and data sets that were downloaded.
+    The next fit of the same files takes seconds with them.
+    DEEPCLUSTER_CACHE names another folder.
     """
     from deepcluster.images import kept
 
@@ -636,7 +642,7 @@ def segment(
         A new folder: NAME.labels.png and NAME.overlay.png for each image, and areas.csv;
         files that cannot be read are in skipped.csv.
     """
-    from deepcluster.segmentation import segment_files
+    from deepcluster.segmentation import AREAS, segment_files
 
     with _progress(as_json) as progress:
         done = segment_files(
@@ -652,6 +658,8 @@ def segment(
         (item.image, f"{counted(item.labels, 'region')} in {item.seconds:.0f} s") for item in done
     ]
     print_rows(["image", "result"], rows, as_json)
+    if not as_json:
+        show(f"areas: {out / AREAS}")
 
 
 def _write_report(run: RunDir, progress: TerminalProgress) -> Path:
@@ -749,6 +757,9 @@ def run_app(arguments: list[str] | None = None) -> int:
     except (ConfigError, RunError) as error:
         tell(f"deepcluster: {error}")
         return USAGE
+    except Stopped:  # which has been said
+        _tell_torchrun("deepcluster: interrupted")
+        return INTERRUPTED
     except KeyboardInterrupt:
         tell("deepcluster: interrupted")
         return INTERRUPTED

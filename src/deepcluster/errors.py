@@ -7,6 +7,10 @@ class ConfigError(ValueError):
     """A setting that does not exist or cannot have this value; says what to type instead."""
 
 
+class Stopped(KeyboardInterrupt):
+    """A fit was interrupted, and has said what is kept and how it goes on."""
+
+
 class RunError(RuntimeError):
     """The folder is not a run, or not one that can be used so; says what to do."""
 

@@ -23,7 +23,7 @@ import numpy as np
 from deepcluster import processes
 from deepcluster.backbones.start import Weights
 from deepcluster.config import GIVEN, Config, changed, check_settings, flatten, older, override
-from deepcluster.errors import ConfigError, RunError
+from deepcluster.errors import ConfigError, RunError, Stopped
 from deepcluster.images.files import is_there
 from deepcluster.images.listing import Listing
 from deepcluster.images.sources import list_source
@@ -31,7 +31,7 @@ from deepcluster.images.store import ImageStore, open_images, scan_images
 from deepcluster.images.vectors import Vectors, pair, read_vectors
 from deepcluster.machine import hardware, launcher, versions
 from deepcluster.naming import Remembered, carry_names
-from deepcluster.progress import Progress, epoch_sentence, span
+from deepcluster.progress import Progress, counted, epoch_sentence, span
 from deepcluster.report import write_report
 from deepcluster.results import write_finished, write_result
 from deepcluster.run import RunDir
@@ -99,10 +99,12 @@ class Plan:
 
     name: str
     images: int
-    """Found; those that cannot be read are left out when they are decoded."""
+    """Found, or vectors; images that cannot be read are left out when they are decoded."""
     config: Config
     cost: Cost
     notes: list[str]
+    dimensions: int | None = None
+    """Of vectors."""
 
 
 def default_out(name: str) -> Path:
@@ -110,12 +112,51 @@ def default_out(name: str) -> Path:
     return Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
 
 
-def plan_source(source: Any, config: Config, *, labels: str | None = None) -> Plan:
-    """Look at a source and say what a fit of it would do; decodes nothing, writes nothing."""
+def plan_source(
+    source: Any,
+    config: Config,
+    *,
+    labels: str | None = None,
+    embeddings: Any = None,
+    given: Collection[str] = (),
+) -> Plan:
+    """Look at a source and say what a fit of it would do; writes nothing.
+
+    Arguments are as for :func:`fit_source`, and so are the errors.
+    """
     check_settings(config)
+    if embeddings is not None:
+        with own_threads():
+            return _plan_vectors(source, config, embeddings, labels, given)
     listing = list_source(source, labels)
     with own_threads():
         return _plan(listing, *settle_threads(config, timed=config.epochs == "auto"))
+
+
+def _plan_vectors(
+    source: Any, config: Config, embeddings: Any, labels: str | None, given: Collection[str]
+) -> Plan:
+    asked, _ = settle_threads(_as_given(config, given, source, labels), timed=False)
+    vectors = read_vectors(embeddings)
+    n, d = vectors.rows.shape
+    sentences = []
+    if source is not None:
+        beside = len(list_source(source, labels))
+        sentences.append(f"{counted(beside, 'image')} beside them, which are decoded in the fit")
+    resolved, cost = schedule_given(asked, n=n, d=d, channels=1)
+    sentences += notes(asked, resolved, n, cost, limit=0.0)
+    return Plan(vectors.name, n, resolved, cost, sentences, d)
+
+
+def _as_given(config: Config, given: Collection[str], source: Any, labels: str | None) -> Config:
+    """:func:`as_given`; refuses labels of no images as well."""
+    asked = as_given(config, given, images=source is not None)
+    if labels is not None and source is None:
+        raise ConfigError(
+            "--labels are those of images: give these with --images, or vectors as .parquet with a "
+            "column label"
+        )
+    return asked
 
 
 def _plan(listing: Listing, config: Config, busy: str) -> Plan:
@@ -234,12 +275,7 @@ def fit_source(
         remembered = _remember(names_from, out)
         progress.phase("looking at the source", 1)
         if embeddings is not None:
-            asked = as_given(asked, given, images=source is not None)
-            if labels is not None and source is None:
-                raise ConfigError(
-                    "--labels are those of images: give these with --images, or vectors as "
-                    ".parquet with a column label"
-                )
+            asked = _as_given(asked, given, source, labels)
         vectors = None if embeddings is None else read_vectors(embeddings)
         alone = vectors is not None and source is None
         images = vectors if alone else list_source(source, labels)
@@ -497,8 +533,15 @@ def _train(
             run.write_info({**info, **ended})
         with contextlib.suppress(OSError):  # of a terminal that is gone, or the log's disk
             _say_how_to_go_on(run, log, stopped=stopped)
+            if stopped:
+                raise Stopped from error
         raise
     taken = sitting.taken(info)
+    if result.tree is not None and result.tree.largest > result.clusters:
+        log.note(
+            f"another number, from 2 to {result.tree.largest}: `deepcluster recluster`, or the "
+            "slider of the report; both split or unite these clusters"
+        )
     said = info["notes"] + afterwards(work.asked, result, work.store, taken["seconds"])
     for sentence in said[len(info["notes"]) :]:
         log.note(sentence)
@@ -590,12 +633,12 @@ def _complete(
             board.close(run)
         if "report" in lacking:
             write_report(run, progress=progress.note)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         progress.note(
             f"the clusters are saved in {run.path}; its {' and '.join(sorted(lacking))} may not "
             "be: write them with `deepcluster report`"
         )
-        raise
+        raise Stopped from error
     run.write_info(info)
     kept = run.remove_replaced()
     if kept is not None:

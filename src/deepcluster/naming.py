@@ -114,8 +114,8 @@ class Carried:
             f"{self.there:,} there)",
             *self.named,
             f"{counted(applied.renamed, 'cluster')} named, {len(applied.merged)} merged, "
-            f"{counted(applied.moved, applied.item)} moved ({applied.taken_out} of them out of every "
-            "cluster)",
+            f"{counted(applied.moved, applied.item)} moved ({applied.taken_out} of them out of "
+            "every cluster)",
         ]
         if self.unmatched:
             lines += ["without a match:", *(f"  {line}" for line in self.unmatched)]

@@ -66,6 +66,11 @@ def counted(number: int, what: str) -> str:
     return f"{number:,} {what if number == 1 else plural}"
 
 
+def minutes(number: float) -> str:
+    """A number of minutes in words, as it was given."""
+    return f"{number:g} {'minute' if number == 1 else 'minutes'}"
+
+
 def span(seconds: float) -> str:
     """Seconds in words."""
     if seconds < 90:

@@ -9,7 +9,7 @@ import numpy as np
 from deepcluster.backbones.start import Weights
 from deepcluster.config import GIVEN, SECTIONS, Config, changed, flatten
 from deepcluster.images.store import ImageStore
-from deepcluster.progress import counted, span
+from deepcluster.progress import counted, minutes, span
 from deepcluster.training.conclude import FitResult
 from deepcluster.training.cost import Cost
 from deepcluster.training.plan import LATE, MOST_EPOCHS
@@ -62,7 +62,7 @@ def notes(
     sentences.append(
         f"{counted(n, 'image')} at {resolved.size} pixels, {resolved.backbone}, "
         f"{learns} on {resolved.device} in {resolved.train.precision}"
-        + ("" if asked.minutes == "auto" else f", to end after {asked.minutes:g} minutes")
+        + ("" if asked.minutes == "auto" else f", to end after {minutes(asked.minutes)}")
     )
     if cost.room is not None and cost.room.sentence:
         sentences.append(cost.room.sentence)
@@ -95,7 +95,8 @@ def too_late(asked: Config, cost: Cost, spent: float | None) -> list[str]:
         return []
     decoded = "" if spent is None else f"decoding took {span(spent)}, "
     return [
-        f"{asked.minutes:g} minutes are too few for so many images on this machine: {decoded}"
+        f"{minutes(asked.minutes)} {'is' if asked.minutes == 1 else 'are'} too few for so many "
+        f"images on this machine: {decoded}"
         f"one epoch takes {span(cost.epoch)}, the rest {span(cost.rest)}"
     ]
 
@@ -172,7 +173,7 @@ def afterwards(asked: Config, result: FitResult, store: ImageStore, seconds: flo
     if asked.minutes != "auto" and seconds > 60 * asked.minutes * (1 + LATE):
         training = result.timings.get("train", 0.0)
         sentences.append(
-            f"took {span(seconds)}, not the {asked.minutes:g} minutes asked for: "
+            f"took {span(seconds)}, not the {minutes(asked.minutes)} asked for: "
             f"{counted(len(result.history), 'epoch')} took {span(training)}, the rest "
             f"{span(seconds - training)}; was the machine busy?"
         )

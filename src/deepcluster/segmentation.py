@@ -38,6 +38,7 @@ from deepcluster.progress import counted
 
 CHANNELS, LAYERS = 100, 2  # of the net and of its responses, as in the papers
 RATE, MOMENTUM = 0.1, 0.9
+AREAS = "areas.csv"  # of all images
 LEARN = 96  # pixels of the longer side of the copy that is learnt from
 STILL, MOVED = 20, 0.005  # it ends when in so many steps fewer pixels than this share moved
 SUPERPIXELS, COMPACTNESS = 1000, 10.0  # at most so many; the first paper takes 10,000 at 100
@@ -268,7 +269,7 @@ def segment_files(
         raise RunError(f"{out} is there already: give a folder that is new or empty as --out")
     out.mkdir(parents=True, exist_ok=True)
     done, taken = [], set()
-    with (out / "areas.csv").open("w", newline="", encoding="utf-8") as file:
+    with (out / AREAS).open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         table.writerow(["image", "label", "pixels", "share", "red", "green", "blue"])
         for path, picture in pictures:

@@ -71,7 +71,7 @@ def test_a_round_and_the_next(run: RunDir, tmp_path: Path) -> None:
     assert again.table != first.table and first.table.read_bytes() == filled_in
     assert not set(again.ids) & set(first.ids)
     suggest_run(run, 1000)
-    with pytest.raises(RunError, match=r"all 60 images of .* have a label or were suggested"):
+    with pytest.raises(RunError, match=r"all images of .* \(60\) have a label or were suggested"):
         suggest_run(run, 1)
 
 
@@ -80,6 +80,8 @@ def test_fewer_images_than_asked_for_are_said(
 ) -> None:
     assert run_app(["suggest", str(run.path), "-n", "12"]) == 0
     assert "12 images to label\n" in capsys.readouterr().out
+    few = SuggestedRun(["a"], Path("t"), Path("p"), 9, 20_000, 50_000)
+    assert "1 image to label, not 9: all there are of a sample of 20,000 of the run's" in str(few)
     assert run_app(["suggest", str(run.path), "-n", "5000"]) == 0
     assert "48 images to label, not 5,000: all there are of 60, without" in capsys.readouterr().out
 

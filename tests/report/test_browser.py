@@ -285,7 +285,7 @@ def test_pages_of_vectors_speak_of_no_images(tmp_path: Path, visit: Open, open_p
         page.wait_for_selector(".waiting", state="detached")
         said = page.evaluate(
             """() => [document.title, document.body.innerText, ...Array.from(
-              document.querySelectorAll("*"), (e) => [e.ariaLabel, e.title].join(" "))].join("\\n")"""
+              document.querySelectorAll("*"), (e) => `${e.ariaLabel} ${e.title}`)].join("\\n")"""
         )
         assert not re.findall(r"(?i).*\bimages?\b.*|.*deepcluster-v2.*|.*as the net sees.*", said)
         assert "vector" in said or "Nothing was trained" in said

@@ -176,12 +176,14 @@ def kept_features(
     compute: Compute,
     *,
     advance: Callable[[int], None] = lambda count: None,
+    note: Callable[[str], None] = lambda text: None,
     extract: Callable[..., Tensor] = extract,
 ) -> Tensor:
     """L2-normalised features of a net that does not learn, from the last fit if they are the same.
 
     They are kept under a hash of every pixel, every weight and all that lies between. Arguments as
-    for :func:`extract`, and what takes its place where several processes share the images.
+    for :func:`extract`, what is told in a sentence that they were kept, and what takes the place of
+    :func:`extract` where several processes share the images.
     """
     how = (str(compute.dtype), compute.device.type, torch.__version__)
     facts = (store.pixels.shape, preprocessing, *how)
@@ -196,6 +198,7 @@ def kept_features(
         with contextlib.suppress(OSError):  # somebody else's
             file.touch()
         advance(len(store))
+        note("features: those of an earlier fit were kept (`deepcluster cache` shows what is)")
         return torch.from_numpy(found)
     features = normalise_(extract(backbone, store, preprocessing, compute, advance=advance))
     with contextlib.suppress(OSError):  # a full disk, a folder that cannot be written: not kept

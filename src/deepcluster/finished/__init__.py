@@ -15,10 +15,11 @@ from deepcluster.finished.predict import (
     write_embeddings,
 )
 from deepcluster.finished.recluster import recluster_run
-from deepcluster.finished.sorting import check_folder
+from deepcluster.finished.sorting import LOG, check_folder
 from deepcluster.finished.update import update_run
 
 __all__ = [
+    "LOG",
     "Classes",
     "Predictions",
     "Shard",

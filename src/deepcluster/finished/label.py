@@ -36,6 +36,24 @@ class SuggestedRun:
     ids: list[str]
     table: Path  # to_label.csv
     page: Path
+    asked: int  # how many were asked for
+    sample: int  # images that were looked at: of very many, some drawn at random
+    total: int  # images of the run
+    item: str = "image"
+
+    def __str__(self) -> str:
+        said = f"{counted(len(self.ids), self.item)} to label"
+        if len(self.ids) == self.asked:
+            return said
+        return (
+            f"{said}, not {self.asked:,}: all there are of {_among(self.sample, self.total)}, "
+            "without those that have a label or were suggested before"
+        )
+
+
+def _among(sample: int, total: int) -> str:
+    """The images that are looked at."""
+    return f"{total:,}" if sample == total else f"a sample of {sample:,} of the run's {total:,}"
 
 
 def teach_run(run: RunDir, labels_csv: Path) -> TaughtRun:
@@ -108,8 +126,8 @@ def suggest_run(run: RunDir, count: int, *, out: Path | None = None) -> Suggeste
     found = suggest(pool, count, labelled=np.searchsorted(held, done), probabilities=probabilities)
     if not len(found.rows):
         raise RunError(
-            f"all {len(ids):,} images of {run.path} have a label or were suggested before: write "
-            "labels for them and `deepcluster teach`"
+            f"all {run.item()}s of {run.path} ({_among(len(held), len(ids))}) have a label or were "
+            "suggested before: write labels for them and `deepcluster teach`"
         )
     chosen = held[found.rows]
     part = spoken_for(embeddings, pool, held, found.part)
@@ -122,7 +140,8 @@ def suggest_run(run: RunDir, count: int, *, out: Path | None = None) -> Suggeste
         writer = csv.writer(file)
         writer.writerow(["id", "path", "label"])
         writer.writerows([ids[row], paths[row] or "", ""] for row in chosen)
-    return SuggestedRun([ids[row] for row in chosen], table, page)
+    asked = [ids[row] for row in chosen]
+    return SuggestedRun(asked, table, page, count, len(held), len(ids), run.item())
 
 
 def spoken_for(

@@ -44,13 +44,20 @@ def print_plan(plan: Any, as_json: bool) -> None:
     """What a fit would do (:class:`deepcluster.fitting.Plan`)."""
     config = plan.config
     chosen = config.final.choose
+    clusters = f"2 to {config.clusters}, chosen at the end" if chosen else config.clusters
+    if plan.dimensions is not None:
+        facts = {"vectors": plan.images, "dimensions": plan.dimensions, "clusters": clusters}
+    else:
+        facts = {
+            "images": plan.images,
+            "clusters": clusters,
+            "size": config.size,
+            "backbone": config.backbone,
+            "epochs": config.epochs,
+        }
     facts = {
         "source": plan.name,
-        "images": plan.images,
-        "clusters": f"2 to {config.clusters}, chosen at the end" if chosen else config.clusters,
-        "size": config.size,
-        "backbone": config.backbone,
-        "epochs": config.epochs,
+        **facts,
         "device": config.device,
         "memory_gb": round(plan.cost.memory / 1e9, 2),
         "seconds": round(plan.cost.seconds),

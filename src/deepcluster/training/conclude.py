@@ -176,11 +176,6 @@ def conclude(
     clusters = len(prototypes.cluster.unique())
     if choice:
         progress.note(f"{counted(clusters, 'cluster')}, chosen among 2 to {max(choice)}")
-    if tree is not None and tree.largest > clusters:
-        progress.note(
-            f"another number, from 2 to {tree.largest}: `deepcluster recluster`, or the slider of "
-            "the report; both split or unite these clusters"
-        )
     model = FittedModel(
         backbone=begun.backbone,
         name=begun.name,

@@ -318,6 +318,7 @@ def _frozen(
         begun.preprocessing,
         compute,
         advance=progress.advance,
+        note=progress.note,
         extract=functools.partial(features_of_all, save=save),
     )
     clock.lap("features")

@@ -31,6 +31,7 @@ from deepcluster.device import pick_device
 from deepcluster.errors import ConfigError
 from deepcluster.images.listing import Listing
 from deepcluster.images.store import auto_size, scan_images
+from deepcluster.progress import minutes
 from deepcluster.training.cost import (
     AFTERWARDS,
     CHOOSING,
@@ -105,8 +106,8 @@ class Pace:
         fewer = min(epochs, done + max(0, left))
         if fewer < epochs:
             self.tell(
-                f"{epochs} epochs would end {late:.0f} s after the {self.seconds / 60:g} minutes, "
-                f"since one takes {each:.2g} s now: there will be {fewer}"
+                f"{epochs} epochs would end {late:.0f} s after the {minutes(self.seconds / 60)} "
+                f"given, since one takes {each:.2g} s now: there will be {fewer}"
             )
         return fewer
 
