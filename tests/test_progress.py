@@ -1,4 +1,4 @@
-from deepcluster.progress import counted, epoch_sentence
+from deepcluster.progress import counted, epoch_sentence, minutes
 
 
 def test_an_epoch_in_words_that_can_be_known() -> None:
@@ -10,3 +10,7 @@ def test_an_epoch_in_words_that_can_be_known() -> None:
 def test_one_is_no_plural() -> None:
     assert [counted(n, "image") for n in (0, 1, 2)] == ["0 images", "1 image", "2 images"]
     assert [counted(n, "class") for n in (1, 1200)] == ["1 class", "1,200 classes"]
+
+
+def test_minutes_as_they_were_given() -> None:
+    assert [minutes(x) for x in (1, 0.5, 20)] == ["1 minute", "0.5 minutes", "20 minutes"]

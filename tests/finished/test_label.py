@@ -13,7 +13,7 @@ import pytest
 from deepcluster.cli import run_app
 from deepcluster.errors import ConfigError, RunError
 from deepcluster.finished import classify, evaluate_run, export_run, predict_source
-from deepcluster.finished.label import suggest_run, teach_run
+from deepcluster.finished.label import SuggestedRun, suggest_run, teach_run
 from deepcluster.progress import Progress
 from deepcluster.run import RunDir
 
