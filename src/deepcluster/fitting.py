@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from deepcluster import processes
 from deepcluster.backbones.start import Weights
@@ -49,6 +50,7 @@ from deepcluster.training.conclude import (
     compare_with_pixels,
     cuts_graph,
     fit_vectors,
+    unit_pieces,
 )
 from deepcluster.training.cost import Cost
 from deepcluster.training.plan import (
@@ -519,11 +521,13 @@ def _train(
 
 
 def _fit(run: RunDir, work: Work, *, resume: bool, log: Logged, pace: Pace | None) -> Best:
-    """Train, or take what is given, and cluster."""
+    """Train, or take what is given, and cluster; the features are in the run then."""
     if work.rows is not None:
-        found = fit_vectors(work.rows, work.resolved, truth=work.store.labels, progress=log)
+        rows = run.write_embeddings(unit_pieces(work.rows), work.rows.shape)
+        truth = work.store.labels
+        found = fit_vectors(torch.from_numpy(rows), work.resolved, truth=truth, progress=log)
         return Best(found, [])
-    return fit_best(
+    best = fit_best(
         work.store,
         work.resolved,
         work.rivals,
@@ -533,6 +537,8 @@ def _fit(run: RunDir, work: Work, *, resume: bool, log: Logged, pace: Pace | Non
         pace=pace,
         again=None if work.cost.room is None else work.cost.room.again,
     )
+    run.write_embeddings([best.result.embeddings], best.result.embeddings.shape)
+    return best
 
 
 def _write_other(
