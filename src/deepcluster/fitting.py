@@ -23,6 +23,7 @@ import torch
 
 from deepcluster import processes
 from deepcluster.backbones.start import Weights
+from deepcluster.clustering.rows import is_memory_mapped
 from deepcluster.config import GIVEN, Config, changed, check_settings, flatten, older, override
 from deepcluster.errors import ConfigError, RunError
 from deepcluster.images.files import is_there
@@ -393,9 +394,16 @@ def _take(
             images, data=asked.data, keep=True, progress=progress.callback("decoding")
         )
     rows, store = pair(vectors, store)
-    resolved, cost = schedule_given(asked, n=len(rows), d=rows.shape[1], channels=store.channels)
-    spent = time.perf_counter() - sitting.clock
     seen = isinstance(images, Listing)
+    arrays = [rows, store.pixels] if seen else [rows]
+    resolved, cost = schedule_given(
+        asked,
+        n=len(rows),
+        d=rows.shape[1],
+        channels=store.channels,
+        held=sum(each.nbytes for each in arrays if not is_memory_mapped(each)),
+    )
+    spent = time.perf_counter() - sitting.clock
     return Work(store, asked, resolved, cost, 0.0, spent, rows=rows, seen=seen)
 
 

@@ -76,11 +76,9 @@ def write_data(path: Path, name: str, value: Mapping[str, Any]) -> None:
             :class:`Packed`, and stand in this mapping itself.
     """
     with path.open("w", encoding="ascii") as file:
-        file.write(f'deepcluster.receive("{name}",')
-        between = "{"
-        for key, part in value.items():
-            file.write(f"{between}{_json(key)}:")
-            between = ","
+        file.write(f'deepcluster.receive("{name}",{{')
+        for number, (key, part) in enumerate(value.items()):
+            file.write(f"{',' if number else ''}{_json(key)}:")
             if isinstance(part, Packed):
                 part.write(file)
             else:
