@@ -57,7 +57,7 @@ class Packed:
         file.write(f'{{"type":"{self.array.dtype.name}","base64":"')
         raw = self.array.reshape(-1).view(np.uint8)
         for start in range(0, len(raw), BASE64):
-            file.write(base64.b64encode(raw[start : start + BASE64]).decode())
+            file.write(base64.b64encode(raw[start : start + BASE64].data).decode())
         file.write('"}')
 
 
