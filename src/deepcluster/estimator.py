@@ -61,6 +61,7 @@ from deepcluster.training.plan import (
 from deepcluster.training.resolve import resolve
 from deepcluster.training.threads import own_threads, settle_threads
 
+PIECE = 8192  # rows whose features are read at a time
 ORDER = "labels_ and the like are in the order of ids_"
 
 
@@ -283,7 +284,7 @@ class DeepCluster(
         with own_threads():
             settle_threads(asked, timed=False)
             config, _ = schedule_given(asked, n=len(rows), d=rows.shape[1], channels=store.channels)
-            found = fit_vectors(rows, config, truth=store.labels)
+            found = fit_vectors(unit_rows(rows), config, truth=store.labels)
         return self._finish(Best(found, []), store)
 
     def _asked(self, own_net: nn.Module | None) -> Config:
@@ -339,7 +340,8 @@ class DeepCluster(
         inside = self.labels_ >= 0  # a person may have taken images out of every cluster
         count = max(result.clusters, int(self.labels_.max()) + 1)
         sums = np.zeros((count, self.embeddings_.shape[1]), np.float32)
-        np.add.at(sums, self.labels_[inside], self.embeddings_[inside])
+        for piece in np.array_split(np.flatnonzero(inside), len(inside) // PIECE + 1):
+            np.add.at(sums, self.labels_[piece], self.embeddings_[piece])
         sizes = np.bincount(self.labels_[inside], minlength=count)
         self.cluster_centers_ = sums / np.maximum(sizes, 1)[:, None]
 

@@ -19,9 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from deepcluster import processes
 from deepcluster.backbones.start import Weights
+from deepcluster.clustering.rows import is_memory_mapped
 from deepcluster.config import GIVEN, Config, changed, check_settings, flatten, older, override
 from deepcluster.errors import ConfigError, RunError, Stopped
 from deepcluster.images.files import is_there
@@ -49,6 +51,7 @@ from deepcluster.training.conclude import (
     compare_with_pixels,
     cuts_graph,
     fit_vectors,
+    unit_pieces,
 )
 from deepcluster.training.cost import Cost
 from deepcluster.training.plan import (
@@ -427,9 +430,16 @@ def _take(
             images, data=asked.data, keep=True, progress=progress.callback("decoding")
         )
     rows, store = pair(vectors, store)
-    resolved, cost = schedule_given(asked, n=len(rows), d=rows.shape[1], channels=store.channels)
-    spent = time.perf_counter() - sitting.clock
     seen = isinstance(images, Listing)
+    arrays = [rows, store.pixels] if seen else [rows]
+    resolved, cost = schedule_given(
+        asked,
+        n=len(rows),
+        d=rows.shape[1],
+        channels=store.channels,
+        held=sum(each.nbytes for each in arrays if not is_memory_mapped(each)),
+    )
+    spent = time.perf_counter() - sitting.clock
     return Work(store, asked, resolved, cost, 0.0, spent, rows=rows, seen=seen)
 
 
@@ -562,11 +572,13 @@ def _train(
 
 
 def _fit(run: RunDir, work: Work, *, resume: bool, log: Logged, pace: Pace | None) -> Best:
-    """Train, or take what is given, and cluster."""
+    """Train, or take what is given, and cluster; the features are in the run then."""
     if work.rows is not None:
-        found = fit_vectors(work.rows, work.resolved, truth=work.store.labels, progress=log)
+        rows = run.write_embeddings(unit_pieces(work.rows), work.rows.shape)
+        truth = work.store.labels
+        found = fit_vectors(torch.from_numpy(rows), work.resolved, truth=truth, progress=log)
         return Best(found, [])
-    return fit_best(
+    best = fit_best(
         work.store,
         work.resolved,
         work.rivals,
@@ -576,6 +588,8 @@ def _fit(run: RunDir, work: Work, *, resume: bool, log: Logged, pace: Pace | Non
         pace=pace,
         again=None if work.cost.room is None else work.cost.room.again,
     )
+    run.write_embeddings([best.result.embeddings], best.result.embeddings.shape)
+    return best
 
 
 def _write_other(

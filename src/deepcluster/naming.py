@@ -41,7 +41,7 @@ def load_model(run: RunDir, *, backbone: nn.Module | None = None) -> FittedModel
         items = run.read_items()
         merged = {int(old): int(new) for old, new in run.read_clusters()["merged"].items()}
         clusters = merge(torch.from_numpy(items["cluster"].to_numpy().astype(np.int64)), merged)
-        features = model.reduce(torch.from_numpy(np.array(run.read_embeddings())))
+        features = model.reduce(torch.from_numpy(run.read_embeddings()))
         others = merge(model.prototypes.assign(features)[0], merged) != clusters
         by_person = torch.tensor([by == "person" for by in items["by"].to_pylist()])
         model.corrections = find_corrections(features, clusters, others | by_person, merged)

@@ -23,12 +23,9 @@ SMALL_TILE, LARGE_TILE, FEW_IMAGES = 64, 96, 20_000  # sides of the thumbnails, 
 
 
 def write_result(run: RunDir, store: ImageStore, result: FitResult, progress: Progress) -> None:
-    """Write what a fit found: features, clusters, neighbours, tree, model, small pictures."""
+    """Write what a fit found beside the features: clusters, neighbours, tree, model, pictures."""
     progress.phase("nearest images", 1)
-    give_back_memory()
-    features = torch.from_numpy(result.embeddings).to(result.config.device)
-    index, distance, recall = nearest_rows(features, NEIGHBOURS)
-    run.write_neighbours(Neighbours(index.cpu().numpy(), distance.cpu().numpy(), recall))
+    _write_neighbours(run, result)
     progress.advance(1)
     progress.phase("writing the run folder", len(store))
     give_back_memory()
@@ -36,7 +33,6 @@ def write_result(run: RunDir, store: ImageStore, result: FitResult, progress: Pr
     classes: list[str | None] = [None] * n
     if store.labels is not None:
         classes = [store.label_names[k] if k >= 0 else None for k in store.labels.tolist()]
-    run.write_embeddings(result.embeddings)
     if store.contents is not None:
         run.write_contents(store.contents)
     run.write_items(
@@ -64,6 +60,14 @@ def write_result(run: RunDir, store: ImageStore, result: FitResult, progress: Pr
     progress.advance(n)
 
 
+def _write_neighbours(run: RunDir, result: FitResult) -> None:
+    give_back_memory()
+    features = torch.from_numpy(result.embeddings).to(result.config.device)
+    index, distance, recall = nearest_rows(features, NEIGHBOURS)
+    index = index.cpu().numpy().view(np.uint32)
+    run.write_neighbours(Neighbours(index, distance.cpu().numpy(), recall))
+
+
 def write_finished(
     run: RunDir, store: ImageStore, result: FitResult, facts: dict[str, Any]
 ) -> None:
@@ -80,6 +84,7 @@ def write_finished(
     run.write_skipped(store.skipped)
     for line in result.history:
         run.append_metrics(line)
+    run.write_embeddings([result.embeddings], result.embeddings.shape)
     write_result(run, store, result, Progress())
     if result.model.backbone is not None:  # vectors may have blanks for images
         result = compare_with_pixels(store, result, Progress())

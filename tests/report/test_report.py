@@ -24,9 +24,9 @@ from sklearn.cluster import KMeans
 from sklearn.neighbors import NearestNeighbors
 
 from deepcluster.errors import RunError
-from deepcluster.report import apply_labels, levels, unusual, write, write_report
+from deepcluster.report import apply_labels, levels, pages, separation, unusual, write, write_report
 from deepcluster.report.levels import Tree, describe_levels, read_tree
-from deepcluster.report.pages import find_originals
+from deepcluster.report.pages import find_originals, packed, write_data
 from deepcluster.report.separation import find_separation
 from deepcluster.report.verdict import Truth, judge
 from deepcluster.run import Neighbours, RunDir
@@ -443,6 +443,35 @@ def test_overlap_is_about_one_in_one_kind_and_about_zero_between_two() -> None:
         assert find_separation(points, halves, near).touching == []
         one = find_separation(points, np.zeros(2000, int), near)
         assert [cluster for cluster, _ in one.mixed] == [0] and one.mixed[0][1] < 0.01
+
+
+def test_halves_are_the_same_however_many_rows_are_read_at_a_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    points = np.random.default_rng(0).normal(size=(500, 24)).astype(np.float32)
+    near = NearestNeighbors(n_neighbors=12).fit(points).kneighbors(return_distance=False)
+    told = []
+    for piece in (8192, 7):
+        monkeypatch.setattr(separation, "PIECE", piece)
+        told.append(find_separation(points, (points[:, 0] > 0).astype(np.int32), near))
+    assert told[0] == told[1] and told[0].touching
+
+
+def test_numbers_for_the_pages_are_the_same_in_pieces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pages, "BASE64", 6)
+    numbers, nothing = np.arange(7), np.zeros((0, 3))
+    told = {"a": packed(numbers, np.uint16), "b": [1, "<"], "c": packed(nothing, np.float32)}
+    write_data(tmp_path / "some.js", "some", told)
+    text = (tmp_path / "some.js").read_text()
+    assert text.startswith('deepcluster.receive("some",{') and "<" not in text
+    found = json.loads(text[len('deepcluster.receive("some",') : -len(");\n")])
+    whole = base64.b64encode(numbers.astype("<u2").tobytes()).decode()
+    assert found["a"] == {"type": "uint16", "base64": whole} and found["b"] == [1, "<"]
+    assert found["c"] == {"type": "float32", "base64": ""}
+    write_data(tmp_path / "none.js", "none", {})
+    assert (tmp_path / "none.js").read_text() == 'deepcluster.receive("none",{});\n'
 
 
 @pytest.mark.parametrize("kinds", [1, 3])

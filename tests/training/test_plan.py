@@ -325,9 +325,11 @@ def test_a_million_small_images_fit_in_six_gigabytes() -> None:
     assert cost_of.concluding_bytes(10**6, 128, 64) - rows == 10**6 * 4 * 64  # and the projection
 
 
-def test_the_memory_of_vectors_grows_with_their_number_and_length() -> None:
-    few, many, long = (
+def test_the_memory_of_vectors_grows_with_their_number_and_hardly_with_their_length() -> None:
+    few, many, long, most = (
         plan.schedule_given(Config(), n=n, d=d, channels=1)[1].memory
-        for n, d in ((1000, 64), (10**6, 64), (10**6, 512))
+        for n, d in ((1000, 64), (10**6, 64), (10**6, 512), (10**7, 128))
     )
-    assert few < 1.2e9 and many - few > 2.5e8 and long - many > 4 * 448 * 10**6
+    assert few < 1.2e9 and many - few > 2.5e8 and long - many < 3e8 and most < 6e9
+    held = plan.schedule_given(Config(), n=1000, d=64, channels=1, held=10**9)[1].memory
+    assert held == few + 10**9

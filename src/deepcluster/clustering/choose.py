@@ -80,25 +80,24 @@ def choose_clusters(
 
     x, n = x.detach(), len(x)
     wanted = min(n, max(PATCHES, 10 * largest))
-    judged = torch.randperm(n, generator=generator)[:JUDGED].numpy()
+    judged = torch.randperm(n, generator=generator)[:JUDGED].to(x.device)
     draws = []
     for _ in range(DRAWS):
         centers, patch = landmarks(Spread(x, n), wanted, 2, generator)
         asking, found = edges(Spread(x, n), neighbours, QUERIES, generator)
         weights = patch_graph(centers, patch, asking, found)
         away = (x[found].float() - x[asking].float()[:, None]).norm(dim=2).mean(1)
-        numbers = [patch, asking, found, away]
+        numbers = [patch[judged], patch[asking], patch[found], away]
         draws.append((weights, agglomerate(weights)[0], *(each.cpu().numpy() for each in numbers)))
     fewest = min(len(draw[0]) for draw in draws)
     scores = {}
     for k in _numbers(min(largest, fewest - 1)):
         kept, apart, cuts = [], [], []
-        for weights, merges, patch, asking, found, away in draws:
-            of_patch = refine(weights, cluster_at(merges, len(weights), k))
-            cluster = of_patch[patch]
-            cuts.append(cluster[judged])
-            kept.append(_modularity(between_clusters(weights, of_patch)))
-            apart.append(gap(cluster[asking], cluster[found], away))
+        for weights, merges, seen, own, beside, away in draws:
+            cluster = refine(weights, cluster_at(merges, len(weights), k))  # of each patch
+            cuts.append(cluster[seen])
+            kept.append(_modularity(between_clusters(weights, cluster)))
+            apart.append(gap(cluster[own], cluster[beside], away))
         again = [adjusted_mutual_info_score(a, b) for a, b in itertools.combinations(cuts, 2)]
         factors = [np.mean(kept), np.mean(again), np.mean(apart)]
         scores[k] = float(np.prod(np.maximum(factors, 0)))

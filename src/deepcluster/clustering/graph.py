@@ -495,8 +495,8 @@ def landmarks(x: Spread, m: int, k: int, generator: torch.Generator) -> tuple[Te
 
 
 def _drop_empty(centers: Tensor, patch: Tensor) -> tuple[Tensor, Tensor]:
-    used, patch = torch.unique(patch, return_inverse=True)
-    return centers[used], patch
+    used = torch.bincount(patch, minlength=len(centers)) > 0
+    return centers[used], (used.cumsum(0) - 1)[patch]
 
 
 def _join(weights: np.ndarray, centers: Tensor, neighbours: int) -> np.ndarray:

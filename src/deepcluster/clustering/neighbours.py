@@ -152,7 +152,7 @@ def nearest_rows(x: Tensor, k: int) -> tuple[Tensor, Tensor, float]:
         k: neighbours; all others if they are fewer.
 
     Returns:
-        indices ``(n, k)`` int64 and Euclidean distances ``(n, k)``, on the device of `x`, and the
+        indices ``(n, k)`` int32 and Euclidean distances ``(n, k)``, on the device of `x`, and the
         recall: the share of the true neighbours that were found, 1 up to EXACT_UP_TO rows.
 
     Raises:
@@ -162,9 +162,10 @@ def nearest_rows(x: Tensor, k: int) -> tuple[Tensor, Tensor, float]:
     n = len(x)
     k = min(k, n - 1)
     if k < 1:
-        return torch.empty(n, 0, dtype=torch.int64), torch.empty(n, 0), 1.0
+        return torch.empty(n, 0, dtype=torch.int32), torch.empty(n, 0), 1.0
     if n <= EXACT_UP_TO:
-        return *knn(x, k), 1.0
+        indices, distances = knn(x, k)
+        return indices.int(), distances, 1.0
     generator = torch.Generator().manual_seed(0)
     indices, distances = _knn_in_cells(x, k, generator)
     checked = torch.randperm(n, generator=generator)[:CHECKED].to(x.device)
@@ -191,7 +192,7 @@ def _knn_in_cells(x: Tensor, k: int, generator: torch.Generator) -> tuple[Tensor
     starts = [0, *sizes.cumsum(0).tolist()]
     # A cell itself comes first, also where others lie nearer than the rounding of a distance.
     near = torch.cdist(centres, centres).fill_diagonal_(-1).argsort(1).cpu()
-    indices = torch.empty(n, k, dtype=torch.int64, device=x.device)
+    indices = torch.empty(n, k, dtype=torch.int32, device=x.device)
     distances = torch.empty(n, k, device=x.device)
     for c in range(cells):
         # The nearest cells: PROBES of them, or more until there are enough rows.
@@ -208,7 +209,7 @@ def _knn_in_cells(x: Tensor, k: int, generator: torch.Generator) -> tuple[Tensor
             distance = (rows[:, None, :] - table[place]).norm(dim=2)
             at = candidates[asking]
             distances[at], by = distance.sort(dim=1, stable=True)
-            indices[at] = candidates[place.gather(1, by)]
+            indices[at] = candidates[place.gather(1, by)].int()
     return indices, distances
 
 

@@ -46,7 +46,7 @@ def recluster_run(run: RunDir, clusters: int | Literal["auto"]) -> list[str]:
         torch.from_numpy(merges.astype(np.int64)),
         torch.from_numpy(heights),
     )
-    embeddings = torch.from_numpy(np.array(run.read_embeddings()))
+    embeddings = torch.from_numpy(run.read_embeddings())
     reduced = model.reduce(embeddings)
     choice: dict[int, float] = {}
     if clusters == "auto":

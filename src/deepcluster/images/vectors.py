@@ -187,9 +187,8 @@ def pair(vectors: Vectors, store: ImageStore | None) -> tuple[np.ndarray, ImageS
         known = vectors.labels is not None
         names = (vectors.label_names or []) if known else []
         store = ImageStore(vectors.name, pixels, BLANK, ids, [None] * n, vectors.labels, names)
-        store.contents = np.array(
-            [content_of(row.astype(np.float32)) for row in vectors.rows], np.uint64
-        )
+        told = (content_of(row.astype(np.float32)) for row in vectors.rows)
+        store.contents = np.fromiter(told, np.uint64, n)
         return vectors.rows, store
     if vectors.ids is not None:
         row = {name: i for i, name in enumerate(vectors.ids)}

@@ -8,13 +8,16 @@ import math
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from urllib.parse import quote
 
 import numpy as np
 from jinja2 import Environment, PackageLoader
+
+BASE64 = 3 * 2**18  # bytes that are turned into text at a time; threes of them are four letters
 
 
 def write_page(
@@ -50,16 +53,48 @@ def write_page(
     return folder / "index.html"
 
 
-def packed(values: Any, dtype: type[np.generic]) -> dict[str, str]:
-    """An array for the page: little-endian numbers as base64."""
-    array = np.ascontiguousarray(values, np.dtype(dtype).newbyteorder("<"))
-    return {"type": np.dtype(dtype).name, "base64": base64.b64encode(array.tobytes()).decode()}
+@dataclass(frozen=True)
+class Packed:
+    """An array for the page: little-endian numbers as base64, which are worked out as written."""
+
+    array: np.ndarray
+
+    def write(self, file: IO[str]) -> None:
+        """Write it as JSON."""
+        file.write(f'{{"type":"{self.array.dtype.name}","base64":"')
+        raw = self.array.reshape(-1).view(np.uint8)
+        for start in range(0, len(raw), BASE64):
+            file.write(base64.b64encode(raw[start : start + BASE64].data).decode())
+        file.write('"}')
 
 
-def write_data(path: Path, name: str, value: Any) -> None:
-    """A script that hands `value` over. ASCII only, and no ``<``: no name in it can end a tag."""
-    text = json.dumps(_finite(value), separators=(",", ":")).replace("<", "\\u003c")
-    path.write_text(f'deepcluster.receive("{name}",{text});\n', encoding="ascii")
+def packed(values: Any, dtype: type[np.generic]) -> Packed:
+    """An array for the page, of that type."""
+    return Packed(np.ascontiguousarray(values, np.dtype(dtype).newbyteorder("<")))
+
+
+def write_data(path: Path, name: str, value: Mapping[str, Any]) -> None:
+    """A script that hands `value` over. ASCII only, and no ``<``: no name in it can end a tag.
+
+    Args:
+        path: of the script.
+        name: of what it hands over.
+        value: what JSON has; arrays, of which there may be many millions of numbers, are
+            :class:`Packed`, and stand in this mapping itself.
+    """
+    with path.open("w", encoding="ascii") as file:
+        file.write(f'deepcluster.receive("{name}",{{')
+        for number, (key, part) in enumerate(value.items()):
+            file.write(f"{',' if number else ''}{_json(key)}:")
+            if isinstance(part, Packed):
+                part.write(file)
+            else:
+                file.write(_json(part))
+        file.write("});\n")
+
+
+def _json(value: Any) -> str:
+    return json.dumps(_finite(value), separators=(",", ":")).replace("<", "\\u003c")
 
 
 def _finite(value: Any) -> Any:

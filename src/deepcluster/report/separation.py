@@ -22,6 +22,7 @@ LEAST_INSIDE = 0.02  # share taken for the inside of clusters whose halves cross
 FEWEST = 30  # images of a cluster that is looked at: of fewer, a share says nothing
 SMALL_HALF = 0.05  # of a cluster's images: fewer are outliers, not a kind
 SPLIT_ON = 2000  # images on which the halves of a cluster are found
+PIECE = 8192  # images whose features are read at a time
 
 
 @dataclass(frozen=True)
@@ -82,13 +83,15 @@ def _halve(embeddings: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """0 or 1 for each of the rows: the two clusters of k-means."""
     from sklearn.cluster import KMeans
 
-    points = np.asarray(embeddings[rows], np.float32)
-    some = points[:: -(-len(rows) // SPLIT_ON)]
+    some = np.asarray(embeddings[rows[:: -(-len(rows) // SPLIT_ON)]], np.float32)
     if not np.ptp(some, axis=0).any():
         return np.zeros(len(rows), np.int64)
     means = KMeans(2, n_init=1, max_iter=20, random_state=0).fit(some).cluster_centers_
-    nearer = np.square(points - means[0]).sum(axis=1) > np.square(points - means[1]).sum(axis=1)
-    halves: np.ndarray = nearer.astype(np.int64)
+    halves = np.empty(len(rows), np.int64)
+    for start in range(0, len(rows), PIECE):
+        points = np.asarray(embeddings[rows[start : start + PIECE]], np.float32)
+        first, second = (np.square(points - mean).sum(axis=1) for mean in means)
+        halves[start : start + PIECE] = first > second
     return halves
 
 
@@ -96,7 +99,7 @@ def _crossing(rows: np.ndarray, halves: np.ndarray, neighbours: np.ndarray, n: i
     """Share of a half's edges among the rows that lead to the other half, of the worse half."""
     if halves.min() == halves.max():
         return None
-    half = np.full(n, -1)
+    half = np.full(n, -1, np.int8)
     half[rows] = halves
     ends = half[neighbours[rows]]
     shares = []

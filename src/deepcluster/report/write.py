@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import scipy.sparse
 
 from deepcluster.config import GUESSING, flatten
@@ -247,7 +248,8 @@ def _items(items: pa.Table, tree: Tree | None, thumbnails: Thumbnails) -> dict[s
 
 def _by_person(items: pa.Table) -> np.ndarray:
     """Whether a person put the image into its cluster, ``(n,)``."""
-    return np.array([by == "person" for by in items["by"].to_pylist()], bool)
+    found: np.ndarray = pc.equal(items["by"], "person").to_numpy()
+    return found
 
 
 def _places(items: pa.Table) -> np.ndarray:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -97,7 +98,7 @@ class Begun:
 
 
 def fit_vectors(
-    rows: np.ndarray,
+    embeddings: Tensor,
     config: Config,
     *,
     truth: np.ndarray | None = None,
@@ -106,15 +107,14 @@ def fit_vectors(
     """Clusters of features made elsewhere.
 
     Args:
-        rows: ``(n, d)`` numbers, in memory or in a file that is mapped; their lengths do not
-            count.
+        embeddings: ``(n, d)`` float32, rows of length 1, in memory or in a file that is mapped.
         config: settings, as :func:`deepcluster.training.plan.schedule_given` gives them.
         truth: ``(n,)`` labels, for measuring only.
         progress: told what happens.
     """
     begun = Begun(None, config.backbone, 1, Preprocessing(1, (0.0,), (1.0,)))
     return conclude(
-        unit_rows(rows),
+        embeddings,
         config,
         begun,
         clock=Clock(),
@@ -132,19 +132,25 @@ def unit_rows(rows: np.ndarray) -> Tensor:
     Args:
         rows: ``(n, d)`` numbers, wherever they lie: they are read piece by piece.
     """
-    starts = range(0, len(rows), PIECE)
-    pieces = (np.require(rows[a : a + PIECE], np.float32, ["C", "W"]) for a in starts)
-    made = (normalise(torch.from_numpy(piece)) for piece in pieces)
     if rows.size * 4 > free_memory() / 3:
         with tempfile.TemporaryFile(dir=pixels_folder()) as file:
-            for piece in made:  # a full disk is an error here; through a map it would be a signal
-                file.write(piece.numpy().data)
+            for piece in unit_pieces(rows):
+                file.write(piece.data)  # a full disk is an error; through a map it is a signal
             file.flush()
             return torch.from_numpy(np.memmap(file, np.float32, "r+", shape=rows.shape))
     found = torch.empty(rows.shape)
-    for start, piece in zip(starts, made, strict=True):
-        found[start : start + PIECE] = piece
+    start = 0
+    for piece in unit_pieces(rows):
+        found[start : start + len(piece)] = torch.from_numpy(piece)
+        start += len(piece)
     return found
+
+
+def unit_pieces(rows: np.ndarray) -> Iterator[np.ndarray]:
+    """Rows ``(n, d)`` at length 1, float32, some at a time."""
+    for start in range(0, len(rows), PIECE):
+        piece = np.require(rows[start : start + PIECE], np.float32, ["C", "W"])
+        yield normalise(torch.from_numpy(piece)).numpy()
 
 
 def conclude(

@@ -48,6 +48,7 @@ LIBRARIES = 800_000_000  # torch and the others, once they are loaded
 KERNELS = 100_000_000  # what they keep of a net that has run
 CUTTING = 170_000_000  # scores of a block and tables of the final clusters
 IMAGE = 1100  # an image's id, clusters, neighbours and rows of tables and pages
+VECTOR = 470  # the same of a vector without an image, beside its features, which stay in a file
 DRAWING = 150  # a pixel of a batch: views while they are drawn, where no activations are more
 BANK = 130  # an image, of the default method
 
@@ -84,6 +85,12 @@ def concluding_bytes(n: int, d: int, pca: int) -> int:
     """
     compared = 8 * min(n, TILE) * d  # as they are, and turned
     return LIBRARIES + CUTTING + compared + n * (4 * (d + min(pca, d)) + IMAGE)
+
+
+def vectors_bytes(n: int, d: int, pca: int) -> int:
+    """As :func:`concluding_bytes`, where the features are in the run's file, which is mapped."""
+    compared = 8 * min(n, TILE) * d
+    return LIBRARIES + max(CUTTING + compared, n * VECTOR) + n * 4 * min(pca, d)
 
 
 def estimate(

@@ -40,6 +40,7 @@ from deepcluster.training.cost import (
     beside_steps,
     concluding_bytes,
     estimate,
+    vectors_bytes,
 )
 from deepcluster.training.resolve import (
     AN_HOUR,
@@ -386,11 +387,20 @@ def _refuse_unheard(config: Config, typed: Collection[str], *, images: bool) -> 
         )
 
 
-def schedule_given(config: Config, *, n: int, d: int, channels: int) -> tuple[Config, Cost]:
+def schedule_given(
+    config: Config, *, n: int, d: int, channels: int, held: int = 0
+) -> tuple[Config, Cost]:
     """Resolve the settings of a fit of features made elsewhere, ``(n, d)``, and their images.
 
     How images are read stays as asked for, since no net sees them; and what PCA rounds by does not
     follow from the device, on which the vectors were not made.
+
+    Args:
+        config: settings as asked for.
+        n: number of vectors.
+        d: their length.
+        channels: of the images, 1 or 3.
+        held: bytes of vectors and images that lie in memory, not in a mapped file.
     """
     size = 1 if config.size == "auto" else config.size
     precision = "float32" if config.train.precision == "auto" else config.train.precision
@@ -401,7 +411,7 @@ def schedule_given(config: Config, *, n: int, d: int, channels: int) -> tuple[Co
     assert isinstance(resolved.clusters, int)
     choosing = CHOOSING * resolved.clusters if resolved.final.choose else 0.0
     rest = n * AFTERWARDS / min(2, torch.get_num_threads()) + choosing
-    memory = concluding_bytes(n, d, resolved.final.pca)
+    memory = held + vectors_bytes(n, d, resolved.final.pca)
     return resolved, Cost(memory=memory, epoch=0.0, rest=rest, epochs=0)
 
 
