@@ -64,8 +64,8 @@ def _write_neighbours(run: RunDir, result: FitResult) -> None:
     give_back_memory()
     features = torch.from_numpy(result.embeddings).to(result.config.device)
     index, distance, recall = nearest_rows(features, NEIGHBOURS)
-    index = index.cpu().numpy().view(np.uint32)
-    run.write_neighbours(Neighbours(index, distance.cpu().numpy(), recall))
+    rows = index.cpu().numpy().view(np.uint32)
+    run.write_neighbours(Neighbours(rows, distance.cpu().numpy(), recall))
 
 
 def write_finished(
