@@ -2,8 +2,13 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+
+from deepcluster.device import read_only
 
 FREED = """
 import ctypes, sys
@@ -33,3 +38,13 @@ def test_freed_memory_goes_back_when_it_is_asked_for() -> None:
     if done.stderr == "another C library\n":
         pytest.skip(done.stderr)
     assert done.stdout == "True\n", done.stderr
+
+
+def test_a_mapped_file_is_read_as_it_lies(tmp_path: Path) -> None:
+    """Without a warning, and without a map that takes memory of the system's to be written to."""
+    rows = np.arange(12, dtype=np.float32).reshape(4, 3)
+    np.save(tmp_path / "rows.npy", rows)
+    mapped = np.load(tmp_path / "rows.npy", mmap_mode="r")
+    found = read_only(mapped)
+    assert found.data_ptr() == mapped.ctypes.data
+    assert torch.equal(found, torch.from_numpy(rows))

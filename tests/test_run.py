@@ -514,3 +514,10 @@ def test_a_table_of_a_person_in_any_unicode(tmp_path: Path, encoding: str) -> No
     header, rows = read_table(tmp_path / "labels.csv")
     assert header == ["id", "label"]
     assert [row for _, row in rows] == [{"id": "a/é.png", "label": "forêt"}]
+
+
+def test_features_of_too_few_rows_are_not_written(run: RunDir) -> None:
+    before = run.embeddings.read_bytes()
+    with pytest.raises(ValueError, match="2 rows of features for 3"):
+        run.write_embeddings([np.ones((2, 4), np.float32)], (3, 4))
+    assert run.embeddings.read_bytes() == before

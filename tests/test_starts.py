@@ -362,6 +362,7 @@ def test_vectors_with_their_images(folder: Path, frozen: RunDir, tmp_path: Path)
     config = override(Config(), {"clusters": 3, "device": "cpu"})
     run = fit_source(folder, config, embeddings=tmp_path / "rows.npy", out=tmp_path / "run")
     assert run.read_items()["id"].to_pylist() == found.store.ids
+    assert run.item() == "image"  # which the vectors are of
     assert np.allclose(run.read_embeddings(), found.embeddings, atol=1e-6)
     (tmp_path / "rows.ids.txt").unlink()
     with pytest.raises(SourceError, match="60 images"):  # one of the 61 cannot be read
@@ -450,6 +451,40 @@ def test_a_dry_run_of_vectors_says_what_they_are_and_does_nothing(
     assert run_app([*command, "--minutes", "2"]) == 2  # as of a fit
     assert "minutes = 2" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["rows.npy"]
+
+
+def test_a_run_of_vectors_has_no_pictures_to_sort(
+    of_vectors: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    new = [str(photos(tmp_path)), str(tmp_path / "rows.npy")]
+    assert run_app(["predict", str(of_vectors.path), new[1], "--into", str(tmp_path / "in")]) == 2
+    assert "vectors alone: --out" in capsys.readouterr().err
+    assert not (tmp_path / "in").exists()
+    assert run_app(["predict", str(of_vectors.path), new[0]]) == 2
+    assert "make them of its images with the net" in capsys.readouterr().err
+
+
+def test_nothing_is_sorted_among_the_images_of_the_fit(
+    frozen: RunDir, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    new, before = photos(tmp_path), sorted(folder.rglob("*"))
+    for into in (folder, folder / "sorted"):
+        assert run_app(["predict", str(frozen.path), str(new), "--into", str(into)]) != 0
+        assert "each image twice" in capsys.readouterr().err
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_a_dry_run_counts_vectors_that_lie_in_memory(tmp_path: Path):
+    rows = blobs(3000)[0].astype(np.float32)
+    np.save(tmp_path / "rows.npy", rows)
+    column = pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel()), rows.shape[1])
+    pq.write_table(pa.table({"vector": column}), tmp_path / "rows.parquet")
+    config = override(Config(), {"clusters": 3, "device": "cpu"})
+    mapped, held = (
+        plan_source(None, config, embeddings=tmp_path / f"rows.{kind}").cost.memory
+        for kind in ("npy", "parquet")
+    )
+    assert held - mapped == rows.nbytes
 
 
 def photos(tmp_path: Path, name: str = "photos", n: int = 30) -> Path:
@@ -567,7 +602,7 @@ def test_several_folders_of_images_beside_vectors(
             fit_source(several, override(Config(), {"clusters": 3, "device": "cpu"}), **given)
     assert run_app(["info", str(tmp_path / "run")]) == 0
     said = capsys.readouterr().out
-    assert "30 vectors" in said
+    assert "30 images" in said
     line = re.search(r"to go on: `deepcluster (.*)`", said)
     assert line is not None and f"--images {several[0]} {several[1]} --out" in line[1]
     assert run_app([*shlex.split(line[1]), "--no-report"]) == 0

@@ -30,6 +30,7 @@ import cyclopts
 from cyclopts import App, Group, Parameter
 
 from deepcluster.config import (
+    GIVEN,
     Config,
     SegmentSettings,
     flatten,
@@ -250,7 +251,7 @@ def predict(
     into
         Put the images into a folder a cluster under this one; sorted.csv there says which is where.
         The same command again goes on where it was stopped, and puts nothing there twice. It lies
-        outside of a source that is a folder, unless they are moved.
+        outside of a source that is a folder, the fit's as well, unless they are moved.
     how
         Copy, hard-link or move them there; copy, if not given.
     classes
@@ -269,7 +270,13 @@ def predict(
     opened = RunDir.open(run)
     target = None if out is None else Output(out)
     if into is not None:
-        finished.check_folder(into, source, how or "copy")
+        if opened.read_config().backbone == GIVEN:
+            raise ConfigError(
+                "--into sorts pictures, and this run knows vectors alone: --out FILE.csv writes a "
+                "table"
+            )
+        among = [*source, *opened.read_info().get("source", [])]  # the fit's own images as well
+        finished.check_folder(into, among, how or "copy")
     if classes:
         opened.read_classifier()  # before any work
     with processes.joined(), _progress(as_json) as progress:
@@ -758,7 +765,8 @@ def run_app(arguments: list[str] | None = None) -> int:
         tell(f"deepcluster: {error}")
         return USAGE
     except Stopped:  # which has been said
-        _tell_torchrun("deepcluster: interrupted")
+        with suppress(OSError):
+            _tell_torchrun("deepcluster: interrupted")
         return INTERRUPTED
     except KeyboardInterrupt:
         tell("deepcluster: interrupted")

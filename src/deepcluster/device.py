@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import sys
+import warnings
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from deepcluster.config import Config
@@ -72,6 +74,17 @@ def fast_bfloat16(device: torch.device) -> bool:
         instructions = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
         return any(bool(getattr(torch.cpu, name, lambda: False)()) for name in instructions)
     return False
+
+
+def read_only(array: np.ndarray) -> torch.Tensor:
+    """A tensor of an array as it lies, a mapped file perhaps, which nobody may write to.
+
+    A file that is mapped to be written to in private takes as much of what the system may hand out
+    as if it were read, and is refused where that is more than there is.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable", UserWarning)
+        return torch.from_numpy(array)
 
 
 def give_back_memory() -> None:

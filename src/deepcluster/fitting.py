@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from deepcluster import processes
 from deepcluster.backbones.start import Weights
 from deepcluster.clustering.rows import is_memory_mapped
 from deepcluster.config import GIVEN, Config, changed, check_settings, flatten, older, override
+from deepcluster.device import read_only
 from deepcluster.errors import ConfigError, RunError, Stopped
 from deepcluster.images.files import is_there
 from deepcluster.images.listing import Listing
@@ -142,11 +142,12 @@ def _plan_vectors(
     asked, _ = settle_threads(_as_given(config, given, source, labels), timed=False)
     vectors = read_vectors(embeddings)
     n, d = vectors.rows.shape
+    held = 0 if is_memory_mapped(vectors.rows) else vectors.rows.nbytes
     sentences = []
     if source is not None:
         beside = len(list_source(source, labels))
-        sentences.append(f"{counted(beside, 'image')} beside them, which are decoded in the fit")
-    resolved, cost = schedule_given(asked, n=n, d=d, channels=1)
+        sentences.append(f"{counted(beside, 'image')} beside them, decoded in the fit, come on top")
+    resolved, cost = schedule_given(asked, n=n, d=d, channels=1, held=held)
     sentences += notes(asked, resolved, n, cost, limit=0.0)
     return Plan(vectors.name, n, resolved, cost, sentences, d)
 
@@ -522,7 +523,9 @@ def _train(
         clusters, n = work.resolved.clusters, len(work.store)
         assert isinstance(clusters, int)
         beside = "" if cuts_graph(work.resolved, clusters, n) else " beside k-means"
-        log.note(f"expected: {span(work.cost.seconds)}{beside}, {memory}")
+        seconds = work.cost.seconds  # without what is loaded and written once, in any fit
+        lasts = span(seconds) if seconds > 30 else "less than a minute"
+        log.note(f"expected: {lasts}{beside}, {memory}")
         best = _fit(run, work, resume=resume, log=log, pace=pace)
         result = best.result
         if result.config.start != work.resolved.start:
@@ -574,9 +577,10 @@ def _train(
 def _fit(run: RunDir, work: Work, *, resume: bool, log: Logged, pace: Pace | None) -> Best:
     """Train, or take what is given, and cluster; the features are in the run then."""
     if work.rows is not None:
-        rows = run.write_embeddings(unit_pieces(work.rows), work.rows.shape)
+        run.write_embeddings(unit_pieces(work.rows), work.rows.shape)
+        rows = read_only(np.load(run.embeddings, mmap_mode="r"))
         truth = work.store.labels
-        found = fit_vectors(torch.from_numpy(rows), work.resolved, truth=truth, progress=log)
+        found = fit_vectors(rows, work.resolved, truth=truth, progress=log)
         return Best(found, [])
     best = fit_best(
         work.store,

@@ -19,6 +19,7 @@ from torch import nn
 
 from deepcluster.backbones.features import FittedModel
 from deepcluster.clustering.corrections import find_corrections, merge
+from deepcluster.device import read_only
 from deepcluster.errors import RunError
 from deepcluster.images.content import content_of
 from deepcluster.progress import counted
@@ -41,7 +42,7 @@ def load_model(run: RunDir, *, backbone: nn.Module | None = None) -> FittedModel
         items = run.read_items()
         merged = {int(old): int(new) for old, new in run.read_clusters()["merged"].items()}
         clusters = merge(torch.from_numpy(items["cluster"].to_numpy().astype(np.int64)), merged)
-        features = model.reduce(torch.from_numpy(run.read_embeddings()))
+        features = model.reduce(read_only(run.read_embeddings()))
         others = merge(model.prototypes.assign(features)[0], merged) != clusters
         by_person = torch.tensor([by == "person" for by in items["by"].to_pylist()])
         model.corrections = find_corrections(features, clusters, others | by_person, merged)

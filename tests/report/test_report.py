@@ -374,6 +374,20 @@ def test_a_good_fit_is_called_good() -> None:
     assert judge(sizes, [], {}).level == "fair"
 
 
+@pytest.mark.parametrize(
+    ("how", "cure"),
+    [
+        ({}, "Train longer"),
+        ({"learns": False}, "--start adapt"),
+        ({"learns": False, "given": True}, "vectors of another net"),
+    ],
+)
+def test_below_the_pixels_the_advice_can_be_taken(how: dict[str, bool], cure: str) -> None:
+    scores = {"fit": {"acc": 0.3, "nmi": 0.2}, "pixels": {"acc": 0.5, "nmi": 0.5}}
+    verdict = judge([40, 30, 30], training(12, 5), scores, **how)
+    assert any(cure in advice for _, advice in verdict.problems)
+
+
 def test_figures_that_not_every_epoch_has() -> None:
     sizes = [40, 30, 30]
     metrics = [{"epoch": 0, "loss": 4.0}, {"epoch": 1, "loss": 3.0, "changed": 0.9, "ln_k": 2.3}]

@@ -11,6 +11,7 @@ import torch
 from deepcluster.backbones.features import FittedModel
 from deepcluster.clustering.choose import choose_clusters
 from deepcluster.clustering.tree import Tree
+from deepcluster.device import read_only
 from deepcluster.errors import ConfigError
 from deepcluster.images.labels import encode
 from deepcluster.naming import Remembered, carry_names
@@ -46,7 +47,7 @@ def recluster_run(run: RunDir, clusters: int | Literal["auto"]) -> list[str]:
         torch.from_numpy(merges.astype(np.int64)),
         torch.from_numpy(heights),
     )
-    embeddings = torch.from_numpy(run.read_embeddings())
+    embeddings = read_only(run.read_embeddings())
     reduced = model.reduce(embeddings)
     choice: dict[int, float] = {}
     if clusters == "auto":
@@ -83,7 +84,7 @@ def recluster_run(run: RunDir, clusters: int | Literal["auto"]) -> list[str]:
     said = (
         f"{counted(clusters, 'cluster')}, a cut of the fit's tree: parts of its clusters or unions "
         "of them. A fit with --clusters for that number may group the "
-        f"{config.item}s a little better, but quite anew"
+        f"{run.item()}s a little better, but quite anew"
     )
     info["notes"] = [*info.get("notes", []), said]
     lines = [said]

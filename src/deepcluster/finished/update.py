@@ -21,6 +21,7 @@ from torch import Tensor
 
 from deepcluster.clustering.neighbours import knn, score_blocks
 from deepcluster.config import GIVEN
+from deepcluster.device import read_only
 from deepcluster.errors import RunError
 from deepcluster.finished.predict import open_source, predict_store
 from deepcluster.progress import Progress, counted
@@ -105,7 +106,7 @@ def update_run(
     if not new:
         return Updated(None, fitted, known, 0, 0, {}, [])
     found = predict_store(run, store.only(np.array(new)), device=device, progress=progress)
-    own = torch.from_numpy(np.array(run.read_embeddings()))
+    own = read_only(run.read_embeddings())
     labels = torch.from_numpy(found.labels)
     odd = find_odd(torch.from_numpy(found.embeddings), labels, own, clusters)
     fits = (~odd & (labels >= 0)).numpy()

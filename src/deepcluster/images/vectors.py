@@ -60,6 +60,11 @@ def read_vectors(source: Any) -> Vectors:
             raise SourceError("vectors: the rows are of several lengths") from error
         return _checked(Vectors("vectors", rows))
     path = Path(source)
+    if path.is_dir():
+        raise SourceError(
+            f"{path} is a folder, and vectors are asked for: make them of its images with the net "
+            "that made the others, as a .npy or .parquet file"
+        )
     if not path.is_file():
         raise SourceError(f"there is no file {path}: give a .npy or .parquet file of vectors")
     read = {".npy": _from_npy, ".parquet": _from_parquet}.get(path.suffix.lower())

@@ -47,6 +47,7 @@ def judge(
     *,
     method: str = "",
     learns: bool = True,
+    given: bool = False,
     item: str = "image",
     asked: int | None = None,
     distinct: int | None = None,
@@ -61,6 +62,7 @@ def judge(
         scores: ``fit`` and ``pixels`` scores, as in run.json.
         method: how the backbone learned.
         learns: whether it did.
+        given: whether the features were made elsewhere.
         item: what was clustered, in a word.
         asked: clusters that were asked for.
         distinct: images that differ from one another.
@@ -68,10 +70,13 @@ def judge(
         separation: how far the clusters stand apart.
     """
     fit, pixels = scores.get("fit") or {}, scores.get("pixels") or {}
+    cure = "Train longer (--minutes)" if learns else "Adapt the net (--start adapt)"
+    if given:
+        cure = "Try vectors of another net, or fit the images themselves"
     problems = [
         *_of_sizes(sizes, asked, distinct, item, ", or train longer (--minutes)" if learns else ""),
         *_of_training(metrics, method),
-        *_against_pixels(fit, pixels, learns),
+        *_against_pixels(fit, pixels, cure),
     ]
     if problems:
         sentence = problems[0][0]
@@ -226,7 +231,7 @@ def _of_training(metrics: Sequence[Mapping[str, Any]], method: str) -> list[tupl
 
 
 def _against_pixels(
-    fit: Mapping[str, float], pixels: Mapping[str, float], learns: bool
+    fit: Mapping[str, float], pixels: Mapping[str, float], cure: str
 ) -> list[tuple[str, str]]:
     ours, theirs = _number(fit, "nmi"), _number(pixels, "nmi")
     if ours is None or theirs is None or ours >= theirs:
@@ -235,8 +240,7 @@ def _against_pixels(
         (
             f"Plain k-means on the pixels follows the classes better (NMI {theirs:.2f} against "
             f"{ours:.2f}).",
-            ("Train longer (--minutes)" if learns else "Adapt the net (--start adapt)")
-            + "; for very few images, plain k-means may be the right tool.",
+            f"{cure}; for very few images, plain k-means may be the right tool.",
         )
     ]
 

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import scipy.sparse
 
-from deepcluster.config import GUESSING, flatten
+from deepcluster.config import GIVEN, GUESSING, flatten
 from deepcluster.errors import RunError
 from deepcluster.report.levels import Tree, describe_levels, read_tree
 from deepcluster.report.pages import (
@@ -164,6 +164,7 @@ def _summary(
         comparable,
         method=config.method,
         learns=config.start != "frozen",
+        given=config.backbone == GIVEN,
         item=run.item(),
         asked=asked,
         distinct=_distinct(embeddings),

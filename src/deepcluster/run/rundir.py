@@ -258,27 +258,28 @@ class RunDir(RunFolder):
                 check(finite is not False, f"a {name} is not a finite number")
         return table
 
-    def write_embeddings(self, pieces: Iterable[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
+    def write_embeddings(self, pieces: Iterable[np.ndarray], shape: tuple[int, ...]) -> None:
         """Write the final features in the order of the items.
 
         Args:
             pieces: some rows at a time, float32.
             shape: ``(n, d)`` of all.
 
-        Returns:
-            The features, memory-mapped; what is changed in them does not reach the file.
+        Raises:
+            ValueError: the pieces are not so many rows.
         """
+        rows = 0
         header = {"descr": "<f4", "fortran_order": False, "shape": shape}
         with replacing(self.embeddings) as part, part.open("wb") as file:
             np.lib.format.write_array_header_1_0(file, header)
             for piece in pieces:
                 file.write(np.ascontiguousarray(piece, "<f4").data)
-        return cast(np.ndarray, np.load(self.embeddings, mmap_mode="c", allow_pickle=False))
+                rows += len(piece)
+            if rows != shape[0]:
+                raise ValueError(f"{rows:,} rows of features for {shape[0]:,}")
 
     def read_embeddings(self) -> np.ndarray:
         """The final features, ``(n, d)`` float32, memory-mapped, in the order of the items.
-
-        What is changed in them does not reach the file.
 
         Raises:
             RunError: they are damaged, or not of this run's images.
@@ -286,7 +287,7 @@ class RunDir(RunFolder):
         with reading(self._items):
             n = pq.read_metadata(self._items).num_rows
         with reading(self.embeddings):
-            found = np.load(self.embeddings, mmap_mode="c", allow_pickle=False)  # as torch wants
+            found = np.load(self.embeddings, mmap_mode="r", allow_pickle=False)
             check(found.ndim == 2 and found.dtype == np.float32, "it is no table of float32")
             check(len(found) == n, f"it has {len(found)} rows for {n} images")
             check(found.shape[1] > 0, "it has no column")

@@ -39,7 +39,7 @@ def write_pictures(run: RunDir) -> list[Path]:
     confidence = np.nan_to_num(items["confidence"].to_numpy().astype(np.float64))
     thumbnails = run.read_thumbnails()
     pick, tile = _tile_reader(thumbnails), thumbnails.tile
-    rows = []
+    rows, item = [], run.item()
     run.remove_pictures()
     for cluster in np.unique(clusters[clusters >= 0]):
         members = np.flatnonzero(clusters == cluster)
@@ -52,7 +52,7 @@ def write_pictures(run: RunDir) -> list[Path]:
         written.append(path)
         rows.append(
             (
-                f"{cluster}: {counted(len(members), run.item())}",
+                f"{cluster}: {counted(len(members), item)}",
                 [pick(i) for i in best[:ROW_LENGTH]],
             )
         )

@@ -74,9 +74,9 @@ def print_run(run: RunDir, as_json: bool) -> None:
     said = run.read_clusters() if facts["status"] == "done" else {"names": {}, "merged": {}}
     if as_json:
         return print_json({**facts, "run": str(run.path), **said})
-    config = Config()
+    config, item = Config(), "image"
     with contextlib.suppress(RunError):  # of a newer version, or damaged: what else is told
-        config = run.read_config()
+        config, item = run.read_config(), run.item()
     counts, scores = facts["counts"], facts.get("scores", {})
     status = facts["status"]
     if status == "starting":
@@ -85,7 +85,7 @@ def print_run(run: RunDir, as_json: bool) -> None:
     if stopped and status != "failed":
         status = "stopped before its end"
     show(
-        f"{facts['name']}: {counted(counts['images'], config.item)}, "
+        f"{facts['name']}: {counted(counts['images'], item)}, "
         f"{counted(counts['clusters'], 'cluster')}, {status}"
         + (f" in {facts['seconds']:.0f} s" if "seconds" in facts else "")
         + (f", {counts['skipped']} left out" if counts["skipped"] else "")
@@ -113,13 +113,13 @@ def print_run(run: RunDir, as_json: bool) -> None:
             f"{differ} alone, higher is often better)"
         )
     if status == "done":
-        _print_changes(run, said, config.item)
+        _print_changes(run, said, item)
         if (run.classifier / "classifier.json").is_file():
             taught = run.read_classifier()[1]
             show(
                 f"classifier: {taught['method']}, {counted(len(taught['classes']), 'class')} from "
                 f"{counted(taught['labels'], 'label')}, expected to be right on "
-                f"{taught['expected']['accuracy']:.0%} of {config.item}s like these"
+                f"{taught['expected']['accuracy']:.0%} of {item}s like these"
             )
     if stopped:
         if isinstance(config.epochs, int) and config.epochs:
