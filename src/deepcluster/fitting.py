@@ -142,14 +142,18 @@ def _plan_vectors(
     asked, _ = settle_threads(_as_given(config, given, source, labels), timed=False)
     vectors = read_vectors(embeddings)
     n, d = vectors.rows.shape
-    held = 0 if is_memory_mapped(vectors.rows) else vectors.rows.nbytes
     sentences = []
     if source is not None:
         beside = len(list_source(source, labels))
         sentences.append(f"{counted(beside, 'image')} beside them, decoded in the fit, come on top")
-    resolved, cost = schedule_given(asked, n=n, d=d, channels=1, held=held)
+    resolved, cost = schedule_given(asked, n=n, d=d, channels=1, held=_held(vectors.rows))
     sentences += notes(asked, resolved, n, cost, limit=0.0)
     return Plan(vectors.name, n, resolved, cost, sentences, d)
+
+
+def _held(*arrays: np.ndarray) -> int:
+    """Bytes of those that lie in memory, not in a mapped file."""
+    return sum(each.nbytes for each in arrays if not is_memory_mapped(each))
 
 
 def _as_given(config: Config, given: Collection[str], source: Any, labels: str | None) -> Config:
@@ -432,13 +436,12 @@ def _take(
         )
     rows, store = pair(vectors, store)
     seen = isinstance(images, Listing)
-    arrays = [rows, store.pixels] if seen else [rows]
     resolved, cost = schedule_given(
         asked,
         n=len(rows),
         d=rows.shape[1],
         channels=store.channels,
-        held=sum(each.nbytes for each in arrays if not is_memory_mapped(each)),
+        held=_held(rows, store.pixels) if seen else _held(rows),
     )
     spent = time.perf_counter() - sitting.clock
     return Work(store, asked, resolved, cost, 0.0, spent, rows=rows, seen=seen)
